@@ -1,0 +1,75 @@
+"""arrowrb: a replay store for reinforcement learning, at once buffer, database, checkpoint and dataset.
+
+The map of the house; each row imports only from rows below it:
+
+    cli                                             the command line
+    collector/                                      steps environments into stores; evaluate
+    store                                           create, open, write, read: the public face
+    info, sql/, loader, recorder                    counts; questions; batches of tensors; a user's own loop
+    samplers/                                       which rows to draw
+    engine/                                         shards that are written or followed, and snapshots of them
+    writer, recovery, sizing                        commits; what a dead writer left; how large segments are
+    tiers/                                          where segments live: mapped Arrow IPC files
+    kernels/, manifest, commits, seeds, staging     compiled loops; the durable lists and records; steps -> events
+    files, events                                   publish, map, lock; what a commit is made of
+    schema/, rows                                   spaces <-> Arrow <-> NumPy; row ids, kinds, runs
+    errors
+
+Names are loaded when they are first used, so that importing arrowrb costs little.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .collector import Collector, Evaluation, evaluate
+    from .errors import ArrowRBError
+    from .loader import to_torch
+    from .recorder import Recorder
+    from .samplers import Uniform
+    from .schema import Extra, Schema
+    from .store import Sampler, Store
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArrowRBError",
+    "Collector",
+    "Evaluation",
+    "Extra",
+    "Recorder",
+    "Sampler",
+    "Schema",
+    "Store",
+    "Uniform",
+    "evaluate",
+    "to_torch",
+]
+
+_HOMES = {
+    "ArrowRBError": "errors",
+    "Collector": "collector",
+    "Evaluation": "collector",
+    "Extra": "schema",
+    "Recorder": "recorder",
+    "Sampler": "store",
+    "Schema": "schema",
+    "Store": "store",
+    "Uniform": "samplers",
+    "evaluate": "collector",
+    "to_torch": "loader",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

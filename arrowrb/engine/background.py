@@ -1,0 +1,73 @@
+"""One background thread a writer: prepares segments, seals them, and syncs at an interval.
+
+Jobs run one after another in the order in which they were given. What a job raises reaches whoever waits for its
+future; a job that nobody waits for hands its error to ``on_error``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from ..errors import WaitError
+
+
+class Background:
+    """A daemon thread with a queue of jobs and a tick.
+
+    Args:
+        name: of the thread.
+        tick: called when ``interval`` has passed without one, between jobs.
+        interval: seconds; None never ticks.
+        on_error: called in the thread with what a tick or a job without a waiter raised.
+    """
+
+    def __init__(
+        self, name: str, tick: Callable[[], None], interval: float | None, on_error: Callable[[BaseException], None]
+    ) -> None:
+        self._tick = tick
+        self._interval = interval
+        self._on_error = on_error
+        self._jobs: deque[tuple[Future[Any], Callable[[], Any], bool]] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Callable[[], Any], *, awaited: bool) -> Future[Any]:
+        """Run a job after those before it. ``awaited``: the caller will ask the future for its error."""
+        future: Future[Any] = Future()
+        with self._changed:
+            self._jobs.append((future, job, awaited))
+            self._changed.notify()
+        return future
+
+    def stop(self, timeout: float) -> None:
+        """Finish all jobs and end the thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise WaitError(f"Waited {timeout:g} s for background work (preparing or sealing segments) to finish.")
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not self._jobs and not self._stopping:
+                    self._changed.wait(self._interval)
+                if self._jobs:
+                    future, job, awaited = self._jobs.popleft()
+                elif self._stopping:
+                    return
+                else:
+                    future, job, awaited = Future(), self._tick, False
+            try:
+                future.set_result(job())
+            except BaseException as error:
+                future.set_exception(error)
+                if not awaited:
+                    self._on_error(error)

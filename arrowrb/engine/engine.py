@@ -1,0 +1,309 @@
+"""The engine: the one shared mutable core behind a store. It owns the shards and hands out snapshots."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import secrets
+import shutil
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import commits, files, seeds
+from .. import manifest as manifests
+from ..commits import Record
+from ..errors import ClosedError, CorruptError, OptionError, ReadOnlyError, StoreExistsError, StoreNotFoundError
+from ..events import Events
+from ..manifest import Manifest, check_format
+from ..schema import Schema
+from ..seeds import SeedEntry
+from ..writer import MAX_LANES
+from .paths import STORE_FILE, list_shards, shard_paths
+from .shard_reader import ShardReader
+from .shard_writer import ShardWriter, WriterOptions
+from .snapshot import Layout, Snapshot
+
+_BREAK_SHARE = 0.05
+_BREAKS_MIN_ROWS = 1000
+
+
+def now_microseconds() -> int:
+    """The clock of rows: microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFile:
+    """What `store.json` says: which store this is, and of what schema. Written once, by create, last."""
+
+    store_id: str
+    schema: Schema
+    created: float
+    max_rows: int | None = None
+
+
+def create_store(path: Path, schema: Schema, *, max_rows: int | None = None, durable: bool = True) -> None:
+    """Lay out an empty store with one shard. A crash in between leaves a folder that create completes.
+
+    Raises:
+        StoreExistsError: if a store is there already, or files that are not ours.
+    """
+    files.check_platform()
+    if (path / STORE_FILE).exists():
+        raise StoreExistsError(
+            f'{path} is a store already. Open it with Store.open({str(path)!r}, mode="a") to go on with it.'
+        )
+    if path.exists() and not path.is_dir():
+        raise StoreExistsError(f"{path} is a file, expected a folder to create or an empty one. Choose another path.")
+    if path.is_dir():
+        foreign = [entry.name for entry in path.iterdir() if entry.name != "shards" and not entry.name.endswith(".tmp")]
+        if foreign:
+            raise StoreExistsError(
+                f"{path} holds other files ({', '.join(sorted(foreign)[:3])}, ...). Choose an empty or new folder."
+            )
+    with files.explaining(path, "creating the store"):
+        path.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(path / "shards", ignore_errors=True)  # a half-made create; there is no store.json
+        create_shard(path, 0, "main", durable=durable)
+        content = {
+            "format": manifests.FORMAT,
+            "features": [],
+            "id": secrets.token_hex(16),
+            "created": time.time(),
+            "max_rows": max_rows,
+            "schema": schema.to_json(),
+        }
+        files.publish(path / STORE_FILE, json.dumps(content, indent=1, allow_nan=False).encode(), sync=durable)
+        if durable:
+            files.sync_directory(path.parent)
+
+
+def create_shard(path: Path, shard: int, name: str, *, durable: bool) -> None:
+    """Lay out an empty shard, its manifest last."""
+    paths = shard_paths(path, shard)
+    paths.segments.mkdir(parents=True, exist_ok=True)
+    record = Record(sequence=1, boot_id=files.boot_id(), clean=True)
+    for each in (paths.visible, paths.durable):
+        commits.create_file(each, record, sync=durable)
+    manifests.write(paths.manifest, Manifest(shard, name), sync=durable)
+    if durable:
+        for folder in (paths.root.parent, path):
+            files.sync_directory(folder)
+
+
+def read_store_file(path: Path) -> StoreFile:
+    """Read and check `store.json`."""
+    file = path / STORE_FILE
+    if not file.is_file():
+        raise StoreNotFoundError(
+            f"{path} is no store: it has no {STORE_FILE}. Create one with Store.create({str(path)!r}, schema)."
+        )
+    with files.explaining(file, "reading"):
+        text = file.read_bytes()
+    try:
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise TypeError("it is no object")
+        check_format(content.get("format"), content.get("features"), str(file))
+        max_rows = content.get("max_rows")
+        if not isinstance(content["id"], str) or not (max_rows is None or isinstance(max_rows, int)):
+            raise TypeError("id or max_rows is of the wrong type")
+        return StoreFile(content["id"], Schema.from_json(content["schema"]), float(content["created"]), max_rows)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CorruptError(f"{file} is damaged: {error}.") from None
+
+
+class Engine:
+    """Shards, and snapshots over them. Thread-safe: commits are serialised, snapshots are immutable."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        writable: bool,
+        options: WriterOptions | None = None,
+        clock: Callable[[], int] = now_microseconds,
+    ) -> None:
+        files.check_platform()
+        self.path = path
+        self.file = read_store_file(path)
+        self.schema = self.file.schema
+        self.clock = clock
+        self.closed = False
+        self._pid = os.getpid()
+        self._guard = threading.RLock()
+        self._claimed: set[int] = set()
+        self._layout: tuple[tuple[int, ...], Layout] | None = None
+        self._snapshot: Snapshot | None = None
+        self._warned = False
+        self.writer_shard: ShardWriter | None = None
+        numbers = list_shards(path)
+        if not numbers:
+            raise CorruptError(f"{path} has no shard: the store is damaged.")
+        if writable:
+            self.writer_shard = ShardWriter(
+                shard_paths(path, 0), self.schema, self.file.store_id, options or WriterOptions(), clock
+            )
+            self._guard = self.writer_shard.guard
+        self._readers = [
+            ShardReader(shard_paths(path, number), self.schema, self.file.store_id)
+            for number in numbers
+            if not (writable and number == 0)
+        ]
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def _own(self) -> ShardWriter:
+        self.check_open()
+        if self.writer_shard is None:
+            raise ReadOnlyError(f'{self.path} was opened with mode="r". Open it with mode="a" to write.')
+        if os.getpid() != self._pid:
+            raise ReadOnlyError(
+                f"Process {os.getpid()} was forked from the writer {self._pid}, which alone may write. "
+                "Start processes by spawn, and open the store in them."
+            )
+        return self.writer_shard
+
+    def ingest(self, events: Events) -> NDArray[np.int64]:
+        """Commit transitions: all or none. Returns their row ids, int64[n], in order of the events."""
+        shard = self._own()
+        with shard.guard:
+            shard.check()
+            row_ids = shard.writer.ingest(events)
+            shard.after_commit()
+        self._warn_of_breaks(shard.writer.record)
+        return row_ids
+
+    def cut(self, lanes: Sequence[int]) -> None:
+        """Abandon the running episodes of these lanes."""
+        shard = self._own()
+        with shard.guard:
+            shard.writer.cut(lanes, self.clock())
+            shard.after_commit()
+
+    def note_seeds(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """The episodes that begin next on these (lane, seed) were reset with these seeds."""
+        shard = self._own()
+        with shard.guard:
+            shard.writer.note_seeds(pairs)
+
+    def claim_lanes(self, count: int, first: int | None = None) -> int:
+        """Reserve ``count`` neighbouring lanes for one recorder; the lowest free ones unless ``first`` says."""
+        shard = self._own()
+        with shard.guard:
+            starts = itertools.count() if first is None else [first]
+            for start in starts:
+                wanted = range(start, start + count)
+                if wanted.stop > MAX_LANES:
+                    break
+                if self._claimed.isdisjoint(wanted):
+                    self._claimed.update(wanted)
+                    return start
+        raise OptionError(
+            f"{count} lanes from {first if first is not None else 'any'} on are not free: a store has {MAX_LANES} lanes, "
+            "and another recorder may hold these. Close it, or choose others."
+        )
+
+    def release_lanes(self, first: int, count: int) -> None:
+        """Give lanes back; their running episodes are cut."""
+        if not self.closed:
+            self.cut(range(first, first + count))
+        self._claimed.difference_update(range(first, first + count))
+
+    def _warn_of_breaks(self, record: Record) -> None:
+        rows = record.num_transitions
+        if not self._warned and rows >= _BREAKS_MIN_ROWS and record.num_breaks > _BREAK_SHARE * rows:
+            self._warned = True
+            warnings.warn(
+                f"{record.num_breaks:,} of {rows:,} rows do not go on where the row of their lane before them ended: "
+                "each begins an episode of its own and costs two rows. Give lane=, episode_id and step, or "
+                "contiguous=False if the rows are independent.",
+                stacklevel=4,
+            )
+
+    def flush(self) -> None:
+        """Make everything committed so far survive a power failure."""
+        self._own().flush()
+
+    @property
+    def times_opened(self) -> int:
+        """How often the own shard has been opened for writing, this time included."""
+        return self._own().manifest.times_opened
+
+    @property
+    def shard(self) -> int:
+        """The number of the own shard."""
+        return self._own().manifest.shard
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def check_open(self) -> None:
+        """Refuse to go on after `close`."""
+        if self.closed:
+            raise ClosedError(f"The store {self.path} is closed. Open it again.")
+
+    def snapshot(self) -> Snapshot:
+        """What is visible now. Cheap where nothing has changed."""
+        self.check_open()
+        with self._guard:
+            for reader in self._readers:
+                reader.refresh()
+            shards: list[Any] = sorted(
+                [*self._readers, *([self.writer_shard] if self.writer_shard else [])],
+                key=lambda shard: shard.paths.root,
+            )
+            versions = tuple(shard.layout_version for shard in shards)
+            records = tuple(
+                shard.writer.record if isinstance(shard, ShardWriter) else shard.record for shard in shards
+            )
+            last = self._snapshot
+            if last is not None and self._layout is not None and self._layout[0] == versions:
+                if last.layout is self._layout[1] and last.records == records:
+                    return last
+            else:
+                views = [view for shard in shards for view in shard.views()]
+                self._layout = (versions, Layout(self.schema, views))
+            layout = self._layout[1]
+            count = sum(record.num_transitions for record in records)
+            self._snapshot = Snapshot(layout, records, count, layout.copy_live())
+            return self._snapshot
+
+    def manifests(self) -> list[Manifest]:
+        """The manifests of all shards, as last seen."""
+        own = [self.writer_shard.manifest] if self.writer_shard is not None else []
+        return sorted([*own, *(reader.manifest for reader in self._readers)], key=lambda each: each.shard)
+
+    def writer_pid(self) -> int | None:
+        """The process that has the store open for writing, as far as can be seen from here."""
+        if self.writer_shard is not None:
+            return self._pid
+        holders = [holder for reader in self._readers if (holder := reader.holder()) is not None]
+        return holders[0].pid if holders else None
+
+    def read_seeds(self, snapshot: Snapshot) -> list[SeedEntry]:
+        """The seeds of all episodes that were reset with one."""
+        return [
+            entry
+            for shard, record in enumerate(snapshot.records)
+            for entry in seeds.read(shard_paths(self.path, shard).seeds, record.watermark)
+        ]
+
+    def close(self) -> None:
+        """Close the store; snapshots that are held stay readable. Does nothing when called again."""
+        with self._guard:
+            if self.closed:
+                return
+            self.closed = True
+            self._snapshot = None
+            self._layout = None
+        if self.writer_shard is not None and os.getpid() == self._pid:
+            self.writer_shard.close()

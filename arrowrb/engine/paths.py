@@ -1,0 +1,79 @@
+"""Where things lie in a store's directory."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..errors import CorruptError
+
+STORE_FILE: Final = "store.json"
+_SHARD: Final = re.compile(r"\d{5}")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPaths:
+    """The files of one shard."""
+
+    root: Path
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the writer; nobody else opens it."""
+        return self.root / "lock"
+
+    @property
+    def holder(self) -> Path:
+        """Who holds the lock, in words."""
+        return self.root / "writer.json"
+
+    @property
+    def manifest(self) -> Path:
+        """The list of segments."""
+        return self.root / "manifest.json"
+
+    @property
+    def visible(self) -> Path:
+        """The visible commit record."""
+        return self.root / "visible.commit"
+
+    @property
+    def durable(self) -> Path:
+        """The durable commit record."""
+        return self.root / "durable.commit"
+
+    @property
+    def seeds(self) -> Path:
+        """The seeds of episodes."""
+        return self.root / "seeds"
+
+    @property
+    def segments(self) -> Path:
+        """The folder of segment files."""
+        return self.root / "segments"
+
+
+def shard_paths(store: Path, shard: int) -> ShardPaths:
+    """The files of a shard by number."""
+    return ShardPaths(store / "shards" / f"{shard:05d}")
+
+
+def list_shards(store: Path) -> list[int]:
+    """Numbers of the shards that are complete (their manifest is written last)."""
+    folder = store / "shards"
+    if not folder.is_dir():
+        raise CorruptError(f"{store} has no folder 'shards': the store is damaged.")
+    names = sorted(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))
+    return [int(name) for name in names if shard_paths(store, int(name)).manifest.exists()]
+
+
+def segment_name(number: int) -> str:
+    """The name of a hot segment's file."""
+    return f"{number:08d}.arrow"
+
+
+def identity(store_id: str, shard: int, number: int) -> str:
+    """What a segment's file says it is."""
+    return f"{store_id}/{shard}/{number}"

@@ -1,0 +1,229 @@
+"""Snapshots: one watermark a shard, with every segment it names mapped. The mapping is the pin.
+
+A `Layout` is what changes when a segment comes or goes; it is shared by all snapshots in between. A `Snapshot` adds
+the commit and the blocks' counts of committed rows at that commit. Addresses live only here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from ..commits import Record
+from ..errors import EmptyError, RowError
+from ..manifest import SegmentEntry
+from ..rows import POSITION_BITS, SHARD_SHIFT, row_id_base
+from ..schema import Schema
+from ..tiers.hot import HotSegment
+
+_ORDINAL: Final = 0
+_KIND: Final = 6
+_SHAPE_FIELDS: Final = 7
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SegmentView:
+    """One segment as readers see it.
+
+    Attributes:
+        shard: the shard's number.
+        entry: its place in the manifest.
+        hot: its mapping.
+        closed: every row that it will ever have is at or below the watermark; ``kind`` alone tells what is visible.
+        whole: closed and at least half full, so that draws may take the segment as one extent.
+        live: the writer's own counts of committed rows, one a block, which move on; None where they are read off
+            the rows.
+    """
+
+    shard: int
+    entry: SegmentEntry
+    hot: HotSegment
+    closed: bool
+    whole: bool
+    live: NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Rows of a snapshot: the slot of each row's segment, its position there, and its row id. All int64[n]."""
+
+    slots: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    row_ids: NDArray[np.int64]
+
+
+class Layout:
+    """The segments of all shards, in order of shard and number, with the tables that kernels read."""
+
+    def __init__(self, schema: Schema, views: Sequence[SegmentView]) -> None:
+        self.schema = schema
+        self.views = tuple(views)
+        count = len(self.views)
+        self.addresses = np.zeros((count, len(schema.columns)), np.int64)
+        self.shapes = np.zeros((count, _SHAPE_FIELDS), np.int64)
+        self._counted = [slot for slot, view in enumerate(self.views) if not view.whole]
+        self._cache: tuple[tuple[int, ...], NDArray[np.int32]] | None = None
+        num_fills = 0
+        for slot, view in enumerate(self.views):
+            self.addresses[slot] = view.hot.addresses
+            blocks = 0 if view.whole else view.entry.rows // view.entry.block_rows
+            self.shapes[slot] = (
+                view.entry.rows,
+                view.entry.block_rows,
+                num_fills,
+                blocks,
+                view.whole,
+                self.addresses[slot, _KIND],
+                row_id_base(view.shard, view.entry.number),
+            )
+            num_fills += blocks
+        self.num_fills = num_fills
+        self.num_extents = count - len(self._counted) + num_fills
+        self.shard_table, self.slot_table = self._tables()
+
+    def _tables(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        shards = max((view.shard for view in self.views), default=-1) + 1
+        shard_table = np.zeros((shards, 2), np.int64)
+        for view in self.views:
+            shard_table[view.shard, 1] = max(shard_table[view.shard, 1], view.entry.number + 1)
+        shard_table[1:, 0] = np.cumsum(shard_table[:-1, 1])
+        slot_table = np.full(int(shard_table[:, 1].sum()), -1, np.int32)
+        for slot, view in enumerate(self.views):
+            slot_table[shard_table[view.shard, 0] + view.entry.number] = slot
+        return shard_table, slot_table
+
+    def copy_live(self) -> list[NDArray[np.int32]]:
+        """The writer's counts as they are now; called under the lock that commits hold."""
+        return [live.copy() for slot in self._counted if (live := self.views[slot].live) is not None]
+
+    def count_fills(self, records: Sequence[Record], live: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+        """Committed rows of each block that is not part of a whole segment, at these commits.
+
+        Counts that no writer of this process keeps are read off the ordinals, from where an earlier count
+        under this layout stopped: one look a block, and one a new row.
+        """
+        own = iter(live)
+        watermarks = tuple(record.watermark for record in records)
+        cache = self._cache
+        usable = cache is not None and all(a <= b for a, b in zip(cache[0], watermarks, strict=True))
+        fills = cache[1].copy() if cache is not None and usable else np.zeros(self.num_fills, np.int32)
+        for slot in self._counted:
+            view = self.views[slot]
+            first, count = int(self.shapes[slot, 2]), int(self.shapes[slot, 3])
+            part = fills[first : first + count]
+            if view.live is not None:
+                part[:] = next(own)
+            else:
+                ordinals = int(self.addresses[slot, _ORDINAL])
+                kernels.advance(ordinals, view.entry.block_rows, watermarks[view.shard], part)
+        self._cache = (watermarks, fills)
+        return fills
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """What uniform draws draw from; see the draw kernels."""
+
+    start: NDArray[np.int64]
+    slot: NDArray[np.int32]
+    first: NDArray[np.int64]
+    guide: NDArray[np.int32]
+    total: int
+    shift: int
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What is visible at one commit of each shard. Immutable; holding it holds every segment in it.
+
+    Attributes:
+        layout: the segments.
+        records: the commit of each shard, in order of shard.
+        num_transitions: transitions that can be sampled.
+        live: the writer's counts of committed rows at that commit.
+    """
+
+    layout: Layout
+    records: tuple[Record, ...]
+    num_transitions: int
+    live: Sequence[NDArray[np.int32]] = field(repr=False, default=())
+
+    @cached_property
+    def fills(self) -> NDArray[np.int32]:
+        """Committed rows of the blocks that draws look at one by one."""
+        return self.layout.count_fills(self.records, self.live)
+
+    @cached_property
+    def domain(self) -> Domain:
+        """The extents of committed rows."""
+        layout = self.layout
+        start = np.empty(layout.num_extents + 1, np.int64)
+        slot = np.empty(layout.num_extents + 1, np.int32)
+        first = np.empty(layout.num_extents + 1, np.int64)
+        guide = np.empty(2 * layout.num_extents + 16, np.int32)
+        result = np.zeros(2, np.int64)
+        kernels.build_domain(layout.shapes, self.fills, start, slot, first, guide, result)
+        return Domain(start, slot, first, guide, int(result[0]), int(result[1]))
+
+    def draw_uniform(self, state: NDArray[np.uint64], count: int) -> Located:
+        """Draw transitions uniformly with replacement.
+
+        Args:
+            state: the generator's state, uint64[4], advanced in place.
+            count: how many.
+        """
+        if self.num_transitions == 0:
+            raise EmptyError("There is no transition to sample: the store is empty. Collect or extend first.")
+        domain = self.domain
+        located = Located(*(np.empty(count, np.int64) for _ in range(3)))
+        kernels.draw(
+            state,
+            domain.start,
+            domain.slot,
+            domain.first,
+            domain.guide,
+            domain.total,
+            domain.shift,
+            self.layout.shapes,
+            located.slots,
+            located.positions,
+            located.row_ids,
+        )
+        return located
+
+    def locate(self, row_ids: NDArray[np.int64]) -> Located:
+        """Find transitions by row id; raises `RowError` for one that is none, or that is not visible here."""
+        slots = np.empty(row_ids.size, np.int64)
+        positions = np.empty(row_ids.size, np.int64)
+        layout = self.layout
+        wrong = kernels.locate(
+            row_ids, layout.shard_table, layout.slot_table, SHARD_SHIFT, POSITION_BITS, slots, positions
+        )
+        if wrong < 0:
+            wrong = kernels.find_missing(slots, positions, layout.shapes, self.fills)
+        if wrong >= 0:
+            raise RowError(
+                f"row_ids[{wrong}] = {row_ids[wrong]} names no transition of this store: it was never written, is a tail, "
+                "or its segment was evicted. Take row ids from batches or from SELECT row_id FROM transitions."
+            )
+        return Located(slots, positions, row_ids)
+
+    def column(self, slot: int, index: int) -> NDArray[Any]:
+        """A column of one segment, all allocated rows, without a copy."""
+        return self.layout.views[slot].hot.column(index)
+
+    def visible_kinds(self, slot: int) -> NDArray[np.uint8]:
+        """The kinds of one segment's rows with 0 where a row is not visible here. A copy."""
+        view = self.layout.views[slot]
+        watermark = self.records[view.shard].watermark
+        kinds: NDArray[np.uint8] = view.hot.column(_KIND).copy()
+        if not view.closed:
+            ordinals = view.hot.column(_ORDINAL)
+            kinds[(ordinals < 1) | (ordinals > watermark)] = 0
+        return kinds

@@ -1,0 +1,188 @@
+"""Block and run tables: what sealing knows for good about a segment, so that nothing has to search its rows.
+
+*Blocks*: lane, committed rows, row id of the lane's next block (-1: none), and a CRC-32 of each column's bytes.
+*Runs*: one row a run of an episode, with its return, times, end and continuation. A segment's runs outlive its rows.
+Both are small Arrow IPC files beside the segment; their own checksums stand in the manifest.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ..errors import CorruptError
+from ..files import explaining
+from ..manifest import FileEntry
+from ..rows import End, Kind, Runs, find_runs
+from ..schema import Schema
+from ..tiers.hot import HotSegment
+
+# Places of the system columns.
+ORDINAL, TIME, EPISODE, LANE, STEP, POLICY, KIND, TERMINATED, TRUNCATED = range(9)
+
+
+Starts = Mapping[tuple[int, int, int], int]
+"""(lane, episode id, step) of the first row of each block -> its row id."""
+
+
+def runs_schema(schema: Schema) -> pa.Schema:
+    """The columns of a run table. ``return`` is a list where rewards are vectors."""
+    reward = schema.column("reward")
+    value = pa.float64() if not reward.shape else pa.list_(pa.float64(), reward.num_elements)
+    return pa.schema(
+        [
+            pa.field("row_id", pa.int64(), nullable=False),
+            pa.field("num_rows", pa.int64(), nullable=False),
+            pa.field("num_transitions", pa.int64(), nullable=False),
+            pa.field("episode_id", pa.int64(), nullable=False),
+            pa.field("lane", pa.int32(), nullable=False),
+            pa.field("first_step", pa.int64(), nullable=False),
+            pa.field("return", value, nullable=False),
+            pa.field("first_time", pa.int64(), nullable=False),
+            pa.field("last_time", pa.int64(), nullable=False),
+            pa.field("first_ordinal", pa.int64(), nullable=False),
+            pa.field("last_ordinal", pa.int64(), nullable=False),
+            pa.field("end", pa.uint8(), nullable=False),
+            pa.field("continuation", pa.int64(), nullable=False),
+        ]
+    )
+
+
+def build_runs(
+    schema: Schema,
+    column: Callable[[int], NDArray[Any]],
+    kinds: NDArray[np.uint8],
+    *,
+    block_rows: int,
+    base: int,
+    starts: Starts,
+) -> pa.Table:
+    """The run table of one segment.
+
+    Args:
+        schema: the store's schema.
+        column: a segment's column by its place in the schema.
+        kinds: kinds of the rows, 0 where a row is not visible.
+        block_rows: rows in a block.
+        base: row id of the segment's first row.
+        starts: where episodes go on in other blocks.
+    """
+    episodes, steps, lanes = column(EPISODE), column(STEP), column(LANE)
+    times, ordinals = column(TIME), column(ORDINAL)
+    runs = find_runs(kinds, episodes, steps, column(TERMINATED), column(TRUNCATED), block_rows)
+    last = runs.first + runs.num_rows - 1
+    continuation = np.full(runs.first.size, -1, np.int64)
+    for i in np.flatnonzero(runs.end == End.CONTINUED):
+        key = (int(lanes[last[i]]), int(episodes[last[i]]), int(steps[last[i]]))
+        continuation[i] = starts.get(key, -1)
+    arrays = [
+        runs.first + base,
+        runs.num_rows,
+        runs.num_transitions,
+        episodes[runs.first],
+        lanes[runs.first],
+        runs.first_step,
+        _returns(schema, column, runs),
+        times[runs.first],
+        times[last],
+        ordinals[runs.first],
+        ordinals[last],
+        runs.end.astype(np.uint8),
+        continuation,
+    ]
+    return pa.Table.from_arrays([pa.array(each) for each in arrays], schema=runs_schema(schema))
+
+
+def _returns(schema: Schema, column: Callable[[int], NDArray[Any]], runs: Runs) -> pa.Array:
+    """Sums of rewards in float64, one a run."""
+    place = [each.name for each in schema.columns].index("reward")
+    spec = schema.columns[place]
+    rewards = column(place).reshape(-1, spec.num_elements)
+    if spec.dtype == "bfloat16":
+        rewards = (rewards.astype(np.uint32) << 16).view(np.float32)
+    sums = np.zeros((runs.first.size, spec.num_elements), np.float64)
+    some = runs.num_transitions > 0
+    if some.any():
+        # A tail's reward is zero bytes (it was never written), so that whole runs can be summed.
+        stop = runs.first + runs.num_transitions
+        edges = np.stack([runs.first[some], stop[some]], axis=1).ravel()
+        padded = np.concatenate([rewards, np.zeros((1, spec.num_elements), rewards.dtype)])
+        sums[some] = np.add.reduceat(padded, edges, axis=0, dtype=np.float64)[::2]
+    if not spec.shape:
+        return pa.array(sums[:, 0])
+    return pa.FixedSizeListArray.from_arrays(pa.array(sums.ravel()), spec.num_elements)
+
+
+def block_starts(
+    column: Callable[[int], NDArray[Any]], *, block_rows: int, base: int, used: Iterable[int]
+) -> dict[tuple[int, int, int], int]:
+    """(lane, episode, step) -> row id of the first rows of these blocks, copies that still wait included."""
+    first = np.fromiter(used, np.int64) * block_rows
+    keys = zip(
+        column(LANE)[first].tolist(), column(EPISODE)[first].tolist(), column(STEP)[first].tolist(), strict=True
+    )
+    return {key: base + int(position) for key, position in zip(keys, first, strict=True)}
+
+
+def build_blocks(
+    schema: Schema,
+    hot: HotSegment,
+    fills: NDArray[np.int32],
+    *,
+    block_rows: int,
+    starts: Starts,
+) -> pa.Table:
+    """The block table of a closed segment."""
+    count = hot.rows // block_rows
+    rows = np.zeros(count, np.int64)
+    rows[: fills.size] = fills
+    lanes, kinds = hot.column(LANE), hot.column(KIND)
+    episodes, steps = hot.column(EPISODE), hot.column(STEP)
+    next_block = np.full(count, -1, np.int64)
+    for block in np.flatnonzero(rows):
+        last = block * block_rows + rows[block] - 1
+        if kinds[last] == Kind.CONTINUED:
+            next_block[block] = starts.get((int(lanes[last]), int(episodes[last]), int(steps[last])), -1)
+    lane = np.where(rows > 0, lanes[::block_rows], -1).astype(np.int32)
+    table = {"lane": lane, "rows": rows, "next_block": next_block}
+    for place, column in enumerate(schema.columns):
+        table["crc32." + column.name] = _checksums(hot, place, count, block_rows)
+    return pa.table({name: pa.array(values) for name, values in table.items()})
+
+
+def _checksums(hot: HotSegment, place: int, count: int, block_rows: int) -> NDArray[np.uint32]:
+    """CRC-32 of each block's bytes of a column."""
+    content = memoryview(hot.buffer(place, 0, hot.rows))
+    size = block_rows * hot.columns[place].item_bytes
+    return np.array([zlib.crc32(content[i * size : (i + 1) * size]) for i in range(count)], np.uint32)
+
+
+def encode_table(table: pa.Table) -> bytes:
+    """An Arrow IPC file of a table."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def decode_table(content: Any) -> pa.Table:
+    """Read what `encode_table` wrote; ``content`` is bytes or an Arrow buffer."""
+    return pa.ipc.open_file(pa.py_buffer(content) if isinstance(content, bytes) else content).read_all()
+
+
+def read_table(path: Path, file: FileEntry) -> pa.Table:
+    """Read a table that the manifest lists, and check it against its size and checksum."""
+    with explaining(path, "reading a table"):
+        content = path.read_bytes()
+    if len(content) != file.bytes or zlib.crc32(content) != file.crc32:
+        raise CorruptError(f"{path.name} is damaged: its size or checksum is not what the manifest says.")
+    try:
+        return decode_table(content)
+    except pa.ArrowException as error:
+        raise CorruptError(f"{path.name} is damaged: {error}.") from None

@@ -1,0 +1,278 @@
+"""The only place that publishes, allocates, maps, syncs and locks files.
+
+Mappings are made by libc's ``mmap`` without keeping a descriptor, so that a snapshot of thousands of segments
+costs no descriptors; the last reference to a `Mapping` (or to an array over it) unmaps it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import secrets
+import socket
+import struct
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ArrowRBError, CorruptError, FullError, LockedError, StoreError
+
+PROT_READ: Final = 1
+PROT_WRITE: Final = 2
+MAP_SHARED: Final = 1
+PAGE: Final = 4096
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.memset.restype = ctypes.c_void_p
+_libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+def check_platform() -> None:
+    """Refuse machines whose memory order or file calls the format does not describe."""
+    if sys.platform != "linux" or sys.byteorder != "little" or sys.maxsize < 2**63 - 1:
+        raise StoreError(
+            f"arrowrb needs 64-bit little-endian Linux, got {sys.platform}, {sys.byteorder}-endian. "
+            "Run it on such a machine; an exported Parquet data set can be read anywhere."
+        )
+
+
+@contextlib.contextmanager
+def explaining(path: Path, doing: str) -> Iterator[None]:
+    """Turn an OSError into an error of ours that says what was being done to which file."""
+    try:
+        yield
+    except ArrowRBError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise FullError(
+                error.errno, f"No room left while {doing}. Nothing committed is lost: free space, then go on", str(path)
+            ) from error
+        raise StoreError(error.errno, f"{error.strerror or error} while {doing}", str(path)) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Replace a file atomically: unique temporary name, sync, rename, sync the directory."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    with explaining(path, f"writing {path.name}"):
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.rename(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        if sync:
+            sync_directory(path.parent)
+
+
+def allocate(path: Path, size: int) -> int:
+    """Create a file with all its blocks allocated, so that a full disk is an exception and never a SIGBUS.
+
+    Returns a descriptor open for reading and writing; the caller closes it.
+    """
+    with explaining(path, f"allocating {size:,} bytes for {path.name}"):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except BaseException:
+            os.close(descriptor)
+            os.unlink(path)
+            raise
+    return descriptor
+
+
+def sync_descriptor(descriptor: int, path: Path) -> None:
+    """Make a file's bytes durable, those written through a mapping included."""
+    with explaining(path, f"syncing {path.name}"):
+        os.fdatasync(descriptor)
+
+
+def _unmap(address: int, size: int) -> None:
+    _libc.munmap(address, size)
+
+
+class _Window:
+    """An array interface over part of a mapping; NumPy keeps it, and so the mapping, alive."""
+
+    __slots__ = ("__array_interface__", "mapping")
+
+    def __init__(self, mapping: Mapping, offset: int, count: int, dtype: np.dtype[Any]) -> None:
+        self.mapping = mapping
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": (count,),
+            "typestr": dtype.str,
+            "data": (mapping.address + offset, not mapping.writable),
+        }
+
+
+class Mapping:
+    """A whole file mapped shared; ``address`` is valid as long as this object or an array over it lives."""
+
+    __slots__ = ("__weakref__", "address", "path", "size", "writable")
+
+    def __init__(self, path: Path, *, writable: bool = False, size: int | None = None) -> None:
+        """Map ``path``; with ``size``, refuse a file of another size (a truncated one would die by SIGBUS)."""
+        self.path = path
+        self.writable = writable
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW
+        with explaining(path, f"mapping {path.name}"):
+            descriptor = os.open(path, flags)
+            try:
+                actual = os.fstat(descriptor).st_size
+                if size is not None and actual != size:
+                    raise CorruptError(f"{path.name} has {actual:,} bytes, expected {size:,}. The file is damaged.")
+                if actual == 0:
+                    raise CorruptError(f"{path.name} is empty. The file is damaged.")
+                protection = PROT_READ | (PROT_WRITE if writable else 0)
+                address = _libc.mmap(None, actual, protection, MAP_SHARED, descriptor, 0)
+                if address is None or address == ctypes.c_void_p(-1).value:
+                    code = ctypes.get_errno()
+                    raise OSError(code, os.strerror(code), str(path))
+            finally:
+                os.close(descriptor)
+        self.address: int = address
+        self.size: int = actual
+        weakref.finalize(self, _unmap, address, actual).atexit = False
+
+    def array(self, offset: int, count: int, dtype: Any) -> NDArray[Any]:
+        """A one-dimensional array over the mapping, which it keeps alive. No copy."""
+        kind = np.dtype(dtype)
+        if offset < 0 or count < 0 or offset + count * kind.itemsize > self.size:
+            raise CorruptError(f"{self.path.name}: bytes {offset} to {offset + count * kind.itemsize} lie outside it.")
+        return np.asarray(_Window(self, offset, count, kind))
+
+    def clear(self, first: int, stop: int) -> None:
+        """Write zeros to the bytes ``first`` to ``stop``, without the GIL."""
+        if not (self.writable and 0 <= first <= stop <= self.size):
+            raise CorruptError(f"{self.path.name}: bytes {first} to {stop} cannot be cleared.")
+        _libc.memset(self.address + first, 0, stop - first)
+
+    def __repr__(self) -> str:
+        return f"Mapping({self.path.name!r}, {self.size:,} bytes)"
+
+
+def boot_id() -> bytes:
+    """Sixteen bytes that change whenever the machine restarts."""
+    text = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return bytes.fromhex(text.replace("-", ""))
+
+
+def free_bytes(path: Path) -> int:
+    """Room left for us on the device of a path."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a lock: process id, host, and since when (seconds since the epoch)."""
+
+    pid: int
+    host: str
+    since: float
+
+
+_held: dict[tuple[int, int], Path] = {}
+_held_guard = threading.Lock()
+_FLOCK: Final = "hhqqi4x"  # struct flock on 64-bit Linux: type, whence, start, len, pid
+
+
+class Lock:
+    """A POSIX record lock, one holder a file over all processes, freed by the kernel when its holder dies.
+
+    The lock file is opened once a process and never by readers: closing any descriptor of it would drop the lock.
+    Who holds it is written to a file of its own beside it.
+    """
+
+    def __init__(self, path: Path, holder_path: Path) -> None:
+        """Take the lock, or raise `LockedError` naming the holder's pid."""
+        self.path = path
+        self._holder_path = holder_path
+        with explaining(path, "locking"), _held_guard:
+            with contextlib.suppress(FileNotFoundError):
+                stat = os.stat(path)
+                if (stat.st_dev, stat.st_ino) in _held:
+                    raise LockedError(self._refusal(os.getpid()))
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            try:
+                self._take()
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+            stat = os.fstat(self._descriptor)
+            self._key = (stat.st_dev, stat.st_ino)
+            _held[self._key] = path
+        self._pid = os.getpid()
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+        publish(holder_path, json.dumps(holder).encode(), sync=False)
+
+    def _take(self) -> None:
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            probe = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            pid = struct.unpack(_FLOCK, fcntl.fcntl(self._descriptor, fcntl.F_GETLK, probe))[4]
+            raise LockedError(self._refusal(pid)) from None
+
+    def _refusal(self, pid: int) -> str:
+        holder = read_holder(self._holder_path)
+        detail = ""
+        if holder is not None and holder.pid == pid:
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.since))
+            detail = f" on {holder.host} since {since}"
+        who = "this process" if pid == os.getpid() else f"process {pid}"
+        return (
+            f"Store {self.path.parent.parent.parent} is already open for writing by {who} (pid {pid}){detail}. "
+            'Close it there, or open it here with mode="r", which follows a live writer.'
+        )
+
+    def release(self) -> None:
+        """Free the lock. Does nothing in a forked child, which never held it, or when called again."""
+        if self._pid != os.getpid():
+            return
+        with _held_guard:
+            if _held.pop(self._key, None) is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._holder_path)
+                os.close(self._descriptor)
+
+
+def read_holder(path: Path) -> Holder | None:
+    """Who wrote the holder file last; None where there is none or it cannot be read. It may be dead."""
+    try:
+        value = json.loads(path.read_bytes())
+        return Holder(int(value["pid"]), str(value["host"]), float(value["since"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,114 @@
+"""What a store holds at one moment, for people and for programs."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+
+from .engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """Counts, tiers and bytes.
+
+    Attributes:
+        path: the store's directory.
+        env_id: the environment's id, where it is known.
+        num_transitions: transitions that can be sampled.
+        num_episodes: episodes begun.
+        num_rows: committed rows, tails included.
+        num_breaks: external rows whose observation did not agree with the row before.
+        num_segments: segments by state: open and sealed.
+        allocated_rows, allocated_bytes: room that the segments take on disk.
+        row_bytes: bytes of one row.
+        bytes_per_transition: allocated bytes of rows in use a transition, tails included.
+        writer_pid: the process that has the store open for writing, if any.
+        columns: name, dtype and shape of each column of the schema.
+    """
+
+    path: str
+    env_id: str | None
+    num_transitions: int
+    num_episodes: int
+    num_rows: int
+    num_breaks: int
+    num_segments: dict[str, int]
+    allocated_rows: int
+    allocated_bytes: int
+    row_bytes: int
+    bytes_per_transition: float | None
+    writer_pid: int | None
+    columns: tuple[tuple[str, str, tuple[int, ...]], ...]
+
+    def summary(self) -> str:
+        """One line."""
+        env = f", {self.env_id}" if self.env_id else ""
+        return (
+            f"Store({self.path!r}{env}: {self.num_transitions:,} transitions, {self.num_episodes:,} episodes, "
+            f"hot tier {human_bytes(self.allocated_bytes)} in {sum(self.num_segments.values())} segments)"
+        )
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value of each line of a table."""
+        lines = [
+            ("store", self.path),
+            ("environment", self.env_id or "-"),
+            ("transitions", f"{self.num_transitions:,}"),
+            ("episodes begun", f"{self.num_episodes:,}"),
+            ("rows, tails included", f"{self.num_rows:,}"),
+            ("breaks", f"{self.num_breaks:,}"),
+            ("hot segments", ", ".join(f"{count} {state}" for state, count in self.num_segments.items())),
+            ("allocated", f"{human_bytes(self.allocated_bytes)} for {self.allocated_rows:,} rows"),
+            ("bytes a row", f"{self.row_bytes:,}"),
+        ]
+        if self.bytes_per_transition is not None:
+            lines.append(("bytes a transition", f"{self.bytes_per_transition:,.1f}"))
+        lines.append(("writer", "none" if self.writer_pid is None else f"process {self.writer_pid}"))
+        return lines
+
+    def html(self) -> str:
+        """A small table for notebooks."""
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(label)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for label, value in self.rows()
+        )
+        return f"<table>{cells}</table>"
+
+
+def human_bytes(count: float) -> str:
+    """A size for people: 1.5 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def describe(engine: Engine) -> StoreInfo:
+    """Look at a store without reading its rows."""
+    snapshot = engine.snapshot()
+    segments = [entry for manifest in engine.manifests() for entry in manifest.segments]
+    records = snapshot.records
+    row_bytes = sum(column.item_bytes for column in engine.schema.columns)
+    num_rows = sum(record.watermark for record in records)
+    transitions = snapshot.num_transitions
+    return StoreInfo(
+        path=str(engine.path),
+        env_id=engine.schema.env_id,
+        num_transitions=transitions,
+        num_episodes=sum(record.num_episodes for record in records),
+        num_rows=num_rows,
+        num_breaks=sum(record.num_breaks for record in records),
+        num_segments={
+            "open": sum(not entry.sealed for entry in segments),
+            "sealed": sum(entry.sealed for entry in segments),
+        },
+        allocated_rows=sum(entry.rows for entry in segments),
+        allocated_bytes=sum(entry.bytes for entry in segments),
+        row_bytes=row_bytes,
+        bytes_per_transition=num_rows * row_bytes / transitions if transitions else None,
+        writer_pid=engine.writer_pid(),
+        columns=tuple((column.name, column.dtype, column.shape) for column in engine.schema.columns),
+    )

@@ -1,0 +1,36 @@
+"""Compiled loops: ingest, draw, gather. They know addresses, not files.
+
+Numba is slow to import, and much of arrowrb (the command line's ``info``, SQL, a reader's ``len``) never needs it, so
+a kernel's module is loaded when its first kernel is used. Compiled code is cached beside the modules where the
+installation is writable, and compiled anew in each process where it is not.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Final
+
+_HOMES: Final = {
+    "cut": "placing",
+    "evacuate": "placing",
+    "ingest": "placing",
+    "survey": "surveying",
+    "wipe": "surveying",
+    "advance": "surveying",
+    "build_domain": "drawing",
+    "draw": "drawing",
+    "find_missing": "gathering",
+    "gather": "gathering",
+    "locate": "gathering",
+    "fence": "memory",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,131 @@
+"""Uniform draws over the committed rows of a snapshot.
+
+The *domain* is a list of extents: stretches of rows in which every row is committed (a block up to its fill, full
+neighbouring blocks joined) or, in a closed segment at least half full, the whole segment. A draw takes a row of the domain
+uniformly and keeps it if it is a transition, so every transition is equally likely, and at most four trials are
+expected at any fill (a transition is at least every second committed row).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .memory import inline, kernel, load_u8, prefetch
+
+# Fields of a segment's shape.
+ROWS, BLOCK_ROWS, FIRST_FILL, NUM_FILLS, WHOLE, KINDS, ROW_BASE = range(7)
+SHAPE_FIELDS = 7
+_AHEAD = 16
+
+
+@kernel("int64(int64[:, ::1], int32[::1], int64[::1], int32[::1], int64[::1], int32[::1], int64[::1])")
+def build_domain(
+    shapes: Any, fills: Any, start: Any, slot: Any, first: Any, guide: Any, result: Any
+) -> int:
+    """Lay the extents end to end. Returns their number; result holds (rows of the domain, shift of the guide).
+
+    ``start`` has one entry more than there are extents; ``guide[r >> shift]`` is the extent at which to begin looking
+    for row r.
+    """
+    count, total = 0, 0
+    for s in range(shapes.shape[0]):
+        if shapes[s, WHOLE]:
+            start[count], slot[count], first[count] = total, s, 0
+            count += 1
+            total += shapes[s, ROWS]
+            continue
+        block_rows = shapes[s, BLOCK_ROWS]
+        joins = False
+        for block in range(shapes[s, NUM_FILLS]):
+            fill = fills[shapes[s, FIRST_FILL] + block]
+            if fill > 0:
+                if not joins:
+                    start[count], slot[count], first[count] = total, s, block * block_rows
+                    count += 1
+                total += fill
+            joins = fill == block_rows
+    start[count] = total
+    shift = 0
+    while (total >> shift) + 1 > guide.shape[0]:
+        shift += 1
+    extent = 0
+    for g in range((total >> shift) + 1):
+        while extent + 1 < count and start[extent + 1] <= (g << shift):
+            extent += 1
+        guide[g] = extent
+    result[0] = total
+    result[1] = shift
+    return count
+
+
+@inline
+def _rotate(x: Any, k: int) -> Any:
+    return (x << np.uint64(k)) | (x >> np.uint64(64 - k))
+
+
+@inline
+def _next(state: Any) -> Any:
+    """One 64-bit number of xoshiro256++ (Blackman and Vigna, https://prng.di.unimi.it)."""
+    result = _rotate(state[0] + state[3], 23) + state[0]
+    shifted = state[1] << np.uint64(17)
+    state[2] ^= state[0]
+    state[3] ^= state[1]
+    state[1] ^= state[2]
+    state[0] ^= state[3]
+    state[2] ^= shifted
+    state[3] = _rotate(state[3], 45)
+    return result
+
+
+@inline
+def _below(state: Any, mask: Any, bound: Any) -> Any:
+    """A uniform number below ``bound``, by rejection under the next power of two: exact for any bound."""
+    while True:
+        value = (_next(state) >> np.uint64(8)) & mask
+        if value < bound:
+            return value
+
+
+@kernel(
+    "void(uint64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int64, int64, int64[:, ::1], int64[::1],"
+    " int64[::1], int64[::1])"
+)
+def draw(
+    state: Any,
+    start: Any,
+    slot: Any,
+    first: Any,
+    guide: Any,
+    total: int,
+    shift: int,
+    shapes: Any,
+    slots: Any,
+    positions: Any,
+    row_ids: Any,
+) -> None:
+    """Fill slots, positions and row_ids with uniform draws. The domain must hold at least one transition."""
+    wanted = row_ids.shape[0]
+    bound = np.uint64(total)
+    mask = np.uint64(1)
+    while mask < bound:
+        mask = (mask << np.uint64(1)) | np.uint64(1)
+    have = 0
+    while have < wanted:
+        for i in range(have, wanted):
+            r = np.int64(_below(state, mask, bound))
+            extent = guide[r >> shift]
+            while start[extent + 1] <= r:
+                extent += 1
+            slots[i] = slot[extent]
+            positions[i] = first[extent] + r - start[extent]
+            prefetch(shapes[slots[i], KINDS] + positions[i])
+        kept = have
+        for i in range(have, wanted):
+            s, p = slots[i], positions[i]
+            if load_u8(shapes[s, KINDS] + p) == 1:
+                slots[kept], positions[kept] = s, p
+                row_ids[kept] = shapes[s, ROW_BASE] + p
+                kept += 1
+        have = kept

@@ -1,0 +1,123 @@
+"""Loads, stores, copies, prefetch and fences at addresses, for use in kernels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_PREFETCH = "llvm.prefetch.p0"
+
+
+def kernel(signature: str) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function for one signature, without the GIL; cached on disk where the installation is writable."""
+    cache = os.access(Path(__file__).parent, os.W_OK) or "NUMBA_CACHE_DIR" in os.environ
+    compiled: Callable[[Callable[..., Any]], Any] = numba.njit(signature, nogil=True, cache=cache, boundscheck=False)
+    return compiled
+
+
+inline: Callable[[Callable[..., Any]], Any] = numba.njit(nogil=True, boundscheck=False, inline="never")
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def copy(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
+    """Copy ``size`` bytes from one address to another; they must not overlap."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte_pointer = ir.IntType(8).as_pointer()
+        to = builder.inttoptr(arguments[0], byte_pointer)
+        out_of = builder.inttoptr(arguments[1], byte_pointer)
+        cgutils.raw_memcpy(builder, to, out_of, arguments[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at an address; a wrong address does no harm."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        integer = ir.IntType(32)
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [pointer.type, integer, integer, integer]),
+            _PREFETCH,
+        )
+        builder.call(function, [pointer, integer(0), integer(3), integer(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def release(typingctx: Any) -> Any:
+    """A release fence: every store before it is visible before any store after it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.fence("release")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+def _load(native: Any) -> Any:
+    @intrinsic  # type: ignore[untyped-decorator]
+    def load(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            pointer = builder.inttoptr(arguments[0], context.get_value_type(native).as_pointer())
+            return builder.load(pointer)
+
+        return native(types.int64), codegen
+
+    return load
+
+
+def _store(native: Any) -> Any:
+    @intrinsic  # type: ignore[untyped-decorator]
+    def store(typingctx: Any, address: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            pointer = builder.inttoptr(arguments[0], context.get_value_type(native).as_pointer())
+            given = context.cast(builder, arguments[1], signature.args[1], native)
+            builder.store(given, pointer)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, value), codegen
+
+    return store
+
+
+load_u8 = _load(types.uint8)
+load_i32 = _load(types.int32)
+load_i64 = _load(types.int64)
+load_f64 = _load(types.float64)
+store_u8 = _store(types.uint8)
+store_i32 = _store(types.int32)
+store_i64 = _store(types.int64)
+store_f32 = _store(types.float32)
+
+
+@inline
+def same_bytes(one: int, other: int, size: int) -> bool:
+    """Whether two stretches of memory hold the same bytes (so that NaN equals itself)."""
+    words = size >> 3
+    difference = 0
+    for i in range(words):
+        difference |= load_i64(one + (i << 3)) ^ load_i64(other + (i << 3))
+    for i in range(words << 3, size):
+        difference |= load_u8(one + i) ^ load_u8(other + i)
+    return difference == 0
+
+
+@kernel("void()")
+def fence() -> None:
+    """Order all stores so far before the commit record that follows."""
+    release()

@@ -1,0 +1,299 @@
+"""Batches: rows gathered into torch tensors, and record batches turned into them.
+
+A batch's tensors are views into one stretch of memory (a slab), which is used again only once nobody holds any of
+them: whoever keeps a batch, or a view of a part of it, keeps it unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from . import kernels
+from .engine import Located, Snapshot
+from .errors import ColumnError, OptionError
+from .schema import Column, Schema, Tree
+from .schema.arrays import column_numpy
+
+if TYPE_CHECKING:
+    import torch
+
+_ALIGNMENT: Final = 64
+_KEPT_SLABS: Final = 4
+FLOAT64_CHOICES: Final = ("keep", "float32")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One tensor of a batch: which column it reads, from which row, and as what."""
+
+    column: int  # place in the schema
+    shift: int  # 1 reads the row behind: the next observation
+    item_bytes: int  # in the batch
+    dtype: np.dtype[Any]  # of the memory in the batch
+    shape: tuple[int, ...]
+    cast: bool  # float64 to float32
+    bfloat16: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name of a batch: the outputs of its leaves and how they nest."""
+
+    name: str
+    outputs: tuple[Output, ...]
+    tree: Tree | None  # None: the one output as it is
+
+
+def batch_entries(schema: Schema, columns: Sequence[str] | None, float64: str) -> tuple[Entry, ...]:
+    """What a batch holds.
+
+    Args:
+        schema: the store's schema.
+        columns: names to read; None reads all but the system columns. A name is one of a batch (``observation``,
+            ``next_observation``, ``action``, ``reward``, ``terminated``, ``truncated``, an extra, ``next_<extra>``),
+            a leaf of it (``observation.camera``), or a system column (``episode_id``, ``step``, ...).
+        float64: ``keep``, or ``float32`` to cast float64 columns on the way.
+    """
+    if float64 not in FLOAT64_CHOICES:
+        raise OptionError(f"float64 is {float64!r}, expected one of {', '.join(map(repr, FLOAT64_CHOICES))}.")
+    if isinstance(columns, str):
+        raise OptionError(f"columns is the string {columns!r}, expected a list of names. Write columns=[{columns!r}].")
+    known = _known_entries(schema, float64)
+    if columns is None:
+        return tuple(entry for name, entry in known.items() if name in _default_names(schema))
+    chosen = []
+    for name in dict.fromkeys(columns):
+        if name == "row_id":
+            continue  # always there
+        if name not in known:
+            raise ColumnError(f"Column {name!r} is unknown, expected one of {', '.join(known)}.")
+        chosen.append(known[name])
+    return tuple(chosen)
+
+
+def _default_names(schema: Schema) -> list[str]:
+    names = ["observation", "action", "reward", "next_observation", "terminated", "truncated"]
+    system = {column.name for column in schema.columns[:9]}
+    leaves = {column.name for column in schema.columns if column.name.split(".")[0] in ("observation", "action")}
+    for column in schema.columns:
+        if column.name not in system and column.name not in leaves and column.name != "reward":
+            names.append(column.name)
+            if column.owner == "observation":
+                names.append("next_" + column.name)
+    return names
+
+
+def _known_entries(schema: Schema, float64: str) -> dict[str, Entry]:
+    """Every name that a batch can hold."""
+    known: dict[str, Entry] = {}
+    groups = {"observation": schema.observation_tree, "action": schema.action_tree}
+    leaves: dict[str, list[tuple[int, Column]]] = {name: [] for name in groups}
+    singles: list[tuple[int, Column]] = []
+    for place, column in enumerate(schema.columns):
+        head = column.name.split(".")[0]
+        (leaves[head] if head in groups else singles).append((place, column))
+    for shift, prefix in ((0, ""), (1, "next_")):
+        for head, tree in groups.items():
+            if shift == 0 or head == "observation":
+                outputs = tuple(_output(place, column, shift, float64) for place, column in leaves[head])
+                known[prefix + head] = Entry(prefix + head, outputs, tree)
+                for (_, column), output in zip(leaves[head], outputs, strict=True):
+                    known.setdefault(prefix + column.name, Entry(prefix + column.name, (output,), None))
+        for place, column in singles:
+            if shift == 0 or column.owner == "observation":
+                name = prefix + column.name
+                known[name] = Entry(name, (_output(place, column, shift, float64),), None)
+    return known
+
+
+def _output(place: int, column: Column, shift: int, float64: str) -> Output:
+    cast = float64 == "float32" and column.dtype == "float64"
+    dtype = np.dtype("float32") if cast else column.storage
+    if column.dtype == "bool":
+        dtype = np.dtype(np.bool_)
+    size = column.num_elements * dtype.itemsize
+    return Output(place, shift, size, dtype, column.shape, cast, column.dtype == "bfloat16")
+
+
+class _Slab:
+    """Memory of one batch, with a tensor over each part of it.
+
+    Batches get aliases of these tensors, never the tensors themselves, so the storage's count of users says whether
+    anybody still holds the batch, a part of it, or a view of either.
+    """
+
+    __slots__ = ("_idle_count", "_storage", "address", "row_ids", "size", "table", "tensors")
+
+    table: NDArray[np.int64]  # what the gather kernel reads, with targets in this slab
+
+    def __init__(self, torch: Any, outputs: Sequence[Output], offsets: Sequence[int], count: int, pinned: bool) -> None:
+        self.size = offsets[-1] + 8 * count
+        memory = torch.empty(self.size, dtype=torch.uint8, pin_memory=pinned).numpy()
+        self.address: int = memory.__array_interface__["data"][0]
+        whole = torch.from_numpy(memory)
+        self.tensors = []
+        part = whole
+        for output, offset in zip(outputs, offsets, strict=False):
+            part = whole[offset : offset + count * output.item_bytes]
+            self.tensors.append(part.view(_torch_dtype(torch, output)).view(count, *output.shape))
+        row_ids = whole[offsets[-1] :].view(torch.int64)
+        self.tensors.append(row_ids)
+        self.row_ids: NDArray[np.int64] = memory[offsets[-1] :].view(np.int64)
+        self._storage = whole.untyped_storage()
+        del whole, part, row_ids  # from here on only what the slab keeps counts
+        self._idle_count = _users(torch, self._storage)
+
+    def idle(self, torch: Any) -> bool:
+        """Whether nobody but this slab refers to its memory."""
+        return self._idle_count > 0 and _users(torch, self._storage) == self._idle_count
+
+
+def _users(torch: Any, storage: Any) -> int:
+    """How many tensors share a storage; 0 where this version of torch does not tell (slabs are then used once)."""
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    return 0 if count is None else int(count(storage._cdata))
+
+
+def _torch_dtype(torch: Any, output: Output) -> Any:
+    return torch.bfloat16 if output.bfloat16 else getattr(torch, output.dtype.name)
+
+
+class Loader:
+    """Gathers located rows into batches of one make. Not thread-safe: use one a thread.
+
+    Args:
+        schema: the store's schema.
+        columns, float64: see `batch_entries`.
+        device: a torch device that batches are moved to; from pinned memory where CUDA exists.
+    """
+
+    def __init__(
+        self, schema: Schema, *, columns: Sequence[str] | None = None, float64: str = "keep", device: Any = None
+    ) -> None:
+        import torch
+
+        self._torch = torch
+        self._entries = batch_entries(schema, columns, float64)
+        self._outputs = [output for entry in self._entries for output in entry.outputs]
+        self._items = [schema.columns[output.column].item_bytes for output in self._outputs]
+        self._device = None if device is None else torch.device(device)
+        self._pinned = self._device is not None and self._device.type == "cuda" and torch.cuda.is_available()
+        self._slabs: list[_Slab] = []
+        self._count = -1
+        self._offsets: list[int] = []
+        self._table = np.zeros((0, 5), np.int64)
+
+    def load(self, snapshot: Snapshot, located: Located) -> dict[str, Any]:
+        """Read rows into a new batch: name -> tensor [n, *shape], nested where the space is, with ``row_id``."""
+        count = located.row_ids.size
+        if count != self._count:
+            self._lay_out(count)
+        slab = self._take_slab(count)
+        kernels.gather(located.slots, located.positions, snapshot.layout.addresses, slab.table)
+        slab.row_ids[:] = located.row_ids
+        return self._assemble(slab)
+
+    def _lay_out(self, count: int) -> None:
+        """Decide where each output lies in a slab for so many rows, and the table that the kernel reads."""
+        offsets, place = [], 0
+        for output in self._outputs:
+            offsets.append(place)
+            place += -(-count * output.item_bytes // _ALIGNMENT) * _ALIGNMENT
+        rows = [
+            (output.column, output.shift, item, output.cast, offset)
+            for output, item, offset in zip(self._outputs, self._items, offsets, strict=True)
+        ]
+        self._table = np.array(rows, np.int64).reshape(-1, 5)
+        self._offsets = [*offsets, place]
+        self._count = count
+        self._slabs = []
+
+    def _take_slab(self, count: int) -> _Slab:
+        """Memory that nobody holds: a kept slab that only we refer to, or a fresh one."""
+        for slab in self._slabs:
+            if slab.idle(self._torch):
+                return slab
+        slab = _Slab(self._torch, self._outputs, self._offsets, count, self._pinned)
+        slab.table = self._table.copy()
+        slab.table[:, 4] += slab.address
+        if len(self._slabs) >= _KEPT_SLABS:
+            self._slabs.pop(0)
+        self._slabs.append(slab)
+        return slab
+
+    def _assemble(self, slab: _Slab) -> dict[str, Any]:
+        if self._device is None:
+            tensors = [tensor.detach() for tensor in slab.tensors]
+        else:
+            # A copy even where the slab lies on that device already: the slab is used again.
+            tensors = [
+                tensor.to(self._device, non_blocking=self._pinned, copy=True) for tensor in slab.tensors
+            ]
+            if self._pinned:
+                self._torch.cuda.current_stream(self._device).synchronize()
+        batch: dict[str, Any] = {}
+        place = 0
+        for entry in self._entries:
+            if entry.tree is None or entry.tree.is_leaf:
+                batch[entry.name] = tensors[place]
+                place += 1
+            else:
+                stop = place + len(entry.outputs)
+                batch[entry.name] = entry.tree.build(tensors[place:stop])
+                place = stop
+        batch["row_id"] = tensors[place]
+        return batch
+
+
+def to_torch(batch: pa.RecordBatch | pa.Table) -> dict[str, torch.Tensor]:
+    """Turn a record batch of a collector, or of SQL, into tensors: name -> tensor [n, *shape].
+
+    Names stay as they are (``observation.camera``). A column with nulls comes with a mask ``<name>.valid`` and zeros where
+    it is null. The tensors are copies.
+    """
+    import torch
+
+    tensors: dict[str, Any] = {}
+    for field, array in zip(batch.schema, batch.columns, strict=True):
+        column = _column_of(field)
+        values = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+        if values.null_count:
+            valid = values.is_valid().to_numpy(zero_copy_only=False)
+            tensors[field.name + ".valid"] = torch.from_numpy(valid.copy())
+            whole = np.zeros((len(values), *column.shape), column.storage)
+            whole[valid] = column_numpy(column, values.drop_null(), field.name)
+        else:
+            whole = np.array(column_numpy(column, values, field.name))
+        if column.dtype == "bool":
+            whole = whole.astype(np.bool_)
+        tensor = torch.from_numpy(whole.view(np.int16) if column.dtype == "bfloat16" else whole)
+        tensors[field.name] = tensor.view(torch.bfloat16) if column.dtype == "bfloat16" else tensor
+    return tensors
+
+
+def _column_of(field: pa.Field) -> Column:
+    """The column that an Arrow field describes: by its metadata where it is ours, else by its type."""
+    metadata: Mapping[bytes, bytes] = field.metadata or {}
+    if b"dtype" in metadata and b"shape" in metadata:
+        shape = tuple(int(size) for size in json.loads(metadata[b"shape"]))
+        return Column(field.name, metadata[b"dtype"].decode(), shape, "transition")
+    kind, shape = field.type, ()
+    if isinstance(kind, pa.FixedShapeTensorType):
+        kind, shape = kind.value_type, tuple(kind.shape)
+    elif pa.types.is_fixed_size_list(kind):
+        kind, shape = kind.value_type, (kind.list_size,)
+    try:
+        dtype = np.dtype(kind.to_pandas_dtype()).name
+        return Column(field.name, dtype, shape, "transition")
+    except (NotImplementedError, TypeError):
+        raise ColumnError(
+            f"Column {field.name!r} has Arrow type {field.type}, expected numbers, flags or fixed-size lists of them. "
+            "Select other columns, or cast it."
+        ) from None

@@ -1,0 +1,196 @@
+"""The manifest of a shard: the durable list of its segments, replaced atomically, checked when read.
+
+It changes when a segment is prepared, sealed, demoted or evicted, never with a commit. A segment is listed before
+the commit that puts the first row into it, so a reader that takes a watermark and then the manifest finds every
+segment that the watermark speaks of.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from .errors import CorruptError, FormatError
+from .files import explaining, publish
+from .rows import MAX_SEGMENT_ROWS, MAX_SEGMENTS, MAX_SHARDS
+
+FORMAT: Final = 1
+KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
+_NAME: Final = re.compile(r"[0-9a-z][0-9a-z._-]{0,63}")
+_MAX_MANIFEST_BYTES: Final = 256 << 20
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file of a segment: its name within the shard's ``segments`` folder, size, and CRC-32 of all of it."""
+
+    name: str
+    bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEntry:
+    """One segment: where its rows lie and, once it is sealed, what is known of them for good."""
+
+    number: int
+    rows: int  # allocated
+    block_rows: int
+    tier: str  # "hot", "cold" or "evicted"
+    name: str  # of the file that holds the rows
+    bytes: int
+    sealed: bool = False
+    num_rows: int = 0  # committed; this and the following are known once sealed
+    num_transitions: int = 0
+    first_ordinal: int = 0
+    last_ordinal: int = 0
+    first_time: int = 0
+    last_time: int = 0
+    blocks: FileEntry | None = None
+    runs: FileEntry | None = None
+    unknown: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All segments of a shard, in order of number, and what outlives a writer."""
+
+    shard: int
+    name: str
+    sequence: int = 0
+    times_opened: int = 0
+    next_segment: int = 0  # numbers below it are used up for good
+    segments: tuple[SegmentEntry, ...] = ()
+    unknown: dict[str, Any] = field(default_factory=dict)
+
+    def with_segment(self, entry: SegmentEntry) -> Manifest:
+        """The manifest with this segment added, or replaced where its number is listed."""
+        others = [each for each in self.segments if each.number != entry.number]
+        segments = tuple(sorted([*others, entry], key=lambda each: each.number))
+        return replace(self, segments=segments, next_segment=max(self.next_segment, entry.number + 1))
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest as JSON with its checksum; keys that this version does not know are kept."""
+    body = asdict(manifest)
+    body.update(body.pop("unknown"))
+    for segment in body["segments"]:
+        segment.update(segment.pop("unknown"))
+    text = _canonical(body)
+    header = {"format": FORMAT, "features": [], "crc32": zlib.crc32(text)}
+    return json.dumps(header).encode() + b"\n" + text + b"\n"
+
+
+def _canonical(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def check_format(found: object, features: object, where: str) -> None:
+    """Refuse a format or a required feature that this version does not know."""
+    if not isinstance(found, int) or isinstance(found, bool) or not isinstance(features, list):
+        raise CorruptError(f"{where} does not say which format it has.")
+    missing = sorted(str(name) for name in set(map(str, features)) - KNOWN_FEATURES)
+    if found > FORMAT or missing:
+        what = f"format {found}" + (f" with features {', '.join(missing)}" if missing else "")
+        raise FormatError(f"{where} has {what}; this arrowrb reads up to format {FORMAT}. Upgrade arrowrb to read it.")
+
+
+def decode(content: bytes, where: str) -> Manifest:
+    """Read what `encode` wrote. Every count is range-checked and every name confined before anything uses it."""
+    head, _, body = content.partition(b"\n")
+    try:
+        header = json.loads(head)
+        if not isinstance(header, dict):
+            raise TypeError("the header is no object")
+    except (ValueError, TypeError) as error:
+        raise CorruptError(f"{where} is no manifest: {error}.") from None
+    check_format(header.get("format"), header.get("features"), where)
+    body = body.rstrip(b"\n")
+    if header.get("crc32") != zlib.crc32(body):
+        raise CorruptError(f"{where} is damaged: its checksum does not agree.")
+    try:
+        value = json.loads(body)
+        segments = tuple(_segment(each) for each in value.pop("segments"))
+        known = {
+            "shard": _count(value.pop("shard"), MAX_SHARDS),
+            "name": _name(value.pop("name")),
+            "sequence": _count(value.pop("sequence")),
+            "times_opened": _count(value.pop("times_opened")),
+            "next_segment": _count(value.pop("next_segment"), MAX_SEGMENTS),
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CorruptError(f"{where} is damaged: {error!r}.") from None
+    manifest = Manifest(**known, segments=segments, unknown=value)
+    numbers = [entry.number for entry in segments]
+    if numbers != sorted(set(numbers)) or (numbers and numbers[-1] >= manifest.next_segment):
+        raise CorruptError(f"{where} is damaged: its segments are not in order.")
+    return manifest
+
+
+def _count(value: object, limit: int = 1 << 62) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= limit:
+        raise ValueError(f"{value!r} is no count of 0 to {limit}")
+    return value
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError(f"{value!r} is no plain file name")
+    return value
+
+
+def _optional(value: object, read: Callable[[Any], _T]) -> _T | None:
+    return None if value is None else read(value)
+
+
+def _file(value: dict[str, Any]) -> FileEntry:
+    return FileEntry(_name(value["name"]), _count(value["bytes"]), _count(value["crc32"], (1 << 32) - 1))
+
+
+def _segment(value: dict[str, Any]) -> SegmentEntry:
+    value = dict(value)
+    tier, sealed = value.pop("tier"), value.pop("sealed")
+    if tier not in ("hot", "cold", "evicted") or not isinstance(sealed, bool):
+        raise ValueError(f"no segment has tier {tier!r}, sealed {sealed!r}")
+    rows = _count(value.pop("rows"), MAX_SEGMENT_ROWS)
+    block_rows = _count(value.pop("block_rows"), MAX_SEGMENT_ROWS)
+    if block_rows < 2 or rows < block_rows or rows % block_rows:
+        raise ValueError(f"{rows} rows do not divide into blocks of {block_rows}")
+    entry = SegmentEntry(
+        number=_count(value.pop("number"), MAX_SEGMENTS - 1),
+        rows=rows,
+        block_rows=block_rows,
+        tier=tier,
+        sealed=sealed,
+        name=_name(value.pop("name")),
+        bytes=_count(value.pop("bytes")),
+        num_rows=_count(value.pop("num_rows"), rows),
+        num_transitions=_count(value.pop("num_transitions"), rows),
+        first_ordinal=_count(value.pop("first_ordinal")),
+        last_ordinal=_count(value.pop("last_ordinal")),
+        first_time=int(value.pop("first_time")),
+        last_time=int(value.pop("last_time")),
+        blocks=_optional(value.pop("blocks"), _file),
+        runs=_optional(value.pop("runs"), _file),
+    )
+    return replace(entry, unknown=value)
+
+
+def write(path: Path, manifest: Manifest, *, sync: bool = True) -> None:
+    """Replace the manifest file atomically."""
+    publish(path, encode(manifest), sync=sync)
+
+
+def read(path: Path) -> Manifest:
+    """Read and check the manifest file."""
+    with explaining(path, "reading the manifest"):
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise CorruptError(f"{path} has more than {_MAX_MANIFEST_BYTES:,} bytes: no manifest is that large.")
+        content = path.read_bytes()
+    return decode(content, str(path))

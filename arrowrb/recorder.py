@@ -1,0 +1,362 @@
+"""Recorder: a user's own loop, committed step by step; and how an environment says that it returns its lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arrowrb.errors import (
+    ClosedError,
+    ColumnError,
+    EnvironmentFault,
+    OptionError,
+    SchemaError,
+    UsageError,
+)
+from arrowrb.events import Events
+from arrowrb.schema import Schema
+from arrowrb.staging import DISABLED, NEXT_STEP, SAME_STEP, Layout, Stage, check_final_extras
+
+_MODES = (NEXT_STEP, SAME_STEP, DISABLED)
+
+
+class Sink(Protocol):
+    """What recorders and collectors write to: an engine, or a stand-in where there is no store.
+
+    Calls come from one thread at a time. `ingest` takes all events or none and copies what it keeps; it fills
+    `episode_id` and `step` of the events in place.
+    """
+
+    @property
+    def schema(self) -> Schema:
+        """The columns."""
+
+    @property
+    def times_opened(self) -> int:
+        """How often the store was opened for writing; part of every seed."""
+
+    @property
+    def shard(self) -> int:
+        """The writer's number; part of every seed."""
+
+    def clock(self) -> int:
+        """Microseconds."""
+
+    def ingest(self, events: Events) -> NDArray[np.int64]:
+        """Commit transitions; their row ids."""
+
+    def cut(self, lanes: Sequence[int]) -> None:
+        """Abandon the running episodes of these lanes."""
+
+    def claim_lanes(self, count: int) -> int:
+        """Take neighbouring lanes; the first."""
+
+    def release_lanes(self, first: int, count: int) -> None:
+        """Give lanes back."""
+
+    def note_seeds(self, seeds: Sequence[tuple[int, int]]) -> None:
+        """The seeds of the episodes that begin next, by lane."""
+
+
+def describe(env: Any, autoreset_mode: Any = None) -> Layout:
+    """How an environment returns its lanes.
+
+    Args:
+        env: A gymnasium Env or VectorEnv.
+        autoreset_mode: The mode of a vector environment that does not say it: an AutoresetMode, its value or name.
+
+    Raises:
+        EnvironmentFault: If it is neither, or a vector environment does not say its mode.
+        OptionError: If the mode is unknown, or contradicts the environment.
+    """
+    import gymnasium
+    from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+
+    given = None if autoreset_mode is None else parse_mode(autoreset_mode)
+    # VectorEnv before Env: some environments are both.
+    if isinstance(env, VectorEnv):
+        metadata = env.metadata if isinstance(env.metadata, Mapping) else {}
+        said = metadata.get("autoreset_mode")
+        mode = given if said is None else parse_mode(said)
+        if mode is None:
+            raise EnvironmentFault(
+                f"{type(env).__name__} does not say its autoreset mode (metadata['autoreset_mode'] is missing), "
+                f"expected one of {_MODES}. Give autoreset_mode=."
+            )
+        if given is not None and given != mode:
+            raise OptionError(
+                f"autoreset_mode is {given!r}, but {type(env).__name__} says {mode!r}. Leave the option out."
+            )
+        base = env.unwrapped
+        keeps = isinstance(base, AsyncVectorEnv) and not base.shared_memory and mode == NEXT_STEP
+        merged = isinstance(base, SyncVectorEnv | AsyncVectorEnv)
+        return Layout(env.num_envs, mode, single=False, merged=merged, keeps_autoreset=keeps)
+    if isinstance(env, gymnasium.Env):
+        if given not in (None, DISABLED):
+            raise OptionError(
+                f"autoreset_mode is {given!r}, but {type(env).__name__} is a single environment, which has none. "
+                f"Leave the option out."
+            )
+        return Layout(1, DISABLED, single=True)
+    raise EnvironmentFault(
+        f"env is of type {type(env).__name__}, expected a gymnasium Env or VectorEnv. Make one with gymnasium.make."
+    )
+
+
+def parse_mode(mode: Any) -> str:
+    """The value of an autoreset mode given as an AutoresetMode, its value (`NextStep`) or name (`next_step`).
+
+    Raises:
+        OptionError: If it is none of them.
+    """
+    text = str(getattr(mode, "value", mode)).replace("_", "").lower()
+    for known in _MODES:
+        if text == known.lower():
+            return known
+    raise OptionError(f"autoreset_mode is {mode!r}, expected one of {_MODES}.")
+
+
+def check_final(env: Any, layout: Layout, schema: Schema, info: Any) -> None:
+    """Refuse final observations that the vector layer has let be overwritten.
+
+    With SAME_STEP, SyncVectorEnv holds on to the array that an environment returned as final observation while it
+    resets it. An environment that uses one array for all observations then overwrites it before anyone sees it.
+
+    Raises:
+        EnvironmentFault: If that has happened.
+    """
+    if (
+        layout.mode != SAME_STEP
+        or not layout.merged
+        or not isinstance(info, Mapping)
+        or "final_obs" not in info
+    ):
+        return
+    kept, final_obs = getattr(env.unwrapped, "_env_obs", None), info["final_obs"]
+    if not isinstance(kept, list) or not isinstance(final_obs, np.ndarray) or final_obs.dtype != object:
+        return
+    for lane, final in enumerate(final_obs):
+        if final is None:
+            continue
+        pairs = zip(
+            schema.observation_tree.leaves(final), schema.observation_tree.leaves(kept[lane]), strict=True
+        )
+        if any(
+            isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.shares_memory(a, b)
+            for a, b in pairs
+        ):
+            raise EnvironmentFault(
+                f"The final observation of lane {lane} was overwritten by the reset: the environment uses one array for "
+                f"all observations, and SyncVectorEnv with SAME_STEP keeps no copy. Copy in the environment, take another "
+                f"autoreset mode, or let the Collector make the environments."
+            )
+
+
+def check_spaces(schema: Schema, env: Any) -> None:
+    """Refuse an environment whose observations and actions are not those of the schema.
+
+    Raises:
+        SchemaError: Naming the first column that differs.
+    """
+    of_env = Schema.from_env(env, float64=schema.float64)
+    for mine, theirs in (
+        (schema.observation_columns[: len(schema.observation_tree.paths)], of_env.observation_columns),
+        (schema.transition_columns[2 : 2 + len(schema.action_tree.paths)], of_env.transition_columns[2:-1]),
+    ):
+        for column in dict.fromkeys((*mine, *theirs)):
+            if (column in mine) != (column in theirs):
+                side = "The store's schema has" if column in mine else "The environment has"
+                raise SchemaError(
+                    f"{side} '{column.name}' with dtype {column.dtype} and shape {column.shape}; the other has not. "
+                    f"Give the environment that the schema was made from, or create a store for this one."
+                )
+
+
+class Recorder:
+    """Writes what a user's own loop does to a store; every `step` is one commit.
+
+    The order of calls is that of the environment: `reset` with what `env.reset` returned, then `step` with each action and
+    what `env.step` returned for it. All three autoreset modes work: with NEXT_STEP and SAME_STEP just call `step` (a step
+    that only resets a lane is not recorded as a transition of it). With DISABLED, and with a single environment, `reset`
+    comes after every end. All arrays are copied. Not safe for several threads at once.
+    """
+
+    def __init__(
+        self, engine: Sink, env: Any, *, autoreset_mode: Any = None, lane: int | None = None
+    ) -> None:
+        """Claim lanes for an environment. The environment itself is never called.
+
+        Args:
+            engine: Where to write.
+            env: The gymnasium Env or VectorEnv that the loop steps.
+            autoreset_mode: Where a vector environment does not say its mode.
+            lane: The first lane; by default free ones are claimed.
+
+        Raises:
+            EnvironmentFault: As `describe`.
+            OptionError: As `describe`.
+            SchemaError: If the environment's spaces are not the schema's.
+        """
+        self._layout = describe(env, autoreset_mode)
+        check_spaces(engine.schema, env)
+        if self._layout.mode == SAME_STEP:
+            check_final_extras(engine.schema, "a SAME_STEP environment")
+        if lane is not None and (isinstance(lane, bool) or not isinstance(lane, int) or lane < 0):
+            raise OptionError(f"lane is {lane!r}, expected a number that is not negative.")
+        self._env = env
+        self._engine = engine
+        self._claimed = lane is None
+        self._first = engine.claim_lanes(self._layout.num_lanes) if lane is None else lane
+        self._stage = Stage(engine.schema, self._layout, self._first)
+        self._closed = False
+
+    @property
+    def lanes(self) -> range:
+        """The lanes that are written."""
+        return range(self._first, self._first + self._layout.num_lanes)
+
+    def reset(
+        self,
+        observation: Any,
+        info: Mapping[str, Any] | None = None,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        mask: Any = None,
+        extras: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Take what `env.reset` returned. An episode that still runs is cut by the next step.
+
+        Args:
+            observation: The first observation, of a vector environment of all lanes.
+            info: The info that came with it.
+            seed: The seed given to `env.reset`, to be recorded with the episodes: one number, or one a lane.
+            mask: bool `[num_lanes]`, the lanes that were reset. By default those that ended where any has (DISABLED), else
+                all.
+            extras: The extras that belong to the observation.
+
+        Raises:
+            ClosedError: After `close`.
+            ColumnError: If a value does not fit the schema.
+            EnvironmentFault: If the environment did not keep to the mask.
+            UsageError: If the first reset leaves lanes out.
+        """
+        self._check_open()
+        lanes = self._chosen(mask)
+        self._stage.reset(observation, {} if info is None else info, lanes, extras)
+        seeds = self._seeds(seed, lanes)
+        if seeds:
+            self._engine.note_seeds(seeds)
+
+    def _chosen(self, mask: Any) -> NDArray[np.bool_] | None:
+        if mask is None:
+            waiting = self._stage.waiting
+            ended = self._layout.mode == DISABLED and not self._layout.single and waiting.any()
+            return waiting if ended and self._stage.started else None
+        lanes = np.asarray(mask)
+        if lanes.dtype != np.bool_ or lanes.shape != (self._layout.num_lanes,) or not lanes.any():
+            raise ColumnError(
+                f"mask has dtype {lanes.dtype} and shape {lanes.shape}, expected bool of shape "
+                f"({self._layout.num_lanes},) with at least one lane."
+            )
+        return lanes
+
+    def _seeds(self, seed: Any, lanes: NDArray[np.bool_] | None) -> list[tuple[int, int]]:
+        if seed is None:
+            return []
+        count = self._layout.num_lanes
+        if isinstance(seed, int | np.integer):
+            # Gymnasium's own classes give lane i the seed plus i; others seed all lanes by one generator.
+            seeds: list[Any] = [int(seed) + (i if self._layout.merged else 0) for i in range(count)]
+        else:
+            seeds = list(seed)
+        if len(seeds) != count:
+            raise ColumnError(
+                f"seed has {len(seeds)} values, expected {count}. Give one number, or one a lane."
+            )
+        chosen = range(count) if lanes is None else np.flatnonzero(lanes)
+        return [(self._first + int(i), int(seeds[i])) for i in chosen if seeds[i] is not None]
+
+    def step(
+        self,
+        action: Any,
+        observation: Any,
+        reward: Any,
+        terminated: Any,
+        truncated: Any,
+        info: Mapping[str, Any] | None = None,
+        extras: Mapping[str, Any] | None = None,
+        *,
+        policy_version: int = 0,
+    ) -> NDArray[np.int64]:
+        """Commit one step: the action, and what `env.step` returned for it.
+
+        A step that is refused leaves everything as it was: give the same step again, corrected, or reset.
+
+        Args:
+            action: The action given to `env.step`; of a vector environment one per lane.
+            observation: As returned.
+            reward: As returned.
+            terminated: As returned.
+            truncated: As returned.
+            info: As returned; needed for SAME_STEP and where the schema declares entries of it.
+            extras: Values of the schema's extras: those of the transition, and those of the observation that this step
+                returned.
+            policy_version: Recorded with the transitions.
+
+        Returns:
+            The row ids of the transitions, int64, in order of lanes. Lanes that this step only reset have none.
+
+        Raises:
+            ClosedError: After `close`.
+            ColumnError: If a value does not fit the schema.
+            EnvironmentFault: If the environment does not keep to its autoreset mode.
+            UsageError: If a reset is due.
+        """
+        self._check_open()
+        stage = self._stage
+        stage.act(stage.schema.action_tree.leaves(action), extras)
+        before = stage.fresh, stage.waiting
+        now = self._engine.clock()
+        info = {} if info is None else info
+        check_final(self._env, self._layout, stage.schema, info)
+        stage.step(observation, reward, terminated, truncated, info, extras, time=now, version=policy_version)
+        try:
+            events = stage.events()
+            row_ids = self._engine.ingest(events)
+        except BaseException:
+            stage.undo(before)
+            raise
+        stage.retire(events)
+        return row_ids
+
+    def close(self) -> None:
+        """Cut the episodes that run and give the lanes back. Closing twice does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._engine.cut(self.lanes)
+        if self._claimed:
+            self._engine.release_lanes(self._first, self._layout.num_lanes)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("The recorder is closed. Make another one with store.recorder(env).")
+
+    def __enter__(self) -> Recorder:
+        """The recorder itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """The lanes and mode."""
+        state = "closed" if self._closed else f"lanes {self._first} to {self.lanes.stop - 1}"
+        return f"<Recorder {state}, autoreset {self._layout.mode}>"

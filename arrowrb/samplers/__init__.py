@@ -1,0 +1,12 @@
+"""Samplers choose row ids; gathering them into tensors is the loader's.
+
+A *strategy* is a frozen value that says how to draw; a *stream* is its running state. Streams see snapshots (row ids,
+kinds, runs), never files.
+"""
+
+from __future__ import annotations
+
+from .strategy import Strategy, Stream, generator_state
+from .uniform import Uniform
+
+__all__ = ["Strategy", "Stream", "Uniform", "generator_state"]

@@ -1,0 +1,98 @@
+"""The seeds that episodes were reset with: a small append-only file of checksummed entries beside the commits.
+
+An entry is written before the commit that begins its episode and carries that episode's first ordinal. Entries
+beyond the watermark are cut off again by recovery, as the rows are.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from .files import explaining
+
+_BODY: Final = struct.Struct("<qqqQ")
+ENTRY_BYTES: Final = _BODY.size + 8
+
+
+@dataclass(frozen=True, slots=True)
+class SeedEntry:
+    """The seed of one episode."""
+
+    episode_id: int
+    lane: int
+    ordinal: int  # of the episode's first row
+    seed: int
+
+
+def _pack(entry: SeedEntry) -> bytes:
+    body = _BODY.pack(entry.episode_id, entry.lane, entry.ordinal, entry.seed)
+    return body + struct.pack("<Q", zlib.crc32(body))
+
+
+def parse(content: bytes, watermark: int) -> list[SeedEntry]:
+    """The valid entries up to a watermark, in the order in which they were written."""
+    entries = []
+    for start in range(0, len(content) - ENTRY_BYTES + 1, ENTRY_BYTES):
+        body = content[start : start + _BODY.size]
+        checksum = struct.unpack_from("<Q", content, start + _BODY.size)[0]
+        if checksum == zlib.crc32(body):
+            entry = SeedEntry(*_BODY.unpack(body))
+            if 1 <= entry.ordinal <= watermark:
+                entries.append(entry)
+    return entries
+
+
+def read(path: Path, watermark: int) -> list[SeedEntry]:
+    """Read the entries of a file; none where there is no file."""
+    with explaining(path, "reading seeds"):
+        try:
+            return parse(path.read_bytes(), watermark)
+        except FileNotFoundError:
+            return []
+
+
+class SeedLog:
+    """The writer's end of the file."""
+
+    def __init__(self, path: Path, watermark: int) -> None:
+        """Open or create the file and drop what a writer that died left beyond the watermark."""
+        self._path = path
+        with explaining(path, "opening seeds"):
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._descriptor = os.open(path, flags, 0o644)
+        self.trim(watermark)
+
+    def append(self, entries: Iterable[SeedEntry]) -> None:
+        """Add entries behind the last."""
+        content = b"".join(map(_pack, entries))
+        with explaining(self._path, "writing seeds"):
+            written = os.pwrite(self._descriptor, content, self._size)
+            if written != len(content):
+                os.pwrite(self._descriptor, content[written:], self._size + written)
+        self._size += len(content)
+
+    def trim(self, watermark: int) -> None:
+        """Rewrite the file without torn entries and those beyond the watermark, where there are any."""
+        with explaining(self._path, "trimming seeds"):
+            size = os.fstat(self._descriptor).st_size
+            content = os.pread(self._descriptor, size, 0)
+            kept = b"".join(map(_pack, parse(content, watermark)))
+            if kept != content:
+                os.pwrite(self._descriptor, kept, 0)
+                os.ftruncate(self._descriptor, len(kept))
+        self._size = len(kept)
+
+    def sync(self) -> None:
+        """Make the entries durable."""
+        with explaining(self._path, "syncing seeds"):
+            os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self._descriptor)

@@ -1,0 +1,55 @@
+"""How large the next segment is: a pure function of counts, so that a seeded run repeats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from .rows import MAX_SEGMENT_ROWS
+
+FIRST_ROWS: Final = 4096
+MOST_ROWS: Final = 1 << 18
+MOST_BYTES: Final = 64 << 20
+LEAST_BLOCK_ROWS: Final = 8
+MOST_BLOCK_ROWS: Final = 512
+MIN_MAX_ROWS: Final = 1000
+_BLOCKS_A_LANE: Final = 4
+_SHARE_OF_MAX_ROWS: Final = 16
+_MOST_ELEMENTS: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentShape:
+    """Rows of a segment, and of each of its blocks."""
+
+    rows: int
+    block_rows: int
+
+
+def shape_segment(
+    *, num_lanes: int, row_bytes: int, rows_so_far: int, max_rows: int | None = None, list_size: int = 1
+) -> SegmentShape:
+    """Choose the shape of a segment that is about to be opened.
+
+    Segments grow with the shard (each about doubles it) up to 64 MiB or 262,144 rows, so that a small store stays small
+    and the files of a large one stay few. There are at least four blocks a lane. With ``max_rows``, a
+    segment is at most a sixteenth of it, unless the lanes need more (32 rows each).
+
+    Args:
+        num_lanes: lanes now active.
+        row_bytes: bytes of a row over all columns.
+        rows_so_far: rows that the shard's segments have allocated.
+        max_rows: the retention limit in transitions, if there is one.
+        list_size: the most elements that a tensor column has in a row (Arrow's lists hold fewer than 2^31 in all).
+    """
+    lanes = max(1, num_lanes)
+    most = max(64, min(MOST_ROWS, MOST_BYTES // max(1, row_bytes)))
+    rows = min(most, max(FIRST_ROWS, rows_so_far))
+    if max_rows is not None:
+        rows = min(rows, max_rows // _SHARE_OF_MAX_ROWS)
+    block_rows = LEAST_BLOCK_ROWS
+    while block_rows * 2 <= MOST_BLOCK_ROWS and _BLOCKS_A_LANE * lanes * block_rows * 2 <= rows:
+        block_rows *= 2
+    num_blocks = max(rows // block_rows, _BLOCKS_A_LANE * lanes)
+    limit = min(MAX_SEGMENT_ROWS, _MOST_ELEMENTS // max(1, list_size)) // block_rows
+    return SegmentShape(min(num_blocks, limit) * block_rows, block_rows)

@@ -1,0 +1,374 @@
+"""The public face: create, open, write, read. Everything is delegated to the modules below."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import sql
+from .engine import Engine, WriterOptions, create_store
+from .errors import ClosedError, ColumnError, OptionError
+from .events import DECIDE, INDEPENDENT, Events
+from .info import StoreInfo, describe
+from .loader import Loader
+from .recorder import Recorder
+from .samplers import Strategy, Stream, Uniform
+from .schema import Rows, Schema, encode_batch, encode_row
+from .sizing import MIN_MAX_ROWS
+
+if TYPE_CHECKING:
+    import os
+
+__all__ = ["Sampler", "Store"]
+
+
+class Sampler:
+    """An endless stream of batches from a store; made by `Store.sampler`.
+
+    Iterating draws from what is visible at that moment, so rows that are written meanwhile take part. Not
+    thread-safe: use one a thread.
+    """
+
+    def __init__(self, engine: Engine, stream: Stream, loader: Loader, batch_size: int) -> None:
+        self._engine = engine
+        self._stream = stream
+        self._loader = loader
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        return self.sample()
+
+    def sample(self) -> dict[str, Any]:
+        """Draw the next batch: name -> tensor [batch_size, *shape], nested where the space is, with ``row_id``."""
+        snapshot = self._engine.snapshot()
+        return self._loader.load(snapshot, self._stream.draw(snapshot, self.batch_size))
+
+
+class Store:
+    """A replay store: a directory that is buffer, database, checkpoint and dataset at once.
+
+    Make one with `create`, `open` or `temporary`. Rows are visible to every reader, in this process and in
+    others, as soon as the call that wrote them returns, and survive the death of the process from then on. They survive a
+    power failure after `flush`, or once ``sync_interval`` has passed.
+
+    Thread-safe: writing is serialised, sampling and SQL may run beside it.
+    """
+
+    def __init__(self, engine: Engine, *, temporary: bool = False) -> None:
+        """Not for users: see `create`, `open` and `temporary`."""
+        self._engine = engine
+        self._loaders: dict[Any, Loader] = {}
+        self._stream: Stream | None = None
+        self._remove = weakref.finalize(self, _remove, engine) if temporary else None
+
+    # -- opening and closing -------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], schema: Schema, *, sync_interval: float | None = 5.0
+    ) -> Self:
+        """Create a store and open it for writing.
+
+        Args:
+            path: a directory that does not exist yet, or is empty.
+            schema: what a transition holds; see `Schema.from_env`.
+            sync_interval: seconds between syncs to disk: at most so much of the newest is lost when the power fails
+                (nothing is lost when the process dies). None syncs only on `flush` and `close`.
+
+        Raises:
+            StoreExistsError: if a store, or anything else, is there already.
+        """
+        if not isinstance(schema, Schema):
+            raise OptionError(
+                f"schema is a {type(schema).__name__}, expected a Schema. Make one with Schema.from_env(env)."
+            )
+        options = _writer_options(sync_interval)
+        create_store(Path(path), schema)
+        return cls(Engine(Path(path), writable=True, options=options))
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], *, mode: str = "r", sync_interval: float | None = 5.0
+    ) -> Self:
+        """Open a store. Opening never destroys anything.
+
+        Args:
+            path: the store's directory.
+            mode: ``"r"`` reads, and follows a live writer; ``"a"`` goes on writing. Episodes that an earlier writer left
+                unfinished are *cut* by ``"a"``.
+            sync_interval: see `create`.
+
+        Raises:
+            StoreNotFoundError: if there is no store.
+            LockedError: if another process writes (``"a"``); names its pid.
+            FormatError: if it was written by a newer version.
+        """
+        if mode not in ("r", "a"):
+            raise OptionError(f'mode is {mode!r}, expected "r" (read and follow) or "a" (go on writing).')
+        return cls(Engine(Path(path), writable=mode == "a", options=_writer_options(sync_interval)))
+
+    @classmethod
+    def temporary(cls, schema: Schema) -> Self:
+        """A store in a temporary directory, which is removed on `close` or when the program ends."""
+        path = Path(tempfile.mkdtemp(prefix="arrowrb-"))
+        try:
+            create_store(path, schema, durable=False)
+            options = WriterOptions(sync_interval=None, durable=False)
+            return cls(Engine(path, writable=True, options=options), temporary=True)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+
+    def close(self) -> None:
+        """Cut running episodes, make everything durable, and let go of the store. May be called again."""
+        self._engine.close()
+        if self._remove is not None:
+            self._remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def flush(self) -> None:
+        """Return once everything written so far would survive a power failure."""
+        self._engine.flush()
+
+    # -- what it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> Path:
+        """The store's directory."""
+        return self._engine.path
+
+    @property
+    def schema(self) -> Schema:
+        """What a transition holds."""
+        return self._engine.schema
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._engine.closed
+
+    def __len__(self) -> int:
+        """Transitions that can be sampled now."""
+        return self._engine.snapshot().num_transitions
+
+    def info(self) -> StoreInfo:
+        """Counts, tiers and bytes at this moment."""
+        return describe(self._engine)
+
+    def __repr__(self) -> str:
+        if self._engine.closed:
+            return f"Store({str(self.path)!r}, closed)"
+        return self.info().summary()
+
+    def _repr_html_(self) -> str:
+        if self._engine.closed:
+            return f"<code>{self!r}</code>"
+        return self.info().html()
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def extend(self, batch: Any, *, lane: Any = None, contiguous: bool = True) -> NDArray[np.int64]:
+        """Add transitions in one commit: all of them, or none.
+
+        Args:
+            batch: a RecordBatch, a Table, a dict of arrays or tensors (nested where the space is, or with dotted names), or
+                a TensorDict; with columns observation, action, reward, next_observation, terminated, truncated and
+                the extras, each [n, *shape]. Optional columns ``lane``, ``episode_id`` and ``step`` say what goes on with what;
+                without them a row goes on with its lane's episode if that has not ended and the observation's bits agree with
+                the next observation before it.
+            lane: the lane of all rows (default 0), or one for each.
+            contiguous: False declares that the rows are independent of each other.
+
+        Returns:
+            Row ids, int64[n].
+
+        Raises:
+            ColumnError: if a column is missing, unknown, or of the wrong dtype, shape or length.
+        """
+        self._engine.check_open()
+        rows = encode_batch(self.schema, batch, lane=lane)
+        return self._engine.ingest(_events(rows, self._engine, contiguous))
+
+    def add(self, *, lane: int = 0, contiguous: bool = True, **columns: Any) -> int:
+        """Add one transition, given by column (observation=, action=, ...); see `extend`. Returns its row id."""
+        self._engine.check_open()
+        rows = encode_row(self.schema, columns, lane=lane)
+        return int(self._engine.ingest(_events(rows, self._engine, contiguous))[0])
+
+    def recorder(self, env: Any, *, autoreset_mode: Any = None, lane: int | None = None) -> Recorder:
+        """A recorder for a loop of your own: call its ``reset`` and ``step`` after the environment's.
+
+        Args:
+            env: the environment, single or vector, whose spaces are those of the schema.
+            autoreset_mode: for vector environments that do not say theirs in ``env.metadata``.
+            lane: the first lane to use; the lowest free ones by default.
+        """
+        return Recorder(self._engine, env, autoreset_mode=autoreset_mode, lane=lane)
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        batch_size: int,
+        *,
+        columns: Sequence[str] | None = None,
+        float64: str = "keep",
+        device: Any = None,
+        seed: int | None = None,
+    ) -> dict[str, Any]:
+        """Draw transitions uniformly, with replacement, from all that are visible now.
+
+        Args:
+            batch_size: how many.
+            columns: names to read (``["observation", "reward"]``); None reads all but the system columns.
+            float64: ``"keep"``, or ``"float32"`` to cast float64 columns while they are read.
+            device: a torch device to move the batch to.
+            seed: draws the same rows whenever the store holds the same; None goes on with a stream of its own.
+
+        Returns:
+            name -> tensor [batch_size, *shape], nested as the spaces are, with ``row_id``.
+
+        Raises:
+            EmptyError: if there is no transition.
+        """
+        size = _batch_size(batch_size)
+        if seed is None:
+            stream = self._stream = self._stream or Uniform().start(None)
+        else:
+            stream = Uniform().start(seed)
+        snapshot = self._engine.snapshot()
+        return self._loader(columns, float64, device).load(snapshot, stream.draw(snapshot, size))
+
+    def gather(
+        self, row_ids: Any, *, columns: Sequence[str] | None = None, float64: str = "keep", device: Any = None
+    ) -> dict[str, Any]:
+        """Read transitions by row id, in the order given; see `sample` for the rest.
+
+        Raises:
+            RowError: if a row id names no transition.
+        """
+        ids = _row_ids(row_ids)
+        snapshot = self._engine.snapshot()
+        return self._loader(columns, float64, device).load(snapshot, snapshot.locate(ids))
+
+    def sampler(
+        self,
+        strategy: Strategy | None = None,
+        *,
+        batch_size: int,
+        columns: Sequence[str] | None = None,
+        float64: str = "keep",
+        device: Any = None,
+        seed: int | None = None,
+    ) -> Sampler:
+        """An endless stream of batches: ``for batch in store.sampler(batch_size=256): ...``.
+
+        Args:
+            strategy: how to draw; `Uniform()` by default.
+            batch_size, columns, float64, device: see `sample`.
+            seed: the same seed over the same rows draws the same batches.
+        """
+        chosen: object = Uniform() if strategy is None else strategy
+        if not isinstance(chosen, Strategy):
+            raise OptionError(f"strategy is {chosen!r}, expected a strategy such as arrowrb.Uniform().")
+        loader = Loader(self.schema, columns=columns, float64=float64, device=device)
+        return Sampler(self._engine, chosen.start(seed), loader, _batch_size(batch_size))
+
+    def sql(
+        self, query: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None, *, threads: int | None = None
+    ) -> sql.Query:
+        """Ask a question of what is visible now, in DuckDB's SQL: SELECT and EXPLAIN only.
+
+        The views are ``transitions`` (with ``next_observation``), ``steps`` (with final observations), ``episodes`` and
+        ``segments``. Row ids feed `gather`.
+
+        Args:
+            query: one statement.
+            parameters: for ``?`` or ``$name`` in it.
+            threads: for this query; all cores by default.
+        """
+        return sql.run(self._engine, query, parameters, threads=threads)
+
+    def _loader(self, columns: Sequence[str] | None, float64: str, device: Any) -> Loader:
+        key = (None if columns is None else tuple(columns), float64, None if device is None else str(device))
+        loader = self._loaders.get(key)
+        if loader is None:
+            loader = Loader(self.schema, columns=columns, float64=float64, device=device)
+            self._loaders[key] = loader
+        return loader
+
+
+def _writer_options(sync_interval: float | None) -> WriterOptions:
+    if sync_interval is not None and not sync_interval > 0:
+        raise OptionError(f"sync_interval is {sync_interval!r}, expected seconds above 0, or None.")
+    return WriterOptions(sync_interval=sync_interval)
+
+
+def _remove(engine: Engine) -> None:
+    with contextlib.suppress(ClosedError):
+        engine.close()
+    shutil.rmtree(engine.path, ignore_errors=True)
+
+
+def _batch_size(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise OptionError(f"batch_size is {value!r}, expected a whole number from 1 on.")
+    return int(value)
+
+
+def _row_ids(value: Any) -> NDArray[np.int64]:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    elif hasattr(value, "combine_chunks"):
+        value = value.combine_chunks().to_numpy(zero_copy_only=False)
+    array = np.asarray(value)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ColumnError(
+            f"row_ids has shape {array.shape} and dtype {array.dtype}, expected one dimension of int64. Take row ids from a "
+            "batch, or from SELECT row_id FROM transitions."
+        )
+    return np.ascontiguousarray(array, np.int64)
+
+
+def _events(rows: Rows, engine: Engine, contiguous: bool) -> Events:
+    """External rows as events: o_t lies in ``arrived``, o_{t+1} in ``final``."""
+    n = rows.num_rows
+    index = np.arange(n)
+    return Events(
+        lane=np.zeros(n, np.int64) if rows.lane is None else rows.lane.astype(np.int64),
+        begin=np.full(n, DECIDE if contiguous else INDEPENDENT, np.uint8),
+        observation=index,
+        next_observation=~index,
+        row=index,
+        episode_id=_given(rows.episode_id, n, -1),
+        step=_given(rows.step, n, -1),
+        time=np.full(n, engine.clock(), np.int64) if rows.time is None else _given(rows.time, n, 0),
+        policy_version=_given(rows.policy_version, n, 0),
+        arrived=rows.observation,
+        final=rows.next_observation,
+        outcome=rows.outcome,
+    )
+
+
+def _given(values: NDArray[Any] | None, count: int, default: int) -> NDArray[np.int64]:
+    """A copy of a given column (the writer fills it in), or the default for every row."""
+    return np.full(count, default, np.int64) if values is None else np.array(values, np.int64)

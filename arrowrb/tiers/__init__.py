@@ -1,0 +1,3 @@
+"""Where segments live: the hot tier of mapped Arrow IPC files."""
+
+from __future__ import annotations
