@@ -107,7 +107,7 @@ class CommitFile:
 
     def __init__(self, path: Path, *, writable: bool = False) -> None:
         self._mapping = Mapping(path, writable=writable, size=FILE_BYTES)
-        self._bytes = memoryview(self._mapping.array(0, FILE_BYTES, "u1"))
+        self._bytes = memoryview(self._mapping.array(0, FILE_BYTES, "u1"))  # type: ignore[arg-type]
         self._newest: Record | None = None
 
     def write(self, record: Record) -> None:

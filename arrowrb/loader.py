@@ -255,7 +255,8 @@ class Loader:
 def to_torch(batch: pa.RecordBatch | pa.Table) -> dict[str, torch.Tensor]:
     """Turn a record batch of a collector, or of SQL, into tensors: name -> tensor [n, *shape].
 
-    Names stay as they are (``observation.camera``). A column with nulls comes with a mask ``<name>.valid`` and zeros where
+    Names stay as they are (``observation.camera``). A column with nulls comes with a mask ``<name>.valid`` and zeros
+    where
     it is null. The tensors are copies.
     """
     import torch

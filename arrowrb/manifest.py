@@ -117,16 +117,17 @@ def decode(content: bytes, where: str) -> Manifest:
     try:
         value = json.loads(body)
         segments = tuple(_segment(each) for each in value.pop("segments"))
-        known = {
-            "shard": _count(value.pop("shard"), MAX_SHARDS),
-            "name": _name(value.pop("name")),
-            "sequence": _count(value.pop("sequence")),
-            "times_opened": _count(value.pop("times_opened")),
-            "next_segment": _count(value.pop("next_segment"), MAX_SEGMENTS),
-        }
+        manifest = Manifest(
+            shard=_count(value.pop("shard"), MAX_SHARDS),
+            name=_name(value.pop("name")),
+            sequence=_count(value.pop("sequence")),
+            times_opened=_count(value.pop("times_opened")),
+            next_segment=_count(value.pop("next_segment"), MAX_SEGMENTS),
+            segments=segments,
+            unknown=value,
+        )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CorruptError(f"{where} is damaged: {error!r}.") from None
-    manifest = Manifest(**known, segments=segments, unknown=value)
     numbers = [entry.number for entry in segments]
     if numbers != sorted(set(numbers)) or (numbers and numbers[-1] >= manifest.next_segment):
         raise CorruptError(f"{where} is damaged: its segments are not in order.")

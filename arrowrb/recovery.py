@@ -4,8 +4,8 @@ The states that a dead writer can leave, and what becomes of them:
 
 - rows beyond the trusted watermark: wiped before this is asked (they were never visible, or not durable);
 - a lane whose newest row is a transition: its newest observation waits in the row behind, and becomes a *cut* tail;
-- a lane whose newest row is a tail of kind 3: its newest observation waits as the copy that the same commit wrote to the
-  first row of another block, and becomes a *cut* tail there. A first row that looks like such a copy without a
+- a lane whose newest row is a tail of kind 3: its newest observation waits as the copy that the same commit wrote to
+  the first row of another block, and becomes a *cut* tail there. A first row that looks like such a copy without a
   tail that leads to it was left by a commit that never counted;
 - free rows and blocks: used again, unless the machine restarted without a clean close. Then rows beyond the durable
   record may have been seen under their row ids, so what is left of the open segments is closed off for good.

@@ -78,7 +78,10 @@ def find_runs(
 
     Args:
         kind: the rows' kinds, with 0 where a row is not visible (the caller applies the watermark).
-        episode_id, step, terminated, truncated: the columns; entries of invisible rows are not used.
+        episode_id: the column; entries of invisible rows are not used, here and in the next three.
+        step: the column.
+        terminated: the column.
+        truncated: the column.
         block_rows: rows in a block; a run never crosses from one block to the next.
     """
     visible = np.flatnonzero(kind)

@@ -23,7 +23,6 @@ from .loader import Loader
 from .recorder import Recorder
 from .samplers import Strategy, Stream, Uniform
 from .schema import Rows, Schema, encode_batch, encode_row
-from .sizing import MIN_MAX_ROWS
 
 if TYPE_CHECKING:
     import os
@@ -60,7 +59,8 @@ class Store:
     """A replay store: a directory that is buffer, database, checkpoint and dataset at once.
 
     Make one with `create`, `open` or `temporary`. Rows are visible to every reader, in this process and in
-    others, as soon as the call that wrote them returns, and survive the death of the process from then on. They survive a
+    others, as soon as the call that wrote them returns, and survive the death of the process from then on. They
+    survive a
     power failure after `flush`, or once ``sync_interval`` has passed.
 
     Thread-safe: writing is serialised, sampling and SQL may run beside it.
@@ -76,9 +76,7 @@ class Store:
     # -- opening and closing -------------------------------------------------------------------------------------
 
     @classmethod
-    def create(
-        cls, path: str | os.PathLike[str], schema: Schema, *, sync_interval: float | None = 5.0
-    ) -> Self:
+    def create(cls, path: str | os.PathLike[str], schema: Schema, *, sync_interval: float | None = 5.0) -> Self:
         """Create a store and open it for writing.
 
         Args:
@@ -99,14 +97,13 @@ class Store:
         return cls(Engine(Path(path), writable=True, options=options))
 
     @classmethod
-    def open(
-        cls, path: str | os.PathLike[str], *, mode: str = "r", sync_interval: float | None = 5.0
-    ) -> Self:
+    def open(cls, path: str | os.PathLike[str], *, mode: str = "r", sync_interval: float | None = 5.0) -> Self:
         """Open a store. Opening never destroys anything.
 
         Args:
             path: the store's directory.
-            mode: ``"r"`` reads, and follows a live writer; ``"a"`` goes on writing. Episodes that an earlier writer left
+            mode: ``"r"`` reads, and follows a live writer; ``"a"`` goes on writing. Episodes that an earlier writer
+            left
                 unfinished are *cut* by ``"a"``.
             sync_interval: see `create`.
 
@@ -190,10 +187,13 @@ class Store:
         """Add transitions in one commit: all of them, or none.
 
         Args:
-            batch: a RecordBatch, a Table, a dict of arrays or tensors (nested where the space is, or with dotted names), or
+            batch: a RecordBatch, a Table, a dict of arrays or tensors (nested where the space is, or with dotted
+            names), or
                 a TensorDict; with columns observation, action, reward, next_observation, terminated, truncated and
-                the extras, each [n, *shape]. Optional columns ``lane``, ``episode_id`` and ``step`` say what goes on with what;
-                without them a row goes on with its lane's episode if that has not ended and the observation's bits agree with
+                the extras, each [n, *shape]. Optional columns ``lane``, ``episode_id`` and ``step`` say what goes on
+                with what;
+                without them a row goes on with its lane's episode if that has not ended and the observation's bits
+                agree with
                 the next observation before it.
             lane: the lane of all rows (default 0), or one for each.
             contiguous: False declares that the rows are independent of each other.
@@ -284,7 +284,10 @@ class Store:
 
         Args:
             strategy: how to draw; `Uniform()` by default.
-            batch_size, columns, float64, device: see `sample`.
+            batch_size: transitions a batch.
+            columns: see `sample`; likewise `float64` and `device`.
+            float64: see `sample`.
+            device: see `sample`.
             seed: the same seed over the same rows draws the same batches.
         """
         chosen: object = Uniform() if strategy is None else strategy
@@ -343,7 +346,8 @@ def _row_ids(value: Any) -> NDArray[np.int64]:
     array = np.asarray(value)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ColumnError(
-            f"row_ids has shape {array.shape} and dtype {array.dtype}, expected one dimension of int64. Take row ids from a "
+            f"row_ids has shape {array.shape} and dtype {array.dtype}, expected one dimension of int64. Take row ids
+            from a "
             "batch, or from SELECT row_id FROM transitions."
         )
     return np.ascontiguousarray(array, np.int64)

@@ -131,15 +131,18 @@ class Tape:
         if self.num_pending == t * lanes:
             count = self.num_pending if limit is None else min(limit, self.num_pending)
             index = np.arange(count, dtype=np.int64)
+            chosen: Any = slice(0, count)  # views are cheaper than picking all
         else:
-            index = np.flatnonzero(self.happened[:t])[:limit]
-        lane = index % lanes
-        step = index // lanes if lanes > 1 else index
+            chosen = index = np.flatnonzero(self.happened[:t])[:limit]
+        if lanes == 1:
+            lane, step = np.zeros(index.size, np.int64), chosen
+        else:
+            step, lane = np.divmod(index, lanes)
         return Events(
-            lane=lane + self.first_lane,
-            begin=self.begin[:t].reshape(-1)[index],
+            lane=lane + self.first_lane if self.first_lane else lane,
+            begin=self.begin[:t].reshape(-1)[chosen],
             observation=index,
-            next_observation=self.following[:t].reshape(-1)[index],
+            next_observation=self.following[:t].reshape(-1)[chosen],
             row=index,
             episode_id=np.full(index.size, -1, np.int64),
             step=np.full(index.size, -1, np.int64),
@@ -173,7 +176,7 @@ class Tape:
         """Make the last vector step the first, without the lanes that have been taken."""
         lanes = self.num_lanes
         happened = self.happened[t - 1].copy()
-        taken = events.observation[events.observation >= (t - 1) * lanes] - (t - 1) * lanes
+        taken = events.row[events.row >= (t - 1) * lanes] - (t - 1) * lanes
         happened[taken] = False
         for array in (*self.outcome, self.begin, self.time, self.version):
             array[0] = array[t - 1]

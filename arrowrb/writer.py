@@ -2,8 +2,8 @@
 
 States of a commit, and what a crash in each leaves:
 
-1. *placing*: columns, kinds and ordinals beyond the watermark are written. A crash leaves rows that nobody sees; recovery
-   sets their kind and ordinal to 0 again.
+1. *placing*: columns, kinds and ordinals beyond the watermark are written. A crash leaves rows that nobody sees;
+   recovery sets their kind and ordinal to 0 again.
 2. *published*: the commit record is written. A crash leaves the commit in force.
 
 Between the two an exception (a full disk, Ctrl-C) is settled by the record: if it was written, the commit stands;
@@ -33,7 +33,8 @@ MAX_LANES: Final = 1 << 16
 # Places of fields; the kernels have the same.
 _SLOT, _CURSOR, _STOP, _RUNNING, _EPISODE, _STEP, _EPOCH = range(7)
 _NUM_BLOCKS, _NEXT_BLOCK, _BLOCK_ROWS, _OPEN_BLOCKS, _FILLS, _ROW_BASE, _TRANSITIONS, _LAST_ORDINAL = range(8)
-_EVENT, _CURRENT, _ORDINAL, _NUM_TRANSITIONS, _NUM_EPISODES, _NEXT_EPISODE, _BREAKS, _NUM_UNDO, _BATCH, _NUM_SLOTS = range(10)
+_EVENT, _CURRENT, _ORDINAL, _NUM_TRANSITIONS, _NUM_EPISODES, _NEXT_EPISODE, _BREAKS = range(7)
+_NUM_UNDO, _BATCH, _NUM_SLOTS = range(7, 10)
 _ITEM, _X_ADDRESS, _X_STRIDE, _Y_ADDRESS, _Y_STRIDE = range(5)
 _DONE, _NEED_SEGMENT, _NOT_RUNNING = range(3)
 _FIRST_OBSERVATION = len(SYSTEM_COLUMNS)
@@ -156,9 +157,7 @@ class Writer:
         self._begin(0, 0)
         try:
             count = int(
-                kernels.cut(
-                    which, time, 0, self._lanes, self._table, self._addresses, self._commit, self._undo
-                )
+                kernels.cut(which, time, 0, self._lanes, self._table, self._addresses, self._commit, self._undo)
             )
             self._publish()
         except BaseException:
@@ -215,7 +214,6 @@ class Writer:
                 self.record = intended
                 self._saved = None
                 return
-            self._commits.write(self.record)
         saved = self._saved
         if saved is None:
             return
@@ -238,9 +236,7 @@ class Writer:
         kinds = int(segment.hot.addresses[_C_KIND])
         summary = np.zeros(4, np.int64)
         kernels.wipe(ordinals, kinds, segment.entry.rows, self.record.watermark)
-        kernels.survey(
-            ordinals, kinds, segment.entry.block_rows, self.record.watermark, segment.fills, summary
-        )
+        kernels.survey(ordinals, kinds, segment.entry.block_rows, self.record.watermark, segment.fills, summary)
         return summary
 
     def _load(self, record: Record) -> None:

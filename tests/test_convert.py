@@ -112,19 +112,6 @@ def test_exact_arrays_are_used_as_they_are():
     assert (rows.lane, rows.episode_id, rows.step, rows.time, rows.policy_version) == (None,) * 5
 
 
-def test_it_is_quick():
-    batch = flat_batch(1000)
-    fastest = min(_seconds(batch) for _ in range(300))
-    # About 20 us on an idle core; the bound only catches a lost quick way.
-    assert fastest < 200e-6
-
-
-def _seconds(batch):
-    start = time.perf_counter()
-    encode_batch(FLAT, batch, lane=0)
-    return time.perf_counter() - start
-
-
 class _Wrapped:
     def __init__(self, array):
         self.array = array

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ from arrowrb.events import Events
 from arrowrb.schema import SYSTEM_COLUMNS, Column, Schema
 from arrowrb.schema.arrays import column_array
 
+_Write = Callable[[NDArray[Any]], pa.Array]
 _ROW_ID = Column("row_id", "int64", (), "row")
 _SYSTEM = {column.name: column for column in SYSTEM_COLUMNS}
 
@@ -28,14 +31,16 @@ class _Source:
 class Batches:
     """Makes record batches of one schema."""
 
-    def __init__(self, schema: Schema, *, with_row_id: bool) -> None:
+    def __init__(self, schema: Schema, num_lanes: int, *, with_row_id: bool) -> None:
         """Fix the columns.
 
         Args:
             schema: The schema of the events.
+            num_lanes: The lanes of the tape that the events come from.
             with_row_id: Whether the batches start with `row_id`.
         """
         self._with_row_id = with_row_id
+        self._num_lanes = num_lanes
         names = ["row_id"] if with_row_id else []
         names += ["lane", "episode_id", "step", "time", "policy_version"]
         num_leaves = len(schema.observation_tree.paths)
@@ -44,57 +49,63 @@ class Batches:
         followed = _sources(schema, schema.transition_columns)
         leaves = [source for source in observed if source.index < num_leaves]
         entries = [source for source in observed if source.index >= num_leaves]
-        # Each: served name, what to read, source. The order is that of the batch.
-        self._columns: list[tuple[str, str, _Source]] = []
-        self._columns += [(source.column.name, "observation", source) for source in leaves]
-        self._columns += [(s.column.name, "outcome", s) for s in followed if 2 <= s.index < first_extra]
-        self._columns += [("next_" + source.column.name, "next", source) for source in leaves]
-        self._columns += [(s.column.name, "outcome", s) for s in followed if s.index < 2]
-        self._columns += [(source.column.name, "observation", source) for source in entries]
-        self._columns += [(s.column.name, "outcome", s) for s in followed if s.index >= first_extra]
-        self._columns += [("next_" + source.column.name, "next", source) for source in entries]
-        fields = [(_ROW_ID if name == "row_id" else _SYSTEM[name]).field(batch=True) for name in names]
-        fields += [
-            s.column.field(batch=True, name=name, nullable=s.valid >= 0) for name, _, s in self._columns
-        ]
+        # What to read, from where, in the order of the batch.
+        sources = [("observation", source) for source in leaves]
+        sources += [("outcome", source) for source in followed if 2 <= source.index < first_extra]
+        sources += [("next", source) for source in leaves]
+        sources += [("outcome", source) for source in followed if source.index < 2]
+        sources += [("observation", source) for source in entries]
+        sources += [("outcome", source) for source in followed if source.index >= first_extra]
+        sources += [("next", source) for source in entries]
+        self._columns = [(what, source, _writer(source.column)) for what, source in sources]
+        system = [_ROW_ID if name == "row_id" else _SYSTEM[name] for name in names]
+        self._system = [(column.storage, _writer(column)) for column in system]
+        fields = [column.field(batch=True) for column in system]
+        for what, source in sources:
+            name = ("next_" if what == "next" else "") + source.column.name
+            fields.append(source.column.field(batch=True, name=name, nullable=source.valid >= 0))
         self.schema = pa.schema(fields)
 
     def build(self, events: Events, row_ids: NDArray[np.int64]) -> pa.RecordBatch:
-        """The batch of some events, whose episodes and steps have been filled in. Copies everything."""
-        lane = events.lane
-        if np.any(lane[1:] < lane[:-1]):
-            small = lane.astype(np.int16) if int(lane.max()) < 2**15 else lane  # radix sort
-            order: NDArray[np.int64] | slice = np.argsort(small, kind="stable")
-        else:
-            order = slice(None)
-        arrays: list[pa.Array] = []
-        if self._with_row_id:
-            arrays.append(pa.array(np.ascontiguousarray(row_ids[order])))
-        arrays.append(pa.array(lane[order].astype(np.int32)))
-        arrays.append(pa.array(np.ascontiguousarray(events.episode_id[order])))
-        arrays.append(pa.array(events.step[order].astype(np.int32)))
-        arrays.append(pa.array(np.ascontiguousarray(events.time[order])))
-        arrays.append(pa.array(events.policy_version[order].astype(np.int32)))
-        rows, following = _Rows(events.row[order]), events.next_observation[order]
-        observed = _Rows(events.observation[order])
+        """The batch of a tape's events, whose episodes and steps have been filled in. Copies everything."""
+        order = None if self._num_lanes == 1 else _by_lane(events.lane)
+        system: tuple[NDArray[Any], ...] = (events.lane, events.episode_id, events.step, events.time)
+        system = (row_ids, *system) if self._with_row_id else system
+        arrays = [
+            write(np.array(values if order is None else values[order], dtype))
+            for values, (dtype, write) in zip((*system, events.policy_version), self._system, strict=True)
+        ]
+        following = events.next_observation if order is None else events.next_observation[order]
+        rows = _Rows(events.row, order)
         outside = np.flatnonzero(following < 0)
-        inside = _Rows(np.where(following < 0, 0, following) if outside.size else following)
+        # Elsewhere the next observation is one row of lanes further down the tape.
+        after = rows.shifted(self._num_lanes)
         places = ~following[outside]
 
-        def read(what: str, index: int) -> NDArray[np.generic]:
+        def read(what: str, index: int) -> NDArray[Any]:
             if what == "outcome":
                 return rows.of(events.outcome[index])
             if what == "observation":
-                return observed.of(events.arrived[index])
-            values = inside.of(events.arrived[index])
+                return rows.of(events.arrived[index])
+            values = after.of(events.arrived[index])
             if outside.size:
                 values[outside] = events.final[index][places]
             return values
 
-        for _, what, source in self._columns:
-            valid = read(what, source.valid) if source.valid >= 0 else None
-            arrays.append(column_array(source.column, read(what, source.index), valid=valid))
+        for what, source, write in self._columns:
+            values = read(what, source.index)
+            if source.valid < 0:
+                arrays.append(write(values))
+            else:
+                arrays.append(column_array(source.column, values, valid=read(what, source.valid)))
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+
+def _by_lane(lane: NDArray[np.int64]) -> NDArray[np.int64]:
+    # A stable sort of 16-bit integers is a radix sort.
+    first = int(lane.min())
+    small = (lane - first).astype(np.int16) if int(lane.max()) - first < 2**15 else lane
+    return np.argsort(small, kind="stable")
 
 
 class _Rows:
@@ -102,15 +113,44 @@ class _Rows:
 
     __slots__ = ("_index", "_slice")
 
-    def __init__(self, index: NDArray[np.int64]) -> None:
-        self._index = index
+    def __init__(self, index: NDArray[np.int64], order: NDArray[np.int64] | None) -> None:
+        """Take rows in ascending order, or in another order."""
+        self._index = index if order is None else index[order]
         self._slice: slice | None = None
-        if index.size and index[-1] - index[0] == index.size - 1 and bool((np.diff(index) == 1).all()):
+        if order is None and index.size and index[-1] - index[0] == index.size - 1:
             self._slice = slice(int(index[0]), int(index[-1]) + 1)
 
-    def of(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
+    def shifted(self, distance: int) -> _Rows:
+        """The rows so far further down."""
+        other = _Rows.__new__(_Rows)
+        other._index, other._slice = self._index, None
+        if self._slice is None:
+            other._index = self._index + distance
+        else:
+            other._slice = slice(self._slice.start + distance, self._slice.stop + distance)
+        return other
+
+    def of(self, array: NDArray[Any]) -> NDArray[Any]:
         """A copy of the rows."""
         return array.take(self._index, axis=0) if self._slice is None else array[self._slice].copy()
+
+
+def _writer(column: Column) -> _Write:
+    """What makes the Arrow array of a column without nulls; it shares the memory of values in the storage dtype."""
+    arrow_type, make, buffer = column.batch_arrow_type, pa.Array.from_buffers, pa.py_buffer
+    if pa.types.is_boolean(arrow_type):
+        return lambda v: make(arrow_type, len(v), [None, buffer(np.packbits(v, bitorder="little"))], 0)
+    if column.encoding != "tensor":
+        return lambda v: make(arrow_type, len(v), [None, buffer(v)], 0)
+    item = arrow_type.value_type
+    lists = pa.list_(item, column.num_elements)
+
+    def tensor(values: NDArray[Any]) -> pa.Array:
+        items = make(item, values.size, [None, buffer(values)], 0)
+        storage = make(lists, len(values), [None], 0, children=[items])
+        return pa.ExtensionArray.from_storage(arrow_type, storage)
+
+    return tensor
 
 
 def _sources(schema: Schema, columns: tuple[Column, ...]) -> list[_Source]:

@@ -122,7 +122,7 @@ class Collector:
             raise
         self._seed = seed
         self._stage = Stage(self.schema, made.layout, self._first, self._capacity())
-        self._batches = Batches(self.schema, with_row_id=store is not None)
+        self._batches = Batches(self.schema, made.layout.num_lanes, with_row_id=store is not None)
         runner = None
         if policy is not None:
             lanes, single = made.layout.num_lanes, made.layout.single

@@ -37,9 +37,12 @@ class Detached:
         begins = events.begin == BEGIN
         numbered = self._next_episode - 1 + np.cumsum(begins)
         self._next_episode += int(np.count_nonzero(begins))
-        order = np.argsort(events.lane, kind="stable")
+        order: NDArray[np.int64] | slice = slice(None)
+        first = np.zeros(1, np.int64)
+        if self._episode.size > 1:
+            order = np.argsort(events.lane, kind="stable")
+            first = np.flatnonzero(np.diff(events.lane[order], prepend=-1))
         lanes, begun = events.lane[order], begins[order]
-        first = np.flatnonzero(np.diff(lanes, prepend=-1))
         # The events of a lane lie together: each belongs to the last begin at or before it, or goes on.
         starts = np.zeros(count, np.int64)
         starts[first] = first

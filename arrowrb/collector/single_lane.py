@@ -63,8 +63,8 @@ class SingleLane:
         stage.reserve(count)
         drawn = self._random.take(count)[0][:, 0]
         stage.outcome_rows[2][stage.num_steps : stage.num_steps + count] = drawn
-        # Numbers as a space's own sample() returns them are no faster for the environment than Python's.
-        actions = drawn.tolist() if drawn.ndim == 1 and drawn.dtype.kind in "iu" else list(drawn)
+        # NumPy's numbers, as a space's own sample() returns: Discrete.contains is slower on Python's.
+        actions = list(drawn)
         self._lists = ([], [], [], [])
         self._begins, self._ends = ([stage.num_steps] if stage.fresh[0] else []), []
         try:
@@ -111,7 +111,7 @@ class SingleLane:
     def _settle(self, version: int) -> None:
         """Bring the steps that are whole onto the tape."""
         stage = self._stage
-        rewards, stops, cuts, times = self._lists
+        times = self._lists[3]
         first, count = stage.num_steps, len(times)
         error: ColumnError | None = None
         try:

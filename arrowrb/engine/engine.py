@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .. import manifest as manifests
 from ..commits import Record
 from ..errors import ClosedError, CorruptError, OptionError, ReadOnlyError, StoreExistsError, StoreNotFoundError
 from ..events import Events
+from ..interrupts import Uninterrupted
 from ..manifest import Manifest, check_format
 from ..schema import Schema
 from ..seeds import SeedEntry
@@ -150,9 +151,8 @@ class Engine:
         if not numbers:
             raise CorruptError(f"{path} has no shard: the store is damaged.")
         if writable:
-            self.writer_shard = ShardWriter(
-                shard_paths(path, 0), self.schema, self.file.store_id, options or WriterOptions(), clock
-            )
+            options = replace(options or WriterOptions(), max_rows=self.file.max_rows)
+            self.writer_shard = ShardWriter(shard_paths(path, 0), self.schema, self.file.store_id, options, clock)
             self._guard = self.writer_shard.guard
         self._readers = [
             ShardReader(shard_paths(path, number), self.schema, self.file.store_id)
@@ -176,7 +176,7 @@ class Engine:
     def ingest(self, events: Events) -> NDArray[np.int64]:
         """Commit transitions: all or none. Returns their row ids, int64[n], in order of the events."""
         shard = self._own()
-        with shard.guard:
+        with shard.guard, Uninterrupted():
             shard.check()
             row_ids = shard.writer.ingest(events)
             shard.after_commit()
@@ -186,7 +186,7 @@ class Engine:
     def cut(self, lanes: Sequence[int]) -> None:
         """Abandon the running episodes of these lanes."""
         shard = self._own()
-        with shard.guard:
+        with shard.guard, Uninterrupted():
             shard.writer.cut(lanes, self.clock())
             shard.after_commit()
 
@@ -209,8 +209,8 @@ class Engine:
                     self._claimed.update(wanted)
                     return start
         raise OptionError(
-            f"{count} lanes from {first if first is not None else 'any'} on are not free: a store has {MAX_LANES} lanes, "
-            "and another recorder may hold these. Close it, or choose others."
+            f"{count} lanes from {first if first is not None else 'any'} on are not free: a store has {MAX_LANES} "
+            "lanes, and another recorder may hold these. Close it, or choose others."
         )
 
     def release_lanes(self, first: int, count: int) -> None:
@@ -262,9 +262,7 @@ class Engine:
                 key=lambda shard: shard.paths.root,
             )
             versions = tuple(shard.layout_version for shard in shards)
-            records = tuple(
-                shard.writer.record if isinstance(shard, ShardWriter) else shard.record for shard in shards
-            )
+            records = tuple(shard.writer.record if isinstance(shard, ShardWriter) else shard.record for shard in shards)
             last = self._snapshot
             if last is not None and self._layout is not None and self._layout[0] == versions:
                 if last.layout is self._layout[1] and last.records == records:

@@ -95,9 +95,7 @@ class ShardReader:
         for entry in self.manifest.segments:
             if entry.tier == "hot":
                 whole = entry.sealed and 2 * entry.num_rows >= entry.rows
-                views.append(
-                    SegmentView(self.manifest_shard, entry, self._hot[entry.number], entry.sealed, whole)
-                )
+                views.append(SegmentView(self.manifest_shard, entry, self._hot[entry.number], entry.sealed, whole))
         return views
 
     def holder(self) -> Holder | None:

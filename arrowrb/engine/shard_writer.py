@@ -109,29 +109,21 @@ class ShardWriter:
         record, unclean = commits.trusted(visible, durable, files.boot_id())
         self._remove_leftovers()
         sequence = 1 + max(each.sequence for each in (visible, durable) if each is not None)
-        self._hot = {
-            entry.number: self._map(entry) for entry in self.manifest.segments if entry.tier == "hot"
-        }
+        self._hot = {entry.number: self._map(entry) for entry in self.manifest.segments if entry.tier == "hot"}
         segments, plans = self._survey(record)
         if unclean:
             # Rows beyond the record may have been seen under their ids before the power failed.
-            segments = [
-                replace(each, used_blocks=each.entry.rows // each.entry.block_rows) for each in segments
-            ]
+            segments = [replace(each, used_blocks=each.entry.rows // each.entry.block_rows) for each in segments]
         manifests.write(paths.manifest, self.manifest, sync=self._options.durable)
         self._commits = CommitFile(paths.visible, writable=True)
         record = replace(record, sequence=sequence, boot_id=files.boot_id(), clean=False)
         self._commits.write(record)
         self._durable = DurableFile(paths.durable)
         self._seeds = SeedLog(paths.seeds, record.watermark)
-        self.writer = Writer(
-            self._schema, self.manifest.shard, self._commits, self._seeds, record, self._need_segment
-        )
+        self.writer = Writer(self._schema, self.manifest.shard, self._commits, self._seeds, record, self._need_segment)
         slots = {segment.entry.number: slot for slot, segment in enumerate(segments)}
         kept = [plan for plan in plans if plan.running or not unclean]
-        places = [
-            (p.lane, slots[p.segment], p.cursor, p.stop, p.running, p.episode_id, p.step) for p in kept
-        ]
+        places = [(p.lane, slots[p.segment], p.cursor, p.stop, p.running, p.episode_id, p.step) for p in kept]
         self.writer.adopt(segments, np.array(places, np.int64).reshape(-1, 7))
         self.writer.cut([plan.lane for plan in kept if plan.running], self._clock())
         if unclean:
@@ -154,9 +146,7 @@ class ShardWriter:
     def _map(self, entry: SegmentEntry) -> hot.HotSegment:
         name = identity(self._store_id, self.manifest.shard, entry.number)
         path = self.paths.segments / entry.name
-        return hot.open_segment(
-            path, self._schema, name, entry.rows, entry.bytes, writable=not entry.sealed
-        )
+        return hot.open_segment(path, self._schema, name, entry.rows, entry.bytes, writable=not entry.sealed)
 
     def _survey(self, record: Record) -> tuple[list[OpenSegment], list[LanePlan]]:
         """Undo rows beyond the record and see where every lane left off."""
@@ -304,9 +294,7 @@ class ShardWriter:
         runs = tables.build_runs(
             self._schema, mapped.column, kinds, block_rows=entry.block_rows, base=base, starts=starts
         )
-        blocks = tables.build_blocks(
-            self._schema, mapped, segment.fills, block_rows=entry.block_rows, starts=starts
-        )
+        blocks = tables.build_blocks(self._schema, mapped, segment.fills, block_rows=entry.block_rows, starts=starts)
         written = []
         for suffix, table in (("runs", runs), ("blocks", blocks)):
             content = tables.encode_table(table)
@@ -342,9 +330,7 @@ class ShardWriter:
             else:
                 mapped = self._hot[entry.number]
                 blocks = range(entry.rows // entry.block_rows)
-                starts |= tables.block_starts(
-                    mapped.column, block_rows=entry.block_rows, base=base, used=blocks
-                )
+                starts |= tables.block_starts(mapped.column, block_rows=entry.block_rows, base=base, used=blocks)
         return starts
 
     def views(self) -> list[SegmentView]:
@@ -363,9 +349,7 @@ class ShardWriter:
                 whole = 2 * int(fills.sum()) >= entry.rows
                 views.append(SegmentView(self.manifest.shard, entry, mapped, True, whole))
             elif entry.number in open_fills:
-                views.append(
-                    SegmentView(self.manifest.shard, entry, mapped, False, False, open_fills[entry.number])
-                )
+                views.append(SegmentView(self.manifest.shard, entry, mapped, False, False, open_fills[entry.number]))
         return views
 
     # -- durability ----------------------------------------------------------------------------------------------

@@ -209,8 +209,8 @@ class Snapshot:
             wrong = kernels.find_missing(slots, positions, layout.shapes, self.fills)
         if wrong >= 0:
             raise RowError(
-                f"row_ids[{wrong}] = {row_ids[wrong]} names no transition of this store: it was never written, is a tail, "
-                "or its segment was evicted. Take row ids from batches or from SELECT row_id FROM transitions."
+                f"row_ids[{wrong}] = {row_ids[wrong]} names no transition of this store: it was never written, is a "
+                "tail, or its segment was evicted. Take row ids from batches or from SELECT row_id FROM transitions."
             )
         return Located(slots, positions, row_ids)
 

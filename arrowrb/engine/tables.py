@@ -124,9 +124,7 @@ def block_starts(
 ) -> dict[tuple[int, int, int], int]:
     """(lane, episode, step) -> row id of the first rows of these blocks, copies that still wait included."""
     first = np.fromiter(used, np.int64) * block_rows
-    keys = zip(
-        column(LANE)[first].tolist(), column(EPISODE)[first].tolist(), column(STEP)[first].tolist(), strict=True
-    )
+    keys = zip(column(LANE)[first].tolist(), column(EPISODE)[first].tolist(), column(STEP)[first].tolist(), strict=True)
     return {key: base + int(position) for key, position in zip(keys, first, strict=True)}
 
 

@@ -1,7 +1,8 @@
 """Uniform draws over the committed rows of a snapshot.
 
 The *domain* is a list of extents: stretches of rows in which every row is committed (a block up to its fill, full
-neighbouring blocks joined) or, in a closed segment at least half full, the whole segment. A draw takes a row of the domain
+neighbouring blocks joined) or, in a closed segment at least half full, the whole segment. A draw takes a row of the
+domain
 uniformly and keeps it if it is a transition, so every transition is equally likely, and at most four trials are
 expected at any fill (a transition is at least every second committed row).
 """

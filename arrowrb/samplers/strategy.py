@@ -40,4 +40,4 @@ def generator_state(seed: int | None) -> NDArray[np.uint64]:
     """The state of the kernels' generator (xoshiro256++), uint64[4], from a seed by NumPy's SeedSequence."""
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
         raise OptionError(f"seed is {seed!r}, expected a whole number from 0 on, or None for a fresh one.")
-    return np.random.SeedSequence(None if seed is None else int(seed)).generate_state(4, np.uint64)
+    return np.random.SeedSequence(None if seed is None else int(seed)).generate_state(4, np.uint64).astype(np.uint64)
