@@ -346,9 +346,8 @@ def _row_ids(value: Any) -> NDArray[np.int64]:
     array = np.asarray(value)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ColumnError(
-            f"row_ids has shape {array.shape} and dtype {array.dtype}, expected one dimension of int64. Take row ids
-            from a "
-            "batch, or from SELECT row_id FROM transitions."
+            f"row_ids has shape {array.shape} and dtype {array.dtype}, expected one dimension of int64. "
+            "Take row ids from a batch, or from SELECT row_id FROM transitions."
         )
     return np.ascontiguousarray(array, np.int64)
 
