@@ -134,18 +134,18 @@ class _Slab:
     table: NDArray[np.int64]  # what the gather kernel reads, with targets in this slab
 
     def __init__(self, torch: Any, outputs: Sequence[Output], offsets: Sequence[int], count: int, pinned: bool) -> None:
-        self.size = offsets[-1] + 8 * count
+        self.size = offsets[-1] + 8 * max(count, 1)
         memory = torch.empty(self.size, dtype=torch.uint8, pin_memory=pinned).numpy()
         self.address: int = memory.__array_interface__["data"][0]
         whole = torch.from_numpy(memory)
         self.tensors = []
         part = whole
         for output, offset in zip(outputs, offsets, strict=False):
-            part = whole[offset : offset + count * output.item_bytes]
-            self.tensors.append(part.view(_torch_dtype(torch, output)).view(count, *output.shape))
-        row_ids = whole[offsets[-1] :].view(torch.int64)
+            part = whole[offset : offset + max(count, 1) * output.item_bytes]
+            self.tensors.append(part.view(_torch_dtype(torch, output)).view(-1, *output.shape)[:count])
+        row_ids = whole[offsets[-1] :].view(torch.int64)[:count]
         self.tensors.append(row_ids)
-        self.row_ids: NDArray[np.int64] = memory[offsets[-1] :].view(np.int64)
+        self.row_ids: NDArray[np.int64] = memory[offsets[-1] :].view(np.int64)[:count]
         self._storage = whole.untyped_storage()
         del whole, part, row_ids  # from here on only what the slab keeps counts
         self._idle_count = _users(torch, self._storage)
@@ -183,7 +183,10 @@ class Loader:
         self._entries = batch_entries(schema, columns, float64)
         self._outputs = [output for entry in self._entries for output in entry.outputs]
         self._items = [schema.columns[output.column].item_bytes for output in self._outputs]
-        self._device = None if device is None else torch.device(device)
+        try:
+            self._device = None if device is None else torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise OptionError(f"device is {device!r}, expected a torch device: {str(error).splitlines()[0]}") from None
         self._pinned = self._device is not None and self._device.type == "cuda" and torch.cuda.is_available()
         self._slabs: list[_Slab] = []
         self._count = -1
@@ -205,7 +208,7 @@ class Loader:
         offsets, place = [], 0
         for output in self._outputs:
             offsets.append(place)
-            place += -(-count * output.item_bytes // _ALIGNMENT) * _ALIGNMENT
+            place += -(-max(count, 1) * output.item_bytes // _ALIGNMENT) * _ALIGNMENT
         rows = [
             (output.column, output.shift, item, output.cast, offset)
             for output, item, offset in zip(self._outputs, self._items, offsets, strict=True)

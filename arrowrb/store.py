@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     import os
 
 __all__ = ["Sampler", "Store"]
+
+_MAX_INT32 = (1 << 31) - 1
+_MAX_INT64 = (1 << 63) - 1
 
 
 class Sampler:
@@ -69,7 +73,8 @@ class Store:
     def __init__(self, engine: Engine, *, temporary: bool = False) -> None:
         """Not for users: see `create`, `open` and `temporary`."""
         self._engine = engine
-        self._loaders: dict[Any, Loader] = {}
+        self._local = threading.local()  # a loader's memory is for one thread
+        self._stream_guard = threading.Lock()
         self._stream: Stream | None = None
         self._remove = weakref.finalize(self, _remove, engine) if temporary else None
 
@@ -206,13 +211,13 @@ class Store:
         """
         self._engine.check_open()
         rows = encode_batch(self.schema, batch, lane=lane)
-        return self._engine.ingest(_events(rows, self._engine, contiguous))
+        return self._engine.ingest_external(_events(rows, self._engine, contiguous))
 
     def add(self, *, lane: int = 0, contiguous: bool = True, **columns: Any) -> int:
         """Add one transition, given by column (observation=, action=, ...); see `extend`. Returns its row id."""
         self._engine.check_open()
         rows = encode_row(self.schema, columns, lane=lane)
-        return int(self._engine.ingest(_events(rows, self._engine, contiguous))[0])
+        return int(self._engine.ingest_external(_events(rows, self._engine, contiguous))[0])
 
     def recorder(self, env: Any, *, autoreset_mode: Any = None, lane: int | None = None) -> Recorder:
         """A recorder for a loop of your own: call its ``reset`` and ``step`` after the environment's.
@@ -251,12 +256,14 @@ class Store:
             EmptyError: if there is no transition.
         """
         size = _batch_size(batch_size)
-        if seed is None:
-            stream = self._stream = self._stream or Uniform().start(None)
-        else:
-            stream = Uniform().start(seed)
         snapshot = self._engine.snapshot()
-        return self._loader(columns, float64, device).load(snapshot, stream.draw(snapshot, size))
+        if seed is None:
+            with self._stream_guard:
+                self._stream = self._stream or Uniform().start(None)
+                located = self._stream.draw(snapshot, size)
+        else:
+            located = Uniform().start(seed).draw(snapshot, size)
+        return self._loader(columns, float64, device).load(snapshot, located)
 
     def gather(
         self, row_ids: Any, *, columns: Sequence[str] | None = None, float64: str = "keep", device: Any = None
@@ -312,11 +319,11 @@ class Store:
         return sql.run(self._engine, query, parameters, threads=threads)
 
     def _loader(self, columns: Sequence[str] | None, float64: str, device: Any) -> Loader:
-        key = (None if columns is None else tuple(columns), float64, None if device is None else str(device))
-        loader = self._loaders.get(key)
+        key = repr((columns, float64, device))
+        loaders: dict[Any, Loader] = self._local.__dict__
+        loader = loaders.get(key)
         if loader is None:
-            loader = Loader(self.schema, columns=columns, float64=float64, device=device)
-            self._loaders[key] = loader
+            loader = loaders[key] = Loader(self.schema, columns=columns, float64=float64, device=device)
         return loader
 
 
@@ -362,16 +369,23 @@ def _events(rows: Rows, engine: Engine, contiguous: bool) -> Events:
         observation=index,
         next_observation=~index,
         row=index,
-        episode_id=_given(rows.episode_id, n, -1),
-        step=_given(rows.step, n, -1),
-        time=np.full(n, engine.clock(), np.int64) if rows.time is None else _given(rows.time, n, 0),
-        policy_version=_given(rows.policy_version, n, 0),
+        episode_id=_given("episode_id", rows.episode_id, n, -1, _MAX_INT64 - 1),
+        step=_given("step", rows.step, n, -1, _MAX_INT32 - n),
+        time=_given("time", rows.time, n, engine.clock(), _MAX_INT64),
+        policy_version=_given("policy_version", rows.policy_version, n, 0, _MAX_INT32),
         arrived=rows.observation,
         final=rows.next_observation,
         outcome=rows.outcome,
     )
 
 
-def _given(values: NDArray[Any] | None, count: int, default: int) -> NDArray[np.int64]:
+def _given(name: str, values: NDArray[Any] | None, count: int, default: int, most: int) -> NDArray[np.int64]:
     """A copy of a given column (the writer fills it in), or the default for every row."""
-    return np.full(count, default, np.int64) if values is None else np.array(values, np.int64)
+    if values is None:
+        return np.full(count, default, np.int64)
+    if values.size and not (values.min() >= 0 and values.max() <= most):
+        wrong = values.min() if values.min() < 0 else values.max()
+        raise ColumnError(
+            f"Column {name!r} has the value {wrong}, expected 0 to {most}. Leave it out to have it assigned."
+        )
+    return np.array(values, np.int64)

@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 from .. import commits, files, seeds
 from .. import manifest as manifests
 from ..commits import Record
-from ..errors import ClosedError, CorruptError, OptionError, ReadOnlyError, StoreExistsError, StoreNotFoundError
+from ..errors import (
+    ClosedError,
+    CorruptError,
+    OptionError,
+    ReadOnlyError,
+    StoreExistsError,
+    StoreNotFoundError,
+    UsageError,
+)
 from ..events import Events
 from ..interrupts import Uninterrupted
 from ..manifest import Manifest, check_format
@@ -182,6 +190,18 @@ class Engine:
             shard.after_commit()
         self._warn_of_breaks(shard.writer.record)
         return row_ids
+
+    def ingest_external(self, events: Events) -> NDArray[np.int64]:
+        """Like `ingest`, for rows that no recorder made: they must keep off the lanes that recorders hold."""
+        if self._claimed:
+            taken = self._claimed.intersection(np.unique(events.lane).tolist())
+            if taken:
+                free = next(lane for lane in itertools.count() if lane not in self._claimed)
+                raise UsageError(
+                    f"Lane {min(taken)} belongs to a recorder or collector that is at work. "
+                    f"Give another one, such as lane={free}."
+                )
+        return self.ingest(events)
 
     def cut(self, lanes: Sequence[int]) -> None:
         """Abandon the running episodes of these lanes."""

@@ -1,4 +1,11 @@
-"""SQL: DuckDB over one snapshot of a store."""
+"""SQL: one SELECT or EXPLAIN at a time, in DuckDB, over one snapshot of a store.
+
+guard       which statements may run, and which views they read
+relations   segments as Arrow tables, without a copy
+views       the SQL of ``transitions`` and ``steps``
+summaries   the tables ``episodes`` and ``segments``
+query       running one statement; what came of it
+"""
 
 from __future__ import annotations
 

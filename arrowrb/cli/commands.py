@@ -1,0 +1,184 @@
+"""The commands, and how they end.
+
+Exit codes: 0 done; 1 an error of ours, told in one line on stderr; 2 wrong usage; 130 interrupted; 141 nobody reads
+what is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+import arrowrb
+from arrowrb.cli.collecting import Wanted, collect_into
+from arrowrb.cli.printing import print_columns, print_info, print_result
+from arrowrb.errors import ArrowRBError
+
+Format = Literal["table", "json", "csv"]
+
+_STORE = typer.Argument(help="The store's directory.", show_default=False)
+_FORMAT = typer.Option("--format", "-f", help="A table for people; JSON or CSV for programs.")
+
+
+class _Commands(TyperGroup):
+    """Turns errors into one line and an exit code, whatever the command."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # Whatever is still buffered must not fail again when the interpreter flushes it at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None
+        except (ArrowRBError, OSError) as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        return result
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="arrowrb",
+    help="A replay store for reinforcement learning: collect into it, look at it, ask it questions in SQL.",
+    epilog="Exit codes: 0 done, 1 an error, 2 wrong usage, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """The entry point `arrowrb`."""
+    app(prog_name="arrowrb")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"arrowrb {arrowrb.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+def _parse_kwargs(text: str | None) -> dict[str, Any]:
+    try:
+        kwargs = {} if text is None else json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"it is no JSON: {error}", param_hint="--env-kwargs") from None
+    if not isinstance(kwargs, dict):
+        raise typer.BadParameter(
+            "expected a JSON object such as '{\"gravity\": 9.8}'.", param_hint="--env-kwargs"
+        )
+    return kwargs
+
+
+@app.command()
+def collect(
+    env_id: Annotated[
+        str, typer.Argument(help="A Gymnasium environment, such as CartPole-v1.", show_default=False)
+    ],
+    store: Annotated[Path, _STORE],
+    frames: Annotated[
+        int, typer.Option(min=-1, help="Transitions to collect; -1 goes on until Ctrl-C.")
+    ] = 10_000,
+    num_envs: Annotated[int, typer.Option(min=1, help="Environments, one lane each.")] = 1,
+    vectorization_mode: Annotated[
+        Literal["sync", "async", "vector_entry_point"] | None,
+        typer.Option(help="How several environments are stepped; sync by default.", show_default=False),
+    ] = None,
+    frames_per_batch: Annotated[int, typer.Option(min=1, help="Transitions in a commit.")] = 1000,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of environments and actions.", show_default=False)
+    ] = None,
+    float64: Annotated[
+        Literal["keep", "float32"] | None,
+        typer.Option(help="Whether a new store keeps float64 or casts it; keep by default.", show_default=False),
+    ] = None,
+    env_kwargs: Annotated[
+        str | None, typer.Option(help="For making the environment, a JSON object.", show_default=False)
+    ] = None,
+    append: Annotated[bool, typer.Option("--append", help="Go on with a store that is there already.")] = False,
+) -> None:
+    """Step an environment with random actions into a store, which is created if it is missing."""
+    wanted = Wanted(
+        env_id=env_id,
+        path=store,
+        frames=frames,
+        num_envs=num_envs,
+        vectorization_mode=vectorization_mode,
+        frames_per_batch=frames_per_batch,
+        seed=seed,
+        float64=float64,
+        env_kwargs=_parse_kwargs(env_kwargs),
+        append=append,
+    )
+    interrupted = collect_into(wanted)
+    if interrupted:
+        raise typer.Exit(130)
+
+
+@app.command()
+def info(
+    store: Annotated[Path, _STORE],
+    form: Annotated[Format, _FORMAT] = "table",
+    schema: Annotated[
+        bool, typer.Option("--schema", help="The columns, with dtype and shape, instead of the counts.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Print again whenever the store has changed, until Ctrl-C.")
+    ] = False,
+    interval: Annotated[float, typer.Option(min=0.01, help="Seconds between looks with --follow.")] = 1.0,
+) -> None:
+    """What a store holds: transitions, episodes, segments, bytes, and who writes it."""
+    with arrowrb.Store.open(store) as opened:
+        described = opened.info()
+        if schema:
+            print_columns(described.columns, form)
+            return
+        print_info(described, form)
+        while follow:
+            sys.stdout.flush()
+            time.sleep(interval)
+            last, described = described, opened.info()
+            if described != last:
+                print_info(described, form, header=form != "csv")
+
+
+@app.command()
+def sql(
+    store: Annotated[Path, _STORE],
+    query: Annotated[
+        str, typer.Argument(help="One SELECT; - reads it from standard input.", show_default=False)
+    ],
+    form: Annotated[Format, _FORMAT] = "table",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="For the query; all cores by default.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Rows that a table shows; 0 shows all.")] = 50,
+) -> None:
+    """Ask a store in SQL. Views: transitions, steps, episodes, segments.
+
+    For example: arrowrb sql runs/cartpole "SELECT count(*), avg(length) FROM episodes"
+    """
+    text = sys.stdin.read() if query == "-" else query
+    with arrowrb.Store.open(store) as opened:
+        print_result(opened.sql(text, threads=threads).arrow(), form, limit)
