@@ -202,7 +202,7 @@ class Holder:
     since: float
 
 
-_held: dict[tuple[int, int], Path] = {}
+_held: dict[tuple[int, int, int], Path] = {}  # by process id (a forked child holds nothing), device and inode
 _held_guard = threading.Lock()
 _FLOCK: Final = "hhqqi4x"  # struct flock on 64-bit Linux: type, whence, start, len, pid
 
@@ -221,7 +221,7 @@ class Lock:
         with explaining(path, "locking"), _held_guard:
             with contextlib.suppress(FileNotFoundError):
                 stat = os.stat(path)
-                if (stat.st_dev, stat.st_ino) in _held:
+                if (os.getpid(), stat.st_dev, stat.st_ino) in _held:
                     raise LockedError(self._refusal(os.getpid()))
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
@@ -230,7 +230,7 @@ class Lock:
                 os.close(self._descriptor)
                 raise
             stat = os.fstat(self._descriptor)
-            self._key = (stat.st_dev, stat.st_ino)
+            self._key = (os.getpid(), stat.st_dev, stat.st_ino)
             _held[self._key] = path
         self._pid = os.getpid()
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}

@@ -152,7 +152,10 @@ class _Slab:
 
     def idle(self, torch: Any) -> bool:
         """Whether nobody but this slab refers to its memory."""
-        return self._idle_count > 0 and _users(torch, self._storage) == self._idle_count
+        if self._idle_count == 0 or _users(torch, self._storage) != self._idle_count:
+            return False
+        # Sharing a tensor with another process moves its storage elsewhere; such a slab is never used again.
+        return bool(self._storage.data_ptr() == self.address)
 
 
 def _users(torch: Any, storage: Any) -> int:

@@ -93,7 +93,7 @@ def _canonical(body: dict[str, Any]) -> bytes:
 
 def check_format(found: object, features: object, where: str) -> None:
     """Refuse a format or a required feature that this version does not know."""
-    if not isinstance(found, int) or isinstance(found, bool) or not isinstance(features, list):
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1 or not isinstance(features, list):
         raise CorruptError(f"{where} does not say which format it has.")
     missing = sorted(str(name) for name in set(map(str, features)) - KNOWN_FEATURES)
     if found > FORMAT or missing:
@@ -118,7 +118,7 @@ def decode(content: bytes, where: str) -> Manifest:
         value = json.loads(body)
         segments = tuple(_segment(each) for each in value.pop("segments"))
         manifest = Manifest(
-            shard=_count(value.pop("shard"), MAX_SHARDS),
+            shard=_count(value.pop("shard"), MAX_SHARDS - 1),
             name=_name(value.pop("name")),
             sequence=_count(value.pop("sequence")),
             times_opened=_count(value.pop("times_opened")),
@@ -137,6 +137,12 @@ def decode(content: bytes, where: str) -> Manifest:
 def _count(value: object, limit: int = 1 << 62) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= limit:
         raise ValueError(f"{value!r} is no count of 0 to {limit}")
+    return value
+
+
+def _time(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"{value!r} is no time in microseconds")
     return value
 
 
@@ -175,8 +181,8 @@ def _segment(value: dict[str, Any]) -> SegmentEntry:
         num_transitions=_count(value.pop("num_transitions"), rows),
         first_ordinal=_count(value.pop("first_ordinal")),
         last_ordinal=_count(value.pop("last_ordinal")),
-        first_time=int(value.pop("first_time")),
-        last_time=int(value.pop("last_time")),
+        first_time=_time(value.pop("first_time")),
+        last_time=_time(value.pop("last_time")),
         blocks=_optional(value.pop("blocks"), _file),
         runs=_optional(value.pop("runs"), _file),
     )

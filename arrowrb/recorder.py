@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -15,7 +15,6 @@ from arrowrb.errors import (
     EnvironmentFault,
     OptionError,
     SchemaError,
-    UsageError,
 )
 from arrowrb.events import Events
 from arrowrb.schema import Schema
@@ -43,8 +42,9 @@ class Sink(Protocol):
     def shard(self) -> int:
         """The writer's number; part of every seed."""
 
-    def clock(self) -> int:
-        """Microseconds."""
+    @property
+    def clock(self) -> Callable[[], int]:
+        """Tells microseconds."""
 
     def ingest(self, events: Events) -> NDArray[np.int64]:
         """Commit transitions; their row ids."""
@@ -52,14 +52,14 @@ class Sink(Protocol):
     def cut(self, lanes: Sequence[int]) -> None:
         """Abandon the running episodes of these lanes."""
 
-    def claim_lanes(self, count: int) -> int:
-        """Take neighbouring lanes; the first."""
+    def claim_lanes(self, count: int, first: int | None = None) -> int:
+        """Take neighbouring lanes, the lowest free ones unless `first` says; the first."""
 
     def release_lanes(self, first: int, count: int) -> None:
-        """Give lanes back."""
+        """Give lanes back; their running episodes are cut. Does nothing after closing."""
 
-    def note_seeds(self, seeds: Sequence[tuple[int, int]]) -> None:
-        """The seeds of the episodes that begin next, by lane."""
+    def note_seeds(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """The seeds of the episodes that begin next: lane and seed."""
 
 
 def describe(env: Any, autoreset_mode: Any = None) -> Layout:
@@ -209,8 +209,7 @@ class Recorder:
             raise OptionError(f"lane is {lane!r}, expected a number that is not negative.")
         self._env = env
         self._engine = engine
-        self._claimed = lane is None
-        self._first = engine.claim_lanes(self._layout.num_lanes) if lane is None else lane
+        self._first = engine.claim_lanes(self._layout.num_lanes, lane)
         self._stage = Stage(engine.schema, self._layout, self._first)
         self._closed = False
 
@@ -338,9 +337,7 @@ class Recorder:
         if self._closed:
             return
         self._closed = True
-        self._engine.cut(self.lanes)
-        if self._claimed:
-            self._engine.release_lanes(self._first, self._layout.num_lanes)
+        self._engine.release_lanes(self._first, self._layout.num_lanes)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -11,6 +11,7 @@ FIRST_ROWS: Final = 4096
 MOST_ROWS: Final = 1 << 18
 MOST_BYTES: Final = 64 << 20
 LEAST_BLOCK_ROWS: Final = 8
+ROOMY_BLOCK_ROWS: Final = 32
 MOST_BLOCK_ROWS: Final = 512
 MIN_MAX_ROWS: Final = 1000
 _BLOCKS_A_LANE: Final = 4
@@ -48,6 +49,9 @@ def shape_segment(
     if max_rows is not None:
         rows = min(rows, max_rows // _SHARE_OF_MAX_ROWS)
     block_rows = LEAST_BLOCK_ROWS
+    if max_rows is None:  # with many lanes, rather a larger segment than a tail every eighth row
+        while block_rows < ROOMY_BLOCK_ROWS and _BLOCKS_A_LANE * lanes * block_rows * 2 * row_bytes <= MOST_BYTES:
+            block_rows *= 2
     while block_rows * 2 <= MOST_BLOCK_ROWS and _BLOCKS_A_LANE * lanes * block_rows * 2 <= rows:
         block_rows *= 2
     num_blocks = max(rows // block_rows, _BLOCKS_A_LANE * lanes)

@@ -4,8 +4,8 @@ commands        options, and the errors and exit codes that they end in
 collecting      environments into a store, with a progress bar
 printing        results as tables for people, JSON and CSV for programs
 
-Everything heavy is reached through `arrowrb.Store` and `arrowrb.Collector`, which load when they are first used, so that
-`--help` answers at once.
+Everything heavy is reached through `arrowrb.Store` and `arrowrb.Collector`, which load when they are first used,
+so that `--help` answers at once.
 """
 
 from __future__ import annotations

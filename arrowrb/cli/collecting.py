@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 import arrowrb
-from arrowrb.errors import ArrowRBError, OptionError, StoreExistsError
+from arrowrb.errors import ArrowRBError, EnvironmentFault, OptionError, StoreExistsError
 
 if TYPE_CHECKING:
     from arrowrb.collector import Collector
@@ -46,10 +47,10 @@ class _Rate(ProgressColumn):
 
 
 def collect_into(wanted: Wanted) -> bool:
-    """Collect, and say on stdout what was stored.
+    """Collect, and say what was stored.
 
     Returns:
-        Whether Ctrl-C ended it; what was collected until then is stored.
+        Whether all was collected; else Ctrl-C ended it, and what was collected until then is stored.
 
     Raises:
         StoreExistsError: If the store exists and is not to be appended to.
@@ -60,20 +61,18 @@ def collect_into(wanted: Wanted) -> bool:
         raise StoreExistsError(
             f"{wanted.path} is a store already. Add --append to go on with it, or choose another path."
         )
-    store, collector = _append(wanted) if exists else _create(wanted)
-    interrupted = False
-    started = time.perf_counter()
-    with store:
+    done = False
+    with ExitStack() as stack:
+        store, collector = _append(wanted, stack) if exists else _create(wanted, stack)
+        started = time.perf_counter()
         try:
-            with collector:
-                _show(collector, wanted.frames)
+            _run(collector, wanted)
+            done = True
         except KeyboardInterrupt:
-            interrupted = True
+            pass
         finally:
-            seconds = time.perf_counter() - started
-            if collector.num_frames or interrupted:
-                _report(store, collector.num_frames, seconds, interrupted)
-    return interrupted
+            _report(store, collector, time.perf_counter() - started, done)
+    return done
 
 
 def _make(wanted: Wanted, store: Store | None, env: Any = None) -> Collector:
@@ -103,33 +102,56 @@ def _make(wanted: Wanted, store: Store | None, env: Any = None) -> Collector:
         ) from error
 
 
-def _create(wanted: Wanted) -> tuple[Store, Collector]:
-    """The environment comes first: a store is only made for one that works."""
-    probe = _make(wanted, None)
-    try:
-        schema = arrowrb.Schema.from_env(probe.env, float64=wanted.float64 or "keep")
-        store = arrowrb.Store.create(wanted.path, schema)
-    except BaseException:
-        probe.close()
-        raise
-    return store, _Owning(probe, _make(wanted, store, probe.env))
+def _create(wanted: Wanted, stack: ExitStack) -> tuple[Store, Collector]:
+    """The environment comes first: a store is only created for one that works."""
+    env = stack.enter_context(_make(wanted, None)).env
+    schema = arrowrb.Schema.from_env(env, float64=wanted.float64 or "keep")
+    store = stack.enter_context(arrowrb.Store.create(wanted.path, schema))
+    return store, stack.enter_context(_make(wanted, store, env))
 
 
-def _append(wanted: Wanted) -> tuple[Store, Collector]:
-    store = arrowrb.Store.open(wanted.path, mode="a")
-    try:
-        if wanted.float64 not in (None, store.schema.float64):
-            raise OptionError(
-                f"--float64 is {wanted.float64}, but {wanted.path} was created with {store.schema.float64}. "
-                "Leave it out, or choose another path."
-            )
-        collector = _make(wanted, store)
-        try:
-            _check_same(store.schema.env_id, collector.env, wanted.path)
-        except BaseException:
-            collector.close()
-            raise
-    except BaseException:
-        store.close()
-        raise
+def _append(wanted: Wanted, stack: ExitStack) -> tuple[Store, Collector]:
+    store = stack.enter_context(arrowrb.Store.open(wanted.path, mode="a"))
+    if wanted.float64 not in (None, store.schema.float64):
+        raise OptionError(
+            f"--float64 is {wanted.float64}, but {wanted.path} was created with {store.schema.float64}. "
+            "Leave it out, or choose another path."
+        )
+    collector = stack.enter_context(_make(wanted, store))
+    known, made = store.schema.env_id, getattr(collector.env.spec, "id", None)
+    if None not in (known, made) and known != made:
+        raise OptionError(f"The environment is {made!r}, but {wanted.path} holds {known!r}. Choose another path.")
     return store, collector
+
+
+def _run(collector: Collector, wanted: Wanted) -> None:
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,}"),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not sys.stderr.isatty(),
+    )
+    with progress:
+        task = progress.add_task(wanted.env_id, total=None if wanted.frames < 0 else wanted.frames)
+        try:
+            for batch in collector:
+                progress.advance(task, batch.num_rows)
+        except (ArrowRBError, OSError):
+            raise
+        except Exception as error:  # stepping an environment runs code of others
+            raise EnvironmentFault(f"{wanted.env_id} failed: {type(error).__name__}: {error}") from error
+
+
+def _report(store: Store, collector: Collector, seconds: float, done: bool) -> None:
+    """The last line: on stdout, or on stderr where the job ended early."""
+    count = collector.num_frames
+    rate = f", {count / seconds:,.0f} a second" if count else ""
+    print(
+        f"{'Collected' if done else 'Ended early after'} {count:,} transitions in {seconds:.1f} s{rate}. "
+        f"{store.path} now holds {len(store):,} of {store.info().num_episodes:,} episodes.",
+        file=sys.stdout if done else sys.stderr,
+    )

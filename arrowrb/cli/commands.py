@@ -85,30 +85,22 @@ def _parse_kwargs(text: str | None) -> dict[str, Any]:
     except ValueError as error:
         raise typer.BadParameter(f"it is no JSON: {error}", param_hint="--env-kwargs") from None
     if not isinstance(kwargs, dict):
-        raise typer.BadParameter(
-            "expected a JSON object such as '{\"gravity\": 9.8}'.", param_hint="--env-kwargs"
-        )
+        raise typer.BadParameter("expected a JSON object such as '{\"gravity\": 9.8}'.", param_hint="--env-kwargs")
     return kwargs
 
 
 @app.command()
 def collect(
-    env_id: Annotated[
-        str, typer.Argument(help="A Gymnasium environment, such as CartPole-v1.", show_default=False)
-    ],
+    env_id: Annotated[str, typer.Argument(help="A Gymnasium environment, such as CartPole-v1.", show_default=False)],
     store: Annotated[Path, _STORE],
-    frames: Annotated[
-        int, typer.Option(min=-1, help="Transitions to collect; -1 goes on until Ctrl-C.")
-    ] = 10_000,
+    frames: Annotated[int, typer.Option(min=-1, help="Transitions to collect; -1 goes on until Ctrl-C.")] = 10_000,
     num_envs: Annotated[int, typer.Option(min=1, help="Environments, one lane each.")] = 1,
     vectorization_mode: Annotated[
         Literal["sync", "async", "vector_entry_point"] | None,
         typer.Option(help="How several environments are stepped; sync by default.", show_default=False),
     ] = None,
     frames_per_batch: Annotated[int, typer.Option(min=1, help="Transitions in a commit.")] = 1000,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Of environments and actions.", show_default=False)
-    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of environments and actions.", show_default=False)] = None,
     float64: Annotated[
         Literal["keep", "float32"] | None,
         typer.Option(help="Whether a new store keeps float64 or casts it; keep by default.", show_default=False),
@@ -131,8 +123,7 @@ def collect(
         env_kwargs=_parse_kwargs(env_kwargs),
         append=append,
     )
-    interrupted = collect_into(wanted)
-    if interrupted:
+    if not collect_into(wanted):
         raise typer.Exit(130)
 
 
@@ -166,9 +157,7 @@ def info(
 @app.command()
 def sql(
     store: Annotated[Path, _STORE],
-    query: Annotated[
-        str, typer.Argument(help="One SELECT; - reads it from standard input.", show_default=False)
-    ],
+    query: Annotated[str, typer.Argument(help="One SELECT; - reads it from standard input.", show_default=False)],
     form: Annotated[Format, _FORMAT] = "table",
     threads: Annotated[
         int | None, typer.Option(min=1, help="For the query; all cores by default.", show_default=False)

@@ -95,6 +95,8 @@ class Collector:
             _check_number("max_frames_per_episode", max_frames_per_episode, 1)
         if seed is not None:
             _check_number("seed", seed, 0)
+        if store is not None:
+            _engine(store)
         if store is not None and schema is not None and schema != store.schema:
             raise OptionError(
                 "schema is given and differs from the store's, expected one of them. Leave it out."
@@ -114,7 +116,7 @@ class Collector:
             check_spaces(self.schema, made.env)
             _check_policy(self.schema, policy, init_random_frames)
             _check_limit(made, max_frames_per_episode)
-            self._sink: Sink = Detached(self.schema) if store is None else store.engine
+            self._sink: Sink = Detached(self.schema) if store is None else _engine(store)
             self._first = self._sink.claim_lanes(made.layout.num_lanes)
         except BaseException:
             if made.owned:
@@ -254,12 +256,10 @@ class Collector:
         if self._closed:
             return
         self._closed = True
+        self._running = False
         try:
-            if self._running:
-                self._stop()
+            # Cuts what runs; what is on the tape was in no batch.
             self._sink.release_lanes(self._first, self._made.layout.num_lanes)
-        except ClosedError:
-            pass  # the store was closed first, and has cut what ran
         finally:
             if self._made.owned:
                 environments.close(self._made.env)
@@ -280,6 +280,13 @@ class Collector:
         state = ", closed" if self._closed else ""
         layout = self._made.layout
         return f"<Collector {self._made.env}, {layout.num_lanes} lanes, {self.num_frames:,}{total} frames{state}>"
+
+
+def _engine(store: Any) -> Sink:
+    engine: Sink | None = getattr(store, "_engine", None)
+    if engine is None:
+        raise OptionError(f"store is of type {type(store).__name__}, expected an arrowrb.Store. Open one.")
+    return engine
 
 
 def _batch_size(frames: int | None, steps: int | None) -> tuple[int, int | None]:

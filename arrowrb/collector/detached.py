@@ -63,13 +63,13 @@ class Detached:
     def cut(self, lanes: Sequence[int]) -> None:
         """Nothing is kept, so nothing is cut."""
 
-    def claim_lanes(self, count: int) -> int:
+    def claim_lanes(self, count: int, first: int | None = None) -> int:
         """Lanes from 0 on."""
         self._episode, self._step = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        return 0
+        return first or 0
 
     def release_lanes(self, first: int, count: int) -> None:
         """Nothing to give back."""
 
-    def note_seeds(self, seeds: Sequence[tuple[int, int]]) -> None:
+    def note_seeds(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Nowhere to note them."""

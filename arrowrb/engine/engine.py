@@ -31,7 +31,6 @@ from ..errors import (
     UsageError,
 )
 from ..events import Events
-from ..interrupts import Uninterrupted
 from ..manifest import Manifest, check_format
 from ..schema import Schema
 from ..seeds import SeedEntry
@@ -184,7 +183,7 @@ class Engine:
     def ingest(self, events: Events) -> NDArray[np.int64]:
         """Commit transitions: all or none. Returns their row ids, int64[n], in order of the events."""
         shard = self._own()
-        with shard.guard, Uninterrupted():
+        with shard.guard:
             shard.check()
             row_ids = shard.writer.ingest(events)
             shard.after_commit()
@@ -206,7 +205,7 @@ class Engine:
     def cut(self, lanes: Sequence[int]) -> None:
         """Abandon the running episodes of these lanes."""
         shard = self._own()
-        with shard.guard, Uninterrupted():
+        with shard.guard:
             shard.writer.cut(lanes, self.clock())
             shard.after_commit()
 

@@ -29,6 +29,7 @@ from .. import commits, files, kernels
 from .. import manifest as manifests
 from ..commits import CommitFile, DurableFile, Record
 from ..errors import ArrowRBError, ReadOnlyError, WaitError
+from ..interrupts import Uninterrupted
 from ..manifest import FileEntry, SegmentEntry
 from ..recovery import BlockEnd, LanePlan, WaitingCopy, plan_lanes
 from ..rows import End, Kind, row_id_base
@@ -119,6 +120,9 @@ class ShardWriter:
         record = replace(record, sequence=sequence, boot_id=files.boot_id(), clean=False)
         self._commits.write(record)
         self._durable = DurableFile(paths.durable)
+        if durable is not None and durable.clean:
+            # From now on there may be rows beyond it, whose ids a restart of the machine must not give out again.
+            self._durable.write(replace(durable, sequence=sequence, clean=False), sync=self._options.durable)
         self._seeds = SeedLog(paths.seeds, record.watermark)
         self.writer = Writer(self._schema, self.manifest.shard, self._commits, self._seeds, record, self._need_segment)
         slots = {segment.entry.number: slot for slot, segment in enumerate(segments)}
@@ -128,7 +132,8 @@ class ShardWriter:
         self.writer.cut([plan.lane for plan in kept if plan.running], self._clock())
         if unclean:
             self.writer.leave_blocks([plan.lane for plan in kept])
-        self._take_closed()
+        if self.writer.has_closed():
+            self._take_closed()
 
     def _remove_leftovers(self) -> None:
         """Remove files of ours that nothing lists; only the lock's holder may."""
@@ -226,13 +231,14 @@ class ShardWriter:
             if self._options.durable:
                 files.sync_directory(self.paths.segments)
             hot.warm(mapped)
-            entry = SegmentEntry(number, shape.rows, shape.block_rows, "hot", path.name, size)
-            self._hot[number] = mapped
-            self._replace_manifest(entry)
         except BaseException:
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
+        entry = SegmentEntry(number, shape.rows, shape.block_rows, "hot", path.name, size)
+        self._hot[number] = mapped
+        # Where this fails the manifest may list the file all the same; if not, the next writer removes it.
+        self._replace_manifest(entry)
         return OpenSegment(entry, mapped, np.zeros(shape.rows // shape.block_rows, np.int32))
 
     def _replace_manifest(self, entry: SegmentEntry) -> None:
@@ -243,17 +249,21 @@ class ShardWriter:
             self.manifest = changed
 
     def _need_segment(self, num_lanes: int) -> OpenSegment:
-        prepared, self._prepared = self._prepared, None
-        if prepared is not None:
+        if self._prepared is None:
+            segment = self._create_segment(num_lanes)
+        else:
             try:
-                segment = prepared.result(PREPARE_TIMEOUT_SECONDS)
+                segment = self._prepared.result(PREPARE_TIMEOUT_SECONDS)
             except TimeoutError:
                 raise WaitError(
                     f"Waited {PREPARE_TIMEOUT_SECONDS:g} s for the next segment to be prepared in "
                     f"{self.paths.segments}. Is the disk stuck?"
                 ) from None
-        else:
-            segment = self._create_segment(num_lanes)
+            except BaseException:
+                if self._prepared.done():
+                    self._prepared = None  # the next call tries anew: there may be room by then
+                raise
+            self._prepared = None
         self.layout_version += 1
         return segment
 
@@ -262,7 +272,9 @@ class ShardWriter:
         if self._prepared is None and self.writer.segments and self.writer.wants_segment():
             lanes = self.writer.num_lanes
             self._prepared = self._background.submit(lambda: self._create_segment(lanes), awaited=True)
-        self._submit_seals(self._take_closed())
+        if self.writer.has_closed():
+            with Uninterrupted():
+                self._submit_seals(self._take_closed())
 
     def _submit_seals(self, numbers: list[int]) -> None:
         for number in numbers:
@@ -277,7 +289,9 @@ class ShardWriter:
         return [segment.entry.number for segment in closed]
 
     def _seal(self, number: int) -> None:
-        segment = self._closing[number]
+        segment = self._closing.get(number)
+        if segment is None:
+            return  # asked for again after an error, and sealed meanwhile
         if self.durable_watermark < segment.last_ordinal:
             self.flush()
         entry = self._write_tables(segment)
@@ -362,7 +376,7 @@ class ShardWriter:
     def flush(self) -> None:
         """Make everything committed so far survive a power failure."""
         with self._flush_guard:
-            self.check()
+            self._check_not_failed()
             # First the record, then the manifest, which lists every segment that the record speaks of.
             record = self.writer.record
             try:
@@ -372,7 +386,7 @@ class ShardWriter:
                             _sync_path(self.paths.segments / entry.name)
                     self._seeds.sync()
                 self._durable.write(record, sync=self._options.durable)
-            except BaseException as error:
+            except OSError as error:
                 self._failed = f"a sync failed ({error}), so what is on disk is not known"
                 raise
             self._durable_watermark = record.watermark
@@ -386,13 +400,17 @@ class ShardWriter:
 
     def check(self) -> None:
         """Raise what the background thread ran into; refuse to write after a failed sync."""
-        if self._failed is not None:
-            raise ReadOnlyError(f"The store takes no more rows: {self._failed}. Open it again to go on.")
+        self._check_not_failed()
         error, self._error = self._error, None
         if error is not None:
+            self._submit_seals(list(self._closing))  # once more: there may be room by now
             if isinstance(error, ArrowRBError):
                 raise error
             raise ArrowRBError(f"Background work failed: {error!r}") from error
+
+    def _check_not_failed(self) -> None:
+        if self._failed is not None:
+            raise ReadOnlyError(f"The store takes no more rows: {self._failed}. Open it again to go on.")
 
     def close(self) -> None:
         """Cut running episodes, finish background work, make all durable, free the lock."""

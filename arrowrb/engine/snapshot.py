@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from ..commits import Record
-from ..errors import EmptyError, RowError
+from ..errors import CorruptError, EmptyError, RowError
 from ..manifest import SegmentEntry
 from ..rows import POSITION_BITS, SHARD_SHIFT, row_id_base
 from ..schema import Schema
@@ -182,7 +182,7 @@ class Snapshot:
             raise EmptyError("There is no transition to sample: the store is empty. Collect or extend first.")
         domain = self.domain
         located = Located(*(np.empty(count, np.int64) for _ in range(3)))
-        kernels.draw(
+        found = kernels.draw(
             state,
             domain.start,
             domain.slot,
@@ -195,6 +195,11 @@ class Snapshot:
             located.positions,
             located.row_ids,
         )
+        if found < count:
+            raise CorruptError(
+                f"The commit record speaks of {self.num_transitions:,} transitions, but the segments hold none or "
+                "next to none. The store is damaged."
+            )
         return located
 
     def locate(self, row_ids: NDArray[np.int64]) -> Located:

@@ -18,7 +18,7 @@ from .memory import inline, kernel, load_u8, prefetch
 # Fields of a segment's shape.
 ROWS, BLOCK_ROWS, FIRST_FILL, NUM_FILLS, WHOLE, KINDS, ROW_BASE = range(7)
 SHAPE_FIELDS = 7
-_AHEAD = 16
+_MOST_MISSES = 4096  # at least every fourth row is a transition, so this many in a row never happen by chance
 
 
 @kernel("int64(int64[:, ::1], int32[::1], int64[::1], int32[::1], int64[::1], int32[::1], int64[::1])")
@@ -90,7 +90,7 @@ def _below(state: Any, mask: Any, bound: Any) -> Any:
 
 
 @kernel(
-    "void(uint64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int64, int64, int64[:, ::1], int64[::1],"
+    "int64(uint64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int64, int64, int64[:, ::1], int64[::1],"
     " int64[::1], int64[::1])"
 )
 def draw(
@@ -105,15 +105,20 @@ def draw(
     slots: Any,
     positions: Any,
     row_ids: Any,
-) -> None:
-    """Fill slots, positions and row_ids with uniform draws. The domain must hold at least one transition."""
+) -> int:
+    """Fill slots, positions and row_ids with uniform draws.
+
+    Returns how many it found: all, unless many rounds in a row met no transition, so that the domain holds none.
+    """
     wanted = row_ids.shape[0]
+    if total < 1:
+        return 0
     bound = np.uint64(total)
     mask = np.uint64(1)
     while mask < bound:
         mask = (mask << np.uint64(1)) | np.uint64(1)
-    have = 0
-    while have < wanted:
+    have, misses = 0, 0
+    while have < wanted and misses < _MOST_MISSES:
         for i in range(have, wanted):
             r = np.int64(_below(state, mask, bound))
             extent = guide[r >> shift]
@@ -129,4 +134,6 @@ def draw(
                 slots[kept], positions[kept] = s, p
                 row_ids[kept] = shapes[s, ROW_BASE] + p
                 kept += 1
+        misses = misses + 1 if kept == have else 0
         have = kept
+    return have

@@ -103,7 +103,7 @@ def _explained(cursor: Any, text: str) -> tuple[str, str]:
 def _views_of(cursor: Any, text: str) -> frozenset[str]:
     """Walk the syntax tree: refuse what does not belong into a SELECT, and collect the views."""
     try:
-        tree = json.loads(cursor.execute("SELECT json_serialize_sql(?)", [text]).fetchone()[0])
+        tree = json.loads(cursor.execute("SELECT json_serialize_sql(?)", [text]).fetchall()[0][0])
     except RecursionError:
         raise QueryError(f"query is nested too deeply. {REMEDY}") from None
     if tree.get("error"):
@@ -114,7 +114,8 @@ def _views_of(cursor: Any, text: str) -> frozenset[str]:
         if not isinstance(kind, str):
             continue
         if kind.endswith("_NODE") and kind not in _QUERY_NODES:
-            raise QueryError(f"query holds {kind.split('_')[0]}, expected only SELECT: SQL only reads a store. {REMEDY}")
+            verb = kind.split("_")[0]
+            raise QueryError(f"query holds {verb}, expected only SELECT: SQL only reads a store. {REMEDY}")
         if kind == "TABLE_FUNCTION":
             views |= _views_of_function(node)
         elif kind == "BASE_TABLE":
@@ -141,8 +142,8 @@ def _views_of_function(node: Mapping[str, Any]) -> set[str]:
     name = str(function.get("function_name", "")).casefold() if isinstance(function, dict) else ""
     if name not in _TABLE_FUNCTIONS and not name.startswith("duckdb_"):
         raise QueryError(
-            f"query calls {name}(...) as a table, expected one of {', '.join(sorted(_TABLE_FUNCTIONS))}: files and other "
-            f"sources cannot be read here. {REMEDY}"
+            f"query calls {name}(...) as a table, expected one of {', '.join(sorted(_TABLE_FUNCTIONS))}: files and "
+            f"other sources cannot be read here. {REMEDY}"
         )
     named_inside = name.startswith(_CATALOGS) or name in ("query_table", "histogram", "histogram_values", "summary")
     return set(VIEWS) if named_inside else set()

@@ -1,23 +1,281 @@
-"""Run one statement over a snapshot."""
+"""Running one statement over one snapshot.
+
+All queries of a process share one locked in-memory database for each number of threads (making one takes tens of
+milliseconds); each query has a cursor of its own, whose tables and views are its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import contextlib
+import html
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
-from ..engine import Engine
+import numpy as np
+import pyarrow as pa
 
+from ..engine import Engine, Snapshot
+from ..errors import OptionError, QueryError
+from .guard import VIEWS, Statement, check, describe
+from .relations import tables_of
+from .summaries import build_episodes, build_segments, read_runs
+from .views import source_name, view_sql
 
-class Query:
-    """The result of one statement."""
+if TYPE_CHECKING:
+    import pandas
+    import polars
+
+_MAX_THREADS: Final = 1024
+_KEPT_DATABASES: Final = 4
+_HTML_ROWS: Final = 20
+_databases: dict[tuple[int, int | None], Any] = {}
+_guard = threading.Lock()
+
+Parameters = Sequence[Any] | Mapping[str, Any] | None
 
 
 def run(
     engine: Engine,
     query: str,
-    parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+    parameters: Parameters = None,
     *,
     threads: int | None = None,
 ) -> Query:
-    """Ask."""
-    raise NotImplementedError
+    """Bind one statement to what is visible now; it runs when its rows are first asked for.
+
+    Args:
+        engine: the store's engine.
+        query: one SELECT, or EXPLAIN of one.
+        parameters: for ``?`` (a sequence) or ``$name`` (a mapping) in it.
+        threads: for this query; all cores by default.
+
+    Raises:
+        QueryError: if the statement is wrong, or does more than read.
+        OptionError: if an option is.
+    """
+    count = _check_threads(threads)
+    values = _check_parameters(parameters)
+    snapshot = engine.snapshot()
+    cursor = _cursor(count)
+    try:
+        statement = check(cursor, query)
+        relation = _bind(engine, snapshot, cursor, statement, values)
+    except BaseException:
+        cursor.close()
+        raise
+    return Query(statement.text, snapshot, cursor, relation)
+
+
+class Query:
+    """One statement over one snapshot, and its rows: they are computed once, when they are first asked for.
+
+    It shows the store as it was when `Store.sql` was called, whatever is written, evicted or closed later, and holds
+    that snapshot as long as it lives. Thread-safe.
+    """
+
+    def __init__(self, text: str, snapshot: Snapshot, cursor: Any, relation: Any) -> None:
+        self._text = text
+        self._snapshot = snapshot  # pins the memory that the relation reads
+        self._cursor = cursor
+        self._relation = relation
+        self._held: Any = None
+        self._unread: Iterator[tuple[Any, ...]] | None = None
+        self._lock = threading.RLock()
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the result's columns."""
+        return list(self._relation.columns)
+
+    @property
+    def relation(self) -> Any:
+        """The DuckDBPyRelation: filter it further, or stream it by ``.to_arrow_reader()``.
+
+        It runs anew whenever it is read. Not to be used by several threads at once.
+        """
+        return self._relation
+
+    def _rows(self) -> Any:
+        """The relation over the rows, which are computed at the first call."""
+        if self._held is None:
+            self._held = self._relation.materialize()
+        return self._held
+
+    def df(self) -> pandas.DataFrame:
+        """All rows as a pandas DataFrame."""
+        with self._reading():
+            return self._rows().df()
+
+    def arrow(self) -> pa.Table:
+        """All rows as an Arrow table."""
+        with self._reading():
+            return self._rows().to_arrow_table()
+
+    def pl(self) -> polars.DataFrame:
+        """All rows as a polars DataFrame."""
+        with self._reading():
+            return self._rows().pl()
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        """All rows as tuples of Python values, whatever `fetchone` has taken."""
+        with self._reading():
+            rows: list[tuple[Any, ...]] = self._rows().fetchall()
+            return rows
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        """The next row, or None after the last."""
+        with self._reading():
+            if self._unread is None:
+                self._unread = iter(self._rows().fetchall())
+            return next(self._unread, None)
+
+    def show(self, *, max_rows: int | None = None, max_width: int | None = None) -> None:
+        """Print the first and last rows as a table.
+
+        Args:
+            max_rows: how many rows at most.
+            max_width: how many characters wide at most.
+        """
+        with self._reading():
+            self._rows().show(max_rows=max_rows, max_width=max_width)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._lock, _explaining():
+            yield
+
+    def __repr__(self) -> str:
+        return f"Query({self._text!r}, columns: {', '.join(self.columns)}; .show(), .df(), .arrow() read it)"
+
+    def _repr_html_(self) -> str:
+        table = self.arrow()
+        rows = table.slice(0, _HTML_ROWS).to_pylist() if len(set(self.columns)) == table.num_columns else []
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in table.column_names)
+        cells = ["".join(f"<td>{html.escape(_short(value))}</td>" for value in row.values()) for row in rows]
+        body = "".join(f"<tr>{each}</tr>" for each in cells)
+        return f"<table><tr>{head}</tr>{body}</table><p>{table.num_rows:,} rows</p>"
+
+
+def _short(value: Any) -> str:
+    text = "NULL" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _check_threads(threads: object) -> int | None:
+    if threads is None:
+        return None
+    if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or not 1 <= threads <= _MAX_THREADS:
+        raise OptionError(
+            f"threads is {threads!r}, expected a whole number of 1 to {_MAX_THREADS}. Leave it out to use all cores."
+        )
+    return int(threads)
+
+
+def _check_parameters(parameters: object) -> list[Any] | dict[str, Any] | None:
+    """Parameters as DuckDB takes them: NumPy's and torch's values become Python's."""
+    if parameters is None:
+        return None
+    if isinstance(parameters, Mapping):
+        return {str(name): _plain(value) for name, value in parameters.items()}
+    if isinstance(parameters, Sequence) and not isinstance(parameters, str | bytes):
+        return [_plain(value) for value in parameters]
+    raise OptionError(
+        f"parameters is of type {type(parameters).__name__}, expected a sequence (for ?) or a mapping (for $name). "
+        "Write [value] for a single one."
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) or hasattr(value, "detach") else value
+
+
+@contextlib.contextmanager
+def _explaining() -> Iterator[None]:
+    """Turn DuckDB's errors into ours, and its report of Ctrl-C into what Python says."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.InterruptException:
+        raise KeyboardInterrupt from None
+    except duckdb.Error as error:
+        if isinstance(error, duckdb.FatalException | duckdb.InternalException):
+            _forget_databases()
+        raise QueryError(describe(error)) from None
+
+
+def _cursor(threads: int | None) -> Any:
+    """A connection of its own to the locked database with this number of threads."""
+    key = (os.getpid(), threads)  # a fork has none of its parent's threads
+    with _guard:
+        if key not in _databases:
+            while len(_databases) >= _KEPT_DATABASES:
+                del _databases[next(iter(_databases))]
+            _databases[key] = _open_database(threads)
+        return _databases[key].cursor()
+
+
+def _forget_databases() -> None:
+    """After an internal error DuckDB refuses all further work in that database."""
+    with _guard:
+        _databases.clear()
+
+
+def _open_database(threads: int | None) -> Any:
+    """An empty in-memory database that can read no file and change no setting."""
+    import duckdb
+
+    config: dict[str, Any] = {
+        "python_enable_replacements": False,
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+        "allow_community_extensions": False,
+        "temp_directory": "",  # else large sorts would write into the working folder
+    }
+    if threads is not None:
+        config["threads"] = threads
+    database = duckdb.connect(":memory:", config=config)
+    database.execute("SET enable_external_access = false")
+    database.execute("SET lock_configuration = true")
+    return database
+
+
+def _bind(
+    engine: Engine, snapshot: Snapshot, cursor: Any, statement: Statement, values: list[Any] | dict[str, Any] | None
+) -> Any:
+    """Register the views that a statement needs, and bind it."""
+    import duckdb
+
+    with _explaining():
+        for view in statement.views:
+            _register(engine, snapshot, cursor, view)
+        try:
+            return cursor.sql(statement.text, params=values)
+        except duckdb.CatalogException:
+            missing = set(VIEWS) - statement.views
+            if not missing:
+                raise
+            # The syntax tree did not tell of a view, or there is no such table: then the message lists them all.
+            for view in missing:
+                _register(engine, snapshot, cursor, view)
+            return cursor.sql(statement.text, params=values)
+
+
+def _register(engine: Engine, snapshot: Snapshot, cursor: Any, view: str) -> None:
+    """Put one view of a snapshot under its name."""
+    if view == "episodes":
+        runs = read_runs(snapshot, engine.path)
+        cursor.register(view, build_episodes(runs, engine.read_seeds(snapshot)))
+        return
+    if view == "segments":
+        cursor.register(view, build_segments(snapshot))
+        return
+    tables = tables_of(snapshot.layout)
+    ahead = view == "transitions"
+    watermarks = {shard: snapshot.records[shard].watermark for shard in tables.open_shards}
+    closed = any(each.closed for each in tables.views) or not tables.views
+    for shard in (*((None,) if closed else ()), *watermarks):
+        cursor.register(source_name(view, shard), tables.table(ahead=ahead, shard=shard))
+    cursor.execute(f"CREATE TEMP VIEW {view} AS {view_sql(view, tables.names, watermarks, closed=closed)}")

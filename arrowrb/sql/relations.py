@@ -4,8 +4,8 @@ Tables, not datasets: DuckDB hands filters on a dataset to Arrow, which compares
 what it keeps, and measured no faster. A row's id is ``base + position``: the base is one run-length encoded value a
 segment, the positions are one array that all segments share, so that row ids cost no memory.
 
-Segments that are *closed* (all of their rows are at or below the watermark) make one table, in which ``kind`` alone says
-what is visible; those that are open make one a shard, which is filtered by the shard's watermark too.
+Segments that are *closed* (all of their rows are at or below the watermark) make one table, in which ``kind`` alone
+says what is visible; those that are open make one a shard, which is filtered by the shard's watermark too.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Names:
 class Relations:
     """The tables of one layout; each is made when it is first asked for."""
 
-    # Weak, because `tables_of` keeps a layout's tables only as long as somebody holds the layout.
+    # Not the layout: `tables_of` keeps these tables only as long as somebody else holds it.
     views: Sequence[SegmentView] = field(repr=False)
     names: Names
 
@@ -91,8 +91,8 @@ class Relations:
         """
         table = self._made.get((ahead, shard))
         if table is None:
-            views = [view for view in self.views if (view.closed if shard is None else view.shard == shard and not view.closed)]
-            batches = [_batch(view, self.names, ahead=ahead) for view in views]
+            chosen = [view for view in self.views if (None if view.closed else view.shard) == shard]
+            batches = [_batch(view, self.names, ahead=ahead) for view in chosen]
             schema = batches[0].schema if batches else _empty_schema(self.names, ahead=ahead)
             table = self._made.setdefault((ahead, shard), pa.Table.from_batches(batches, schema=schema))
         return table

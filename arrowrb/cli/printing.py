@@ -1,0 +1,186 @@
+"""Results on stdout: tables for people, JSON and CSV for programs."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import datetime
+import decimal
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from arrowrb.info import StoreInfo
+
+_WIDEST_CELL = 60
+_ROWS_AT_ONCE = 1000
+_UNLIMITED_WIDTH = 10_000
+
+
+def print_info(described: StoreInfo, form: str, *, header: bool = True) -> None:
+    """Counts and bytes of a store; JSON is one line, CSV one row."""
+    if form == "table":
+        table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        for label, value in described.rows():
+            table.add_row(label, Text(value))
+        _console().print(table)
+        return
+    values = asdict(described)
+    del values["columns"]
+    if form == "json":
+        print(json.dumps(_plain(values), allow_nan=False))
+        return
+    for state, count in values.pop("num_segments").items():
+        values[f"num_segments_{state}"] = count
+    _write_csv(list(values), [list(values.values())], header=header)
+
+
+def print_columns(columns: Iterable[tuple[str, str, tuple[int, ...]]], form: str) -> None:
+    """Name, dtype and shape of each column of a schema."""
+    names = ["name", "dtype", "shape"]
+    if form == "table":
+        _console().print(_table(names, [[name, dtype, str(shape)] for name, dtype, shape in columns], set()))
+    elif form == "json":
+        _write_json(dict(zip(names, row, strict=True)) for row in columns)
+    else:
+        _write_csv(names, [[name, dtype, list(shape)] for name, dtype, shape in columns])
+
+
+def print_result(result: pa.Table, form: str, limit: int) -> None:
+    """The rows of a query.
+
+    Args:
+        result: all rows.
+        form: table, json (a list of objects; NaN and infinities are null, binary is base64) or csv.
+        limit: rows that a table shows; 0 shows all.
+    """
+    names = _unique(result.schema.names)
+    if form == "json":
+        _write_json(dict(zip(names, row, strict=True)) for row in _rows(result))
+    elif form == "csv":
+        _write_csv(names, _rows(result))
+    else:
+        shown = result if limit == 0 else result.slice(0, limit)
+        right = {i for i, each in enumerate(result.schema) if _is_number(str(each.type))}
+        console = _console()
+        console.print(_table(names, _rows(shown), right))
+        if shown.num_rows < result.num_rows:
+            print(f"{shown.num_rows:,} of {result.num_rows:,} rows are shown; --limit 0 shows all.", file=sys.stderr)
+
+
+def _console() -> Console:
+    """As wide as the terminal; where there is none, as wide as the table needs."""
+    return Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH, soft_wrap=not sys.stdout.isatty())
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[Any]], right: set[int]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(names):
+        table.add_column(Text(name), justify="right" if i in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(_cell, row))
+    return table
+
+
+def _cell(value: Any) -> Text:
+    if value is None:
+        return Text("NULL", style="dim")
+    if isinstance(value, bool):
+        return Text(str(value).lower())
+    if isinstance(value, float):
+        return Text(f"{value:.7g}")
+    if isinstance(value, list | dict):
+        value = json.dumps(_rounded(_plain(value)), ensure_ascii=False)
+    if isinstance(value, bytes):
+        value = value.hex(" ")
+    text = str(value)
+    return Text(text if len(text) <= _WIDEST_CELL else text[: _WIDEST_CELL - 1] + "…")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
+
+
+def _is_number(arrow_type: str) -> bool:
+    return arrow_type.startswith(("int", "uint", "float", "double", "half", "decimal"))
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Names that can be keys: a second `x` becomes `x_2`."""
+    taken: dict[str, None] = {}
+    for name in names:
+        candidate, number = name, 2
+        while candidate in taken:
+            candidate, number = f"{name}_{number}", number + 1
+        taken[candidate] = None
+    return list(taken)
+
+
+def _rows(result: pa.Table) -> Iterator[list[Any]]:
+    """Rows as Python values, some at a time."""
+    for batch in result.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        columns = [column.to_pylist() for column in batch.columns]
+        if columns:
+            yield from map(list, zip(*columns, strict=True))
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can say it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, decimal.Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return str(value)
+
+
+def _write_json(objects: Iterable[dict[str, Any]]) -> None:
+    """A list with one object a line."""
+    write, before = sys.stdout.write, "[\n"
+    for each in objects:
+        write(before + json.dumps(_plain(each), allow_nan=False))
+        before = ",\n"
+    write("[]\n" if before == "[\n" else "\n]\n")
+
+
+def _write_csv(names: Sequence[str], rows: Iterable[Sequence[Any]], *, header: bool = True) -> None:
+    """Numbers as Python writes them, so that floats read back the same; nested values are JSON, NULL is empty."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if header:
+        writer.writerow(names)
+    for row in rows:
+        writer.writerow(map(_csv_cell, row))
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, list | dict):
+        return json.dumps(_plain(value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return repr(value)
+    return "" if value is None else _plain(value)
