@@ -1,8 +1,8 @@
 """arrowrb: a replay store for reinforcement learning, at once buffer, database, checkpoint and dataset.
 
-The map of the house; each row imports only from rows below it:
+The map of the house; each row imports only from rows below it, and names on one row never import each other:
 
-    cli                                             the command line
+    cli/                                            the command line
     collector/                                      steps environments into stores; evaluate
     store                                           create, open, write, read: the public face
     info, sql/, loader, recorder                    counts; questions; batches of tensors; a user's own loop
@@ -11,7 +11,8 @@ The map of the house; each row imports only from rows below it:
     writer, recovery, sizing                        commits; what a dead writer left; how large segments are
     tiers/                                          where segments live: mapped Arrow IPC files
     kernels/, manifest, commits, seeds, staging     compiled loops; the durable lists and records; steps -> events
-    files, events                                   publish, map, lock; what a commit is made of
+    files, tape, arrival, interrupts                publish, map, lock; steps as they arrive; Ctrl-C held back
+    events                                          what a commit is made of
     schema/, rows                                   spaces <-> Arrow <-> NumPy; row ids, kinds, runs
     errors
 

@@ -30,33 +30,47 @@ class Cell:
         direct: The dtype that values are expected to have.
         free: The dtypes that are copied without a look at the values.
         rounds: Whether floats of any width are rounded to the column's.
+        shape: The shape of what arrives in one step.
     """
 
     column: Column
     direct: np.dtype[Any]
     free: tuple[np.dtype[Any], ...]
     rounds: bool
+    shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, column: Column, *, rounds: bool = False) -> Cell:
-        """The cell of a column."""
+    def of(cls, column: Column, num_lanes: int | None = None, *, rounds: bool = False) -> Cell:
+        """The cell of a column, of values with an axis of lanes or without."""
         logical = column.cast_from or column.dtype
         direct = column.storage if logical == "bfloat16" else np.dtype(logical)
         free = [direct]
         if rounds and column.storage.kind == "f":
             free += [np.dtype(name) for name in _FLOATS if np.can_cast(name, column.storage, "safe")]
-        return cls(column, direct, tuple(dict.fromkeys(free)), rounds)
+        shape = column.shape if num_lanes is None else (num_lanes, *column.shape)
+        return cls(column, direct, tuple(dict.fromkeys(free)), rounds, shape)
 
     @property
     def name(self) -> str:
         """The column's name."""
         return self.column.name
 
-    def write(self, target: NDArray[Any], value: Any) -> None:
-        """Copy a value into `target`, a view of shape `shape` or `[lanes, *shape]`.
+    def put(self, rows: NDArray[Any], t: int, value: Any) -> None:
+        """Copy what arrived in one step into row `t` of `[steps, *shape]`.
 
         Raises:
             ColumnError: If the shape differs, or the dtype does not convert without loss.
+        """
+        if type(value) is np.ndarray and value.shape == self.shape and value.dtype in self.free:
+            rows[t] = value
+        else:
+            rows[t] = self.convert(value, self.shape)
+
+    def write(self, target: NDArray[Any], value: Any) -> None:
+        """Copy a value into `target`, of the shape of one value or with an axis of lanes before it.
+
+        Raises:
+            ColumnError: As `put`.
         """
         if type(value) is np.ndarray and value.shape == target.shape and value.dtype in self.free:
             target[...] = value
@@ -67,7 +81,7 @@ class Cell:
         """A value as an array of this shape that can be assigned to the storage dtype.
 
         Raises:
-            ColumnError: As `write`.
+            ColumnError: As `put`.
         """
         column = self.column
         if hasattr(value, "detach"):
@@ -79,9 +93,7 @@ class Cell:
                 f"'{self.name}' is no array: {error}. Expected shape {shape}, dtype {column.dtype}."
             ) from error
         if array.shape != shape:
-            raise ColumnError(
-                f"'{self.name}' has shape {array.shape}, expected {shape}, dtype {column.dtype}."
-            )
+            raise ColumnError(f"'{self.name}' has shape {array.shape}, expected {shape}, dtype {column.dtype}.")
         if array.dtype == self.direct:
             return array
         weak = not isinstance(value, np.ndarray | np.generic)
@@ -178,11 +190,7 @@ def write_lane_info(
         EnvironmentFault: If one is missing and the column is not nullable, or the merge has lost values.
     """
     value, mask = find_info(info, cell.name)
-    present = (
-        np.zeros(lanes.shape, np.bool_)
-        if value is None or mask is None
-        else np.asarray(mask, np.bool_) & lanes
-    )
+    present = np.zeros(lanes.shape, np.bool_) if value is None or mask is None else np.asarray(mask, np.bool_) & lanes
     if present.any():
         array = value if isinstance(value, np.ndarray) else _object_array(value)
         if array.dtype == object:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Final
 
 from .errors import CorruptError
-from .files import Mapping, explaining, publish
+from .files import Mapping, explaining, open_file, publish
+from .files import read_file as read
 
 MAGIC: Final = b"ARBCMT01"
 _BODY: Final = struct.Struct("<8sQqqqqq16s?7x")
@@ -130,7 +131,7 @@ class DurableFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         with explaining(path, "opening the durable record"):
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self._descriptor = open_file(path, os.O_RDWR)
             content = os.pread(self._descriptor, 2 * _SLOT_BYTES, 0)
         first, second = (unpack(content[start : start + _SLOT_BYTES]) for start in (0, _SLOT_BYTES))
         newest_is_first = first is not None and (second is None or first.sequence > second.sequence)
@@ -154,5 +155,4 @@ class DurableFile:
 
 def read_file(path: Path) -> Record | None:
     """The newest valid record of a commit file, read once."""
-    with explaining(path, "reading commit records"):
-        return newest(path.read_bytes()[: 2 * _SLOT_BYTES])
+    return newest(read(path, "reading commit records", most=1 << 20)[: 2 * _SLOT_BYTES])

@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -94,6 +95,24 @@ def publish(path: Path, content: bytes, *, sync: bool = True) -> None:
             sync_directory(path.parent)
 
 
+def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Open a regular file; refuses links, and pipes and devices, on which a read could wait for ever."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CorruptError(f"{path} is no regular file. A store consists of plain files and folders only.")
+    return descriptor
+
+
+def read_file(path: Path, doing: str, *, most: int = 1 << 30) -> bytes:
+    """All bytes of a regular file of at most ``most`` bytes."""
+    with explaining(path, doing), open(open_file(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise CorruptError(f"{path} has {size:,} bytes, expected at most {most:,}. It is none of ours.")
+        return file.read()
+
+
 def allocate(path: Path, size: int) -> int:
     """Create a file with all its blocks allocated, so that a full disk is an exception and never a SIGBUS.
 
@@ -144,9 +163,8 @@ class Mapping:
         """Map ``path``; with ``size``, refuse a file of another size (a truncated one would die by SIGBUS)."""
         self.path = path
         self.writable = writable
-        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW
         with explaining(path, f"mapping {path.name}"):
-            descriptor = os.open(path, flags)
+            descriptor = open_file(path, os.O_RDWR if writable else os.O_RDONLY)
             try:
                 actual = os.fstat(descriptor).st_size
                 if size is not None and actual != size:
@@ -220,8 +238,8 @@ class Lock:
         self._holder_path = holder_path
         with explaining(path, "locking"), _held_guard:
             with contextlib.suppress(FileNotFoundError):
-                stat = os.stat(path)
-                if (os.getpid(), stat.st_dev, stat.st_ino) in _held:
+                found = os.stat(path)
+                if (os.getpid(), found.st_dev, found.st_ino) in _held:
                     raise LockedError(self._refusal(os.getpid()))
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
@@ -229,8 +247,8 @@ class Lock:
             except BaseException:
                 os.close(self._descriptor)
                 raise
-            stat = os.fstat(self._descriptor)
-            self._key = (os.getpid(), stat.st_dev, stat.st_ino)
+            found = os.fstat(self._descriptor)
+            self._key = (os.getpid(), found.st_dev, found.st_ino)
             _held[self._key] = path
         self._pid = os.getpid()
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
@@ -272,7 +290,7 @@ class Lock:
 def read_holder(path: Path) -> Holder | None:
     """Who wrote the holder file last; None where there is none or it cannot be read. It may be dead."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_file(path, "reading", most=1 << 16))
         return Holder(int(value["pid"]), str(value["host"]), float(value["since"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

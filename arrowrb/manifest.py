@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from .errors import CorruptError, FormatError
-from .files import explaining, publish
+from .files import publish, read_file
 from .rows import MAX_SEGMENT_ROWS, MAX_SEGMENTS, MAX_SHARDS
 
 FORMAT: Final = 1
@@ -194,10 +194,9 @@ def write(path: Path, manifest: Manifest, *, sync: bool = True) -> None:
     publish(path, encode(manifest), sync=sync)
 
 
-def read(path: Path) -> Manifest:
-    """Read and check the manifest file."""
-    with explaining(path, "reading the manifest"):
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise CorruptError(f"{path} has more than {_MAX_MANIFEST_BYTES:,} bytes: no manifest is that large.")
-        content = path.read_bytes()
-    return decode(content, str(path))
+def read(path: Path, shard: int) -> Manifest:
+    """Read and check the manifest file of a shard."""
+    manifest = decode(read_file(path, "reading the manifest", most=_MAX_MANIFEST_BYTES), str(path))
+    if manifest.shard != shard:
+        raise CorruptError(f"{path} is the manifest of shard {manifest.shard}, expected {shard}. Files were mixed up.")
+    return manifest

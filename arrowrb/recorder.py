@@ -129,12 +129,7 @@ def check_final(env: Any, layout: Layout, schema: Schema, info: Any) -> None:
     Raises:
         EnvironmentFault: If that has happened.
     """
-    if (
-        layout.mode != SAME_STEP
-        or not layout.merged
-        or not isinstance(info, Mapping)
-        or "final_obs" not in info
-    ):
+    if layout.mode != SAME_STEP or not layout.merged or not isinstance(info, Mapping) or "final_obs" not in info:
         return
     kept, final_obs = getattr(env.unwrapped, "_env_obs", None), info["final_obs"]
     if not isinstance(kept, list) or not isinstance(final_obs, np.ndarray) or final_obs.dtype != object:
@@ -142,17 +137,12 @@ def check_final(env: Any, layout: Layout, schema: Schema, info: Any) -> None:
     for lane, final in enumerate(final_obs):
         if final is None:
             continue
-        pairs = zip(
-            schema.observation_tree.leaves(final), schema.observation_tree.leaves(kept[lane]), strict=True
-        )
-        if any(
-            isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.shares_memory(a, b)
-            for a, b in pairs
-        ):
+        pairs = zip(schema.observation_tree.leaves(final), schema.observation_tree.leaves(kept[lane]), strict=True)
+        if any(isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.shares_memory(a, b) for a, b in pairs):
             raise EnvironmentFault(
-                f"The final observation of lane {lane} was overwritten by the reset: the environment uses one array for "
-                f"all observations, and SyncVectorEnv with SAME_STEP keeps no copy. Copy in the environment, take another "
-                f"autoreset mode, or let the Collector make the environments."
+                f"The final observation of lane {lane} was overwritten by the reset: the environment uses one array "
+                f"for all observations, and SyncVectorEnv with SAME_STEP keeps no copy. Copy in the environment, take "
+                f"another autoreset mode, or let the Collector make the environments."
             )
 
 
@@ -179,15 +169,13 @@ def check_spaces(schema: Schema, env: Any) -> None:
 class Recorder:
     """Writes what a user's own loop does to a store; every `step` is one commit.
 
-    The order of calls is that of the environment: `reset` with what `env.reset` returned, then `step` with each action and
-    what `env.step` returned for it. All three autoreset modes work: with NEXT_STEP and SAME_STEP just call `step` (a step
-    that only resets a lane is not recorded as a transition of it). With DISABLED, and with a single environment, `reset`
-    comes after every end. All arrays are copied. Not safe for several threads at once.
+    The order of calls is that of the environment: `reset` with what `env.reset` returned, then `step` with each action
+    and what `env.step` returned for it. All three autoreset modes work: with NEXT_STEP and SAME_STEP just call `step`
+    (a step that only resets a lane is not recorded as a transition of it). With DISABLED, and with a single
+    environment, `reset` comes after every end. All arrays are copied. Not safe for several threads at once.
     """
 
-    def __init__(
-        self, engine: Sink, env: Any, *, autoreset_mode: Any = None, lane: int | None = None
-    ) -> None:
+    def __init__(self, engine: Sink, env: Any, *, autoreset_mode: Any = None, lane: int | None = None) -> None:
         """Claim lanes for an environment. The environment itself is never called.
 
         Args:
@@ -233,8 +221,8 @@ class Recorder:
             observation: The first observation, of a vector environment of all lanes.
             info: The info that came with it.
             seed: The seed given to `env.reset`, to be recorded with the episodes: one number, or one a lane.
-            mask: bool `[num_lanes]`, the lanes that were reset. By default those that ended where any has (DISABLED), else
-                all.
+            mask: bool `[num_lanes]`, the lanes that were reset. By default those that ended where any has (DISABLED),
+                else all.
             extras: The extras that belong to the observation.
 
         Raises:
@@ -273,9 +261,7 @@ class Recorder:
         else:
             seeds = list(seed)
         if len(seeds) != count:
-            raise ColumnError(
-                f"seed has {len(seeds)} values, expected {count}. Give one number, or one a lane."
-            )
+            raise ColumnError(f"seed has {len(seeds)} values, expected {count}. Give one number, or one a lane.")
         chosen = range(count) if lanes is None else np.flatnonzero(lanes)
         return [(self._first + int(i), int(seeds[i])) for i in chosen if seeds[i] is not None]
 
@@ -293,7 +279,8 @@ class Recorder:
     ) -> NDArray[np.int64]:
         """Commit one step: the action, and what `env.step` returned for it.
 
-        A step that is refused leaves everything as it was: give the same step again, corrected, or reset.
+        A step that is refused leaves everything as it was: give the same step again, corrected, or reset. After an
+        interrupt (Ctrl-C) within it, a reset must come next.
 
         Args:
             action: The action given to `env.step`; of a vector environment one per lane.
@@ -317,19 +304,22 @@ class Recorder:
         """
         self._check_open()
         stage = self._stage
-        stage.act(stage.schema.action_tree.leaves(action), extras)
-        before = stage.fresh, stage.waiting
-        now = self._engine.clock()
         info = {} if info is None else info
+        stage.act(stage.schema.action_tree.leaves(action), extras)
         check_final(self._env, self._layout, stage.schema, info)
-        stage.step(observation, reward, terminated, truncated, info, extras, time=now, version=policy_version)
+        before, now = (stage.fresh, stage.waiting), self._engine.clock()
         try:
+            stage.step(observation, reward, terminated, truncated, info, extras, time=now, version=policy_version)
             events = stage.events()
             row_ids = self._engine.ingest(events)
-        except BaseException:
+            stage.retire(events)
+        except Exception:
             stage.undo(before)
             raise
-        stage.retire(events)
+        except BaseException:
+            # An interrupt does not tell whether the commit came first. After a reset that makes no difference.
+            stage.forget()
+            raise
         return row_ids
 
     def close(self) -> None:

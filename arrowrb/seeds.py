@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .files import explaining
+from .files import explaining, read_file
 
 _BODY: Final = struct.Struct("<qqqQ")
 ENTRY_BYTES: Final = _BODY.size + 8
@@ -50,11 +50,9 @@ def parse(content: bytes, watermark: int) -> list[SeedEntry]:
 
 def read(path: Path, watermark: int) -> list[SeedEntry]:
     """Read the entries of a file; none where there is no file."""
-    with explaining(path, "reading seeds"):
-        try:
-            return parse(path.read_bytes(), watermark)
-        except FileNotFoundError:
-            return []
+    if not path.exists():
+        return []
+    return parse(read_file(path, "reading seeds"), watermark)
 
 
 class SeedLog:

@@ -17,6 +17,7 @@ from arrowrb.tape import Tape
 NEXT_STEP: Final = "NextStep"
 SAME_STEP: Final = "SameStep"
 DISABLED: Final = "Disabled"
+_BOOL: Final = np.dtype(np.bool_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +70,19 @@ class Stage(Tape):
             first_lane: The number of lane 0.
             capacity: Vector steps before the tape grows.
         """
-        super().__init__(
-            schema, layout.num_lanes, single=layout.single, first_lane=first_lane, capacity=capacity
-        )
+        super().__init__(schema, layout.num_lanes, single=layout.single, first_lane=first_lane, capacity=capacity)
         self.layout = layout
         self.started = False
         self.fresh = np.zeros(layout.num_lanes, np.bool_)
         self.waiting = np.zeros(layout.num_lanes, np.bool_)
         self._every = np.ones(layout.num_lanes, np.bool_)
         num_leaves = len(schema.observation_tree.paths)
-        self.observation_cells = [Cell.of(column) for column in schema.observation_columns[:num_leaves]]
+        lanes = None if layout.single else layout.num_lanes
+        self._flag_shape = () if lanes is None else (lanes,)
+        self.observation_cells = [Cell.of(column, lanes) for column in schema.observation_columns[:num_leaves]]
         self.reward_index = 2 + len(schema.action_tree.paths)
-        self.action_cells = [Cell.of(column) for column in schema.transition_columns[2 : self.reward_index]]
-        self.reward_cell = Cell.of(schema.transition_columns[self.reward_index], rounds=True)
+        self.action_cells = [Cell.of(column, lanes) for column in schema.transition_columns[2 : self.reward_index]]
+        self.reward_cell = Cell.of(schema.transition_columns[self.reward_index], lanes, rounds=True)
         self._info = {owner: _entries(schema, owner, info=True) for owner in ("observation", "transition")}
         self._extras = {owner: _entries(schema, owner, info=False) for owner in ("observation", "transition")}
 
@@ -92,7 +93,7 @@ class Stage(Tape):
         lanes: NDArray[np.bool_] | None = None,
         extras: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take the observation of a reset, of all lanes or of chosen ones. An episode that still ran is cut by the next.
+        """Take the observation of a reset, of all lanes or of chosen ones. An episode that still ran will be cut.
 
         Raises:
             ColumnError: If the observation or extras do not fit the schema.
@@ -138,9 +139,7 @@ class Stage(Tape):
             UsageError: If a reset is due.
         """
         if not self.started:
-            raise UsageError(
-                "A step comes before the first reset. Reset the environment and give its observation."
-            )
+            raise UsageError("A step comes before the first reset. Reset the environment and give its observation.")
         if self.layout.mode == DISABLED and self.waiting.any():
             raise UsageError(
                 f"Lane {int(np.flatnonzero(self.waiting)[0])} has ended its episode and was not reset. "
@@ -149,8 +148,9 @@ class Stage(Tape):
         self.reserve(1)
         t = self.num_steps
         for index, cell in enumerate(self.action_cells):
-            cell.write(self.outcome_rows[2 + index][t, ...], actions[index])
-        self._check_extras(extras)
+            cell.put(self.outcome_rows[2 + index], t, actions[index])
+        if extras is not None:
+            self._check_extras(extras)
         if self._extras["transition"]:
             self._write_extras([rows[t, ...] for rows in self.outcome_rows], "transition", extras)
 
@@ -183,7 +183,7 @@ class Stage(Tape):
             EnvironmentFault: If the environment does not keep to its autoreset mode.
         """
         t, mode = self.num_steps, self.layout.mode
-        stop, cut = _flags(terminated, "terminated", self.layout), _flags(truncated, "truncated", self.layout)
+        stop, cut = self._flags(terminated, "terminated"), self._flags(truncated, "truncated")
         ended, waiting = stop | cut, self.waiting
         happened = self._every
         # count_nonzero rather than any(), which is slow on short arrays.
@@ -195,32 +195,37 @@ class Stage(Tape):
                     f"first observation. The environment does not keep to autoreset mode {mode}; give the right "
                     f"autoreset_mode=."
                 )
-        if not isinstance(info, Mapping):
+        if type(info) is not dict and not isinstance(info, Mapping):
             raise EnvironmentFault(
                 f"info is of type {type(info).__name__}, expected a dict. Remove the wrapper that changes it."
             )
-        self.reward_cell.write(self.outcome_rows[self.reward_index][t, ...], reward)
-        self.outcome[0][t], self.outcome[1][t] = stop, cut
+        self.reward_cell.put(self.outcome_rows[self.reward_index], t, reward)
+        self.outcome[0][t] = stop
+        self.outcome[1][t] = cut
         self._arrive(t + 1, observation, info, extras)
         self._settle(t, ended if mode == SAME_STEP else None, info)
-        self.happened[t] = happened
-        np.logical_and(self.fresh, happened, out=self.begin[t].view(np.bool_))
-        self.time[t], self.version[t] = time, version
+        if happened is self._every:
+            self.happened[t] = True
+            self.begin[t] = self.fresh
+            self.num_pending += self.num_lanes
+        else:
+            self.happened[t] = happened
+            self.begin[t] = self.fresh & happened
+            self.num_pending += int(np.count_nonzero(happened))
+        self.time[t] = time
+        self.version[t] = version
         if mode == SAME_STEP:
             self.fresh = ended
         else:
             self.fresh = waiting if mode == NEXT_STEP else np.zeros_like(waiting)
             self.waiting = ended
-        self.num_pending += int(np.count_nonzero(happened))
         self.num_steps = t + 1
 
-    def _arrive(
-        self, t: int, observation: Any, info: Mapping[str, Any], extras: Mapping[str, Any] | None
-    ) -> None:
+    def _arrive(self, t: int, observation: Any, info: Mapping[str, Any], extras: Mapping[str, Any] | None) -> None:
         """Write the observations that a step returned, and what belongs to them."""
         leaves = self.schema.observation_tree.leaves(observation)
         for index, cell in enumerate(self.observation_cells):
-            cell.write(self.arrived_rows[index][t, ...], leaves[index])
+            cell.put(self.arrived_rows[index], t, leaves[index])
         if len(self.arrived) > len(self.observation_cells):
             rows = [rows[t, ...] for rows in self.arrived_rows]
             self._write_entries(rows, "observation", info, self._every)
@@ -240,8 +245,8 @@ class Stage(Tape):
         final_obs, mask = info.get("final_obs"), info.get("_final_obs")
         if final_obs is None or mask is None or not np.asarray(mask, np.bool_)[ended].all():
             raise EnvironmentFault(
-                "info has no 'final_obs' for a lane that ended, expected one. The environment does not keep to autoreset "
-                "mode SameStep; give the right autoreset_mode=."
+                "info has no 'final_obs' for a lane that ended, expected one. The environment does not keep to "
+                "autoreset mode SameStep; give the right autoreset_mode=."
             )
         lanes = np.flatnonzero(ended)
         first = self.reserve_final(lanes.size)
@@ -256,9 +261,7 @@ class Stage(Tape):
         self._write_entries([rows[t] for rows in self.outcome], "transition", last, ended)
         if len(self.final) > len(self.observation_cells):
             # By lane as the entries of info are, then packed as the side list is.
-            by_lane = [
-                np.zeros((self.layout.num_lanes, *array.shape[1:]), array.dtype) for array in self.final
-            ]
+            by_lane = [np.zeros((self.layout.num_lanes, *array.shape[1:]), array.dtype) for array in self.final]
             self._write_entries(by_lane, "observation", last, ended)
             for index in range(len(self.observation_cells), len(self.final)):
                 self.final[index][first : first + lanes.size] = by_lane[index][lanes]
@@ -272,39 +275,32 @@ class Stage(Tape):
             if self.layout.single:
                 write_info(targets[entry.index], valid, entry.cell, info)
             else:
-                write_lane_info(
-                    targets[entry.index], valid, entry.cell, info, lanes=lanes, merged=self.layout.merged
-                )
+                write_lane_info(targets[entry.index], valid, entry.cell, info, lanes=lanes, merged=self.layout.merged)
 
     def _check_extras(self, extras: Mapping[str, Any] | None) -> None:
         if extras is None:
             return
         if not isinstance(extras, Mapping):
-            raise ColumnError(
-                f"extras is of type {type(extras).__name__}, expected a dict from names to arrays."
-            )
+            raise ColumnError(f"extras is of type {type(extras).__name__}, expected a dict from names to arrays.")
         for name in extras:
             if name not in self.schema.extras and name.removesuffix(".valid") not in self.schema.extras:
                 remedy = (
-                    "Its value comes from info"
-                    if name in self.schema.info
-                    else "Declare it in the schema's extras"
+                    "Its value comes from info" if name in self.schema.info else "Declare it in the schema's extras"
                 )
                 raise ColumnError(
-                    f"extras has the unknown name {name!r}, expected only {list(self.schema.extras)}. {remedy}, or leave it out."
+                    f"extras has the unknown name {name!r}, expected only {list(self.schema.extras)}. {remedy}, or "
+                    f"leave it out."
                 )
 
-    def _write_extras(
-        self, targets: Sequence[NDArray[Any]], owner: str, extras: Mapping[str, Any] | None
-    ) -> None:
+    def _write_extras(self, targets: Sequence[NDArray[Any]], owner: str, extras: Mapping[str, Any] | None) -> None:
         for entry in self._extras[owner]:
             name, target = entry.cell.name, targets[entry.index]
             value = None if extras is None else extras.get(name)
             if value is None:
                 if entry.valid < 0:
                     raise ColumnError(
-                        f"Extra {name!r} is missing, expected a value of dtype {entry.cell.column.dtype} and shape {target.shape}. "
-                        f"Give it in extras, or declare it nullable."
+                        f"Extra {name!r} is missing, expected a value of dtype {entry.cell.column.dtype} and shape "
+                        f"{target.shape}. Give it in extras, or declare it nullable."
                     )
                 target[...] = 0
                 targets[entry.valid][...] = 0
@@ -321,6 +317,22 @@ class Stage(Tape):
         self.outcome[1][self.num_steps - 1][lanes] = 1
         if self.layout.mode == DISABLED:
             self.waiting = self.waiting | lanes
+
+    def _flags(self, value: Any, name: str) -> NDArray[np.bool_]:
+        """One flag a lane, also of a single environment."""
+        shape = self._flag_shape
+        if type(value) is np.ndarray and value.dtype is _BOOL and value.shape == shape and shape:
+            return value
+        if self.layout.single and isinstance(value, bool | np.bool_):
+            return np.array([value])
+        array = np.asarray(value)
+        good = array.shape == shape and array.dtype.kind in "biuf"
+        if not good or not ((array == 0) | (array == 1)).all():
+            raise ColumnError(
+                f"'{name}' has dtype {array.dtype} and shape {array.shape}, expected bool of shape {shape}. "
+                f"Return one flag per lane."
+            )
+        return array.astype(np.bool_).reshape(self.num_lanes)
 
     def undo(self, before: tuple[NDArray[np.bool_], NDArray[np.bool_]]) -> None:
         """Take the only step on the tape back.
@@ -343,27 +355,10 @@ def _entries(schema: Schema, owner: str, *, info: bool) -> list[_Entry]:
     place = {column.name: index for index, column in enumerate(columns)}
     extras = schema.info if info else schema.extras
     return [
-        _Entry(
-            Cell.of(columns[place[name]], rounds=info), place[name], place.get(schema.masks.get(name, ""), -1)
-        )
+        _Entry(Cell.of(columns[place[name]], rounds=info), place[name], place.get(schema.masks.get(name, ""), -1))
         for name, extra in extras.items()
         if extra.owner == owner
     ]
-
-
-def _flags(value: Any, name: str, layout: Layout) -> NDArray[np.bool_]:
-    if layout.single and isinstance(value, bool | np.bool_):
-        return np.array([value])
-    array = np.asarray(value)
-    shape = () if layout.single else (layout.num_lanes,)
-    if array.shape != shape or array.dtype != np.bool_:
-        if array.shape != shape or array.dtype.kind not in "iuf" or not ((array == 0) | (array == 1)).all():
-            raise ColumnError(
-                f"'{name}' has dtype {array.dtype} and shape {array.shape}, expected bool of shape {shape}. "
-                f"Return one flag per lane."
-            )
-        array = array.astype(np.bool_)
-    return array.reshape(layout.num_lanes)
 
 
 def check_final_extras(schema: Schema, source: str) -> None:

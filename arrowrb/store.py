@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import threading
@@ -10,7 +11,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +26,13 @@ from .recorder import Recorder
 from .samplers import Strategy, Stream, Uniform
 from .schema import Rows, Schema, encode_batch, encode_row
 
-if TYPE_CHECKING:
-    import os
 
 __all__ = ["Sampler", "Store"]
 
 _MAX_INT32 = (1 << 31) - 1
 _MAX_INT64 = (1 << 63) - 1
+_MAX_EPISODE = 1 << 62  # room for those that are assigned after it
+_MAX_STEP = 1 << 30  # room for the steps that follow
 
 
 class Sampler:
@@ -76,7 +77,7 @@ class Store:
         self._local = threading.local()  # a loader's memory is for one thread
         self._stream_guard = threading.Lock()
         self._stream: Stream | None = None
-        self._remove = weakref.finalize(self, _remove, engine) if temporary else None
+        self._remove = weakref.finalize(self, _remove, engine, os.getpid()) if temporary else None
 
     # -- opening and closing -------------------------------------------------------------------------------------
 
@@ -333,7 +334,9 @@ def _writer_options(sync_interval: float | None) -> WriterOptions:
     return WriterOptions(sync_interval=sync_interval)
 
 
-def _remove(engine: Engine) -> None:
+def _remove(engine: Engine, owner: int) -> None:
+    if os.getpid() != owner:
+        return  # a forked child that ends must not take its parent's store with it
     with contextlib.suppress(ClosedError):
         engine.close()
     shutil.rmtree(engine.path, ignore_errors=True)
@@ -356,7 +359,7 @@ def _row_ids(value: Any) -> NDArray[np.int64]:
             f"row_ids has shape {array.shape} and dtype {array.dtype}, expected one dimension of int64. "
             "Take row ids from a batch, or from SELECT row_id FROM transitions."
         )
-    return np.ascontiguousarray(array, np.int64)
+    return np.require(array, np.int64, ("C", "W"))  # kernels take writable arrays; Arrow gives others
 
 
 def _events(rows: Rows, engine: Engine, contiguous: bool) -> Events:
@@ -369,8 +372,8 @@ def _events(rows: Rows, engine: Engine, contiguous: bool) -> Events:
         observation=index,
         next_observation=~index,
         row=index,
-        episode_id=_given("episode_id", rows.episode_id, n, -1, _MAX_INT64 - 1),
-        step=_given("step", rows.step, n, -1, _MAX_INT32 - n),
+        episode_id=_given("episode_id", rows.episode_id, n, -1, _MAX_EPISODE),
+        step=_given("step", rows.step, n, -1, _MAX_STEP),
         time=_given("time", rows.time, n, engine.clock(), _MAX_INT64),
         policy_version=_given("policy_version", rows.policy_version, n, 0, _MAX_INT32),
         arrived=rows.observation,

@@ -1,8 +1,8 @@
 """The tape: vector steps as arrays, and the transitions on it as Events. Pure NumPy.
 
-Row t of the outcomes lies between rows t and t+1 of the observations that arrived, so that the transition of lane l at
-step t has index `t * num_lanes + l` and its next observation the index one row on, unless an episode's final observation
-is not on the tape (SAME_STEP, and after a reset): then it is in a side list.
+Row t of the outcomes lies between rows t and t+1 of the observations that arrived, so that the transition of lane l
+at step t has index `t * num_lanes + l` and its next observation the index one row on, unless an episode's final
+observation is not on the tape (SAME_STEP, and after a reset): then it is in a side list.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ class Tape:
         version: int64 `[capacity]`, the policy's.
     """
 
-    def __init__(
-        self, schema: Schema, num_lanes: int, *, single: bool, first_lane: int, capacity: int
-    ) -> None:
+    def __init__(self, schema: Schema, num_lanes: int, *, single: bool, first_lane: int, capacity: int) -> None:
         """Make an empty tape."""
         self.schema = schema
         self.num_lanes = num_lanes

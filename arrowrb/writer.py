@@ -224,6 +224,9 @@ class Writer:
         saved = self._saved
         if saved is None:
             return
+        count = len(self.segments)
+        self._table, self._addresses = self._table[:count], self._addresses[:count]  # one was being added
+        self._commit[_NUM_SLOTS] = count
         for k in range(int(self._commit[_NUM_UNDO])):
             lane = int(self._undo[k, 0])
             self._lanes[lane, :_EPOCH] = self._undo[k, 1 : 1 + _EPOCH]
@@ -292,8 +295,8 @@ class Writer:
         lanes = np.zeros((size, 8), np.int64)
         lanes[:, _SLOT] = -1
         lanes[: self._lanes.shape[0]] = self._lanes
+        self._undo = np.zeros((size, 9), np.int64)  # before the lanes: kernels write an entry for each lane
         self._lanes = lanes
-        self._undo = np.zeros((size, 9), np.int64)
 
     def adopt(self, segments: Sequence[OpenSegment], places: NDArray[np.int64]) -> None:
         """Go on with the open segments of an earlier writer.
@@ -384,10 +387,12 @@ class Writer:
         keep = np.flatnonzero(~done)
         moved = np.full(len(self.segments) + 1, -1, np.int64)
         moved[keep] = np.arange(keep.size)
-        self._lanes[:, _SLOT] = moved[self._lanes[:, _SLOT]]
-        self.segments = [self.segments[slot] for slot in keep]
-        self._table = np.ascontiguousarray(table[keep])
-        self._addresses = np.ascontiguousarray(self._addresses[keep])
+        segments = [self.segments[slot] for slot in keep]
+        rows, addresses = np.ascontiguousarray(table[keep]), np.ascontiguousarray(self._addresses[keep])
+        slots = moved[self._lanes[:, _SLOT]]
+        # Nothing below allocates, so that all of it happens or nothing.
+        self._lanes[:, _SLOT] = slots
+        self.segments, self._table, self._addresses = segments, rows, addresses
         self._commit[_NUM_SLOTS] = len(self.segments)
         self._commit[_CURRENT] = 0
         return closed

@@ -44,7 +44,11 @@ class Ledger:
             assert events.begin[e] in (CONTINUE, BEGIN)
             if events.begin[e] == BEGIN:
                 self._cut(lane)
-                self.running[lane] = {"id": self.episodes, "step": 0, "at": self._observation(events, events.observation[e])}
+                self.running[lane] = {
+                    "id": self.episodes,
+                    "step": 0,
+                    "at": self._observation(events, events.observation[e]),
+                }
                 self.episodes += 1
             state = self.running[lane]
             following = self._observation(events, events.next_observation[e])

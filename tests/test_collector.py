@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +50,7 @@ def check(collector: Collector, found: list[dict[str, Any]], logs: list[Any], li
 def test_vector_lanes_are_recorded_as_they_happened(mode: str, nested: bool, frames: int, num_envs: int) -> None:
     maker = Maker(nested=nested)
     store = LedgerStore(schema_of(nested=nested))
-    collector = Collector(
-        maker, num_envs=num_envs, frames_per_batch=frames, store=store, seed=1, autoreset_mode=mode
-    )
+    collector = Collector(maker, num_envs=num_envs, frames_per_batch=frames, store=store, seed=1, autoreset_mode=mode)
     batches = take(collector, 12)
     assert [batch.num_rows for batch in batches] == [frames] * 12
     assert collector.num_frames == 12 * frames == len(store._engine.rows)
@@ -57,7 +58,9 @@ def test_vector_lanes_are_recorded_as_they_happened(mode: str, nested: bool, fra
     check(collector, found, maker.logs)
     assert store._engine.commits == 12
     for batch in batches:
-        keys = list(zip(batch["lane"].to_pylist(), batch["episode_id"].to_pylist(), batch["step"].to_pylist(), strict=True))
+        keys = list(
+            zip(batch["lane"].to_pylist(), batch["episode_id"].to_pylist(), batch["step"].to_pylist(), strict=True)
+        )
         assert keys == sorted(keys, key=lambda key: (key[0], keys.index(key)))
         assert np.all(np.diff(batch["lane"].to_numpy()) >= 0)
     # The store holds the same rows, under the ids that the batches name.
@@ -108,9 +111,7 @@ def test_a_time_limit_truncates_and_resets_that_lane_only(mode: str) -> None:
 
 def test_a_time_limit_is_refused_where_no_lane_can_be_reset_alone() -> None:
     with pytest.raises(OptionError, match="max_frames_per_episode"):
-        Collector(
-            "CartPole-v1", num_envs=2, vectorization_mode="vector_entry_point", max_frames_per_episode=9
-        )
+        Collector("CartPole-v1", num_envs=2, vectorization_mode="vector_entry_point", max_frames_per_episode=9)
 
 
 class Deaf(SyncVectorEnv):
@@ -318,7 +319,7 @@ class Interrupting(gymnasium.Wrapper[Any, Any, Any, Any]):
 def test_an_interrupt_keeps_what_is_whole(num_envs: int, nested: bool, mode: str) -> None:
     if num_envs == 1 and mode != "Disabled":
         return
-    for when in range(1, 60, 4):
+    for when in range(1, 60, 7):
         maker = Maker(nested=nested)
         store = LedgerStore(schema_of(nested=nested))
         Interrupting.left = when
@@ -349,6 +350,41 @@ def test_an_interrupt_keeps_what_is_whole(num_envs: int, nested: bool, mode: str
         for lane, log in enumerate(maker.logs):
             check_lane(store.schema, lanes.get(lane, []), episodes_of(log), most_missing=1)
         collector.close()
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_signals_wherever_they_fall(num_envs: int) -> None:
+    rng = np.random.default_rng(num_envs)
+    maker = Maker()
+    store = LedgerStore(schema_of(info=num_envs > 1))
+    collector = Collector(maker, num_envs=num_envs, frames_per_batch=7, store=store)
+    batches = [next(collector)]
+    interrupts = 0
+    for _ in range(40):
+        timer = threading.Timer(rng.exponential(0.004), os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            timer.start()
+            # Decoded later: pyarrow's imports at first use swallow an interrupt.
+            batches.extend(itertools.islice(collector, 10**5))
+        except KeyboardInterrupt:
+            interrupts += 1
+        timer.join()
+    assert interrupts == 40
+    collector.close()
+    engine = store._engine
+    assert not engine.running
+    assert collector.num_frames == len(engine.rows)
+    # Nothing is stored twice, and each episode is the beginning of one that happened.
+    real = {episode.observations[0].tobytes(): episode for log in maker.logs for episode in episodes_of(log)}
+    episodes: dict[int, list[dict[str, Any]]] = {}
+    for row in engine.rows:
+        episodes.setdefault(row["episode_id"], []).append(row)
+    firsts = [stored[0]["observation"][0].tobytes() for stored in episodes.values()]
+    assert len(set(firsts)) == len(firsts)
+    for first, stored in zip(firsts, episodes.values(), strict=True):
+        check_lane(store.schema, stored, [real[first]], most_missing=10**9)
+    for row in rows(collector, batches):
+        assert engine.rows[row["row_id"]]["time"] == row["time"]
 
 
 def test_a_commit_that_fails_is_raised_and_leaves_order() -> None:

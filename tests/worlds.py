@@ -124,7 +124,7 @@ def read_log(path: Path) -> list[Any]:
     with path.open("rb") as file:
         while True:
             try:
-                entries.append(pickle.load(file))  # noqa: S301
+                entries.append(pickle.load(file))
             except EOFError:
                 return entries
 

@@ -23,7 +23,7 @@ from arrowrb.errors import ArrowRBError
 
 Format = Literal["table", "json", "csv"]
 
-_STORE = typer.Argument(help="The store's directory.", show_default=False)
+_STORE = typer.Argument(help="The store's directory.", metavar="STORE", show_default=False)
 _FORMAT = typer.Option("--format", "-f", help="A table for people; JSON or CSV for programs.")
 
 
@@ -91,7 +91,9 @@ def _parse_kwargs(text: str | None) -> dict[str, Any]:
 
 @app.command()
 def collect(
-    env_id: Annotated[str, typer.Argument(help="A Gymnasium environment, such as CartPole-v1.", show_default=False)],
+    env_id: Annotated[
+        str, typer.Argument(help="A Gymnasium environment, such as CartPole-v1.", metavar="ENV_ID", show_default=False)
+    ],
     store: Annotated[Path, _STORE],
     frames: Annotated[int, typer.Option(min=-1, help="Transitions to collect; -1 goes on until Ctrl-C.")] = 10_000,
     num_envs: Annotated[int, typer.Option(min=1, help="Environments, one lane each.")] = 1,
@@ -157,7 +159,9 @@ def info(
 @app.command()
 def sql(
     store: Annotated[Path, _STORE],
-    query: Annotated[str, typer.Argument(help="One SELECT; - reads it from standard input.", show_default=False)],
+    query: Annotated[
+        str, typer.Argument(help="One SELECT; - reads it from standard input.", metavar="QUERY", show_default=False)
+    ],
     form: Annotated[Format, _FORMAT] = "table",
     threads: Annotated[
         int | None, typer.Option(min=1, help="For the query; all cores by default.", show_default=False)

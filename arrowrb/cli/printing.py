@@ -67,7 +67,7 @@ def print_result(result: pa.Table, form: str, limit: int) -> None:
         form: table, json (a list of objects; NaN and infinities are null, binary is base64) or csv.
         limit: rows that a table shows; 0 shows all.
     """
-    names = _unique(result.schema.names)
+    names = result.schema.names
     if form == "json":
         _write_json(dict(zip(names, row, strict=True)) for row in _rows(result))
     elif form == "csv":
@@ -118,17 +118,6 @@ def _rounded(value: Any) -> Any:
 
 def _is_number(arrow_type: str) -> bool:
     return arrow_type.startswith(("int", "uint", "float", "double", "half", "decimal"))
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """Names that can be keys: a second `x` becomes `x_2`."""
-    taken: dict[str, None] = {}
-    for name in names:
-        candidate, number = name, 2
-        while candidate in taken:
-            candidate, number = f"{name}_{number}", number + 1
-        taken[candidate] = None
-    return list(taken)
 
 
 def _rows(result: pa.Table) -> Iterator[list[Any]]:

@@ -16,7 +16,7 @@ from arrowrb.collector.environments import Made, Wanted
 from arrowrb.collector.policies import Runner
 from arrowrb.collector.random_actions import RandomActions
 from arrowrb.collector.stepping import Stepper
-from arrowrb.errors import ClosedError, OptionError, SchemaError
+from arrowrb.errors import ArrowRBError, ClosedError, OptionError, SchemaError
 from arrowrb.events import Events
 from arrowrb.interrupts import Uninterrupted
 from arrowrb.recorder import Sink, check_spaces
@@ -89,61 +89,46 @@ class Collector:
             SchemaError: If the schema does not fit the environment or the policy.
         """
         self._frames, self._steps = _batch_size(frames_per_batch, steps_per_batch)
-        _check_number("total_frames", total_frames, -1)
-        _check_number("init_random_frames", init_random_frames, 0)
-        if max_frames_per_episode is not None:
-            _check_number("max_frames_per_episode", max_frames_per_episode, 1)
-        if seed is not None:
-            _check_number("seed", seed, 0)
-        if store is not None:
-            _engine(store)
-        if store is not None and schema is not None and schema != store.schema:
-            raise OptionError(
-                "schema is given and differs from the store's, expected one of them. Leave it out."
-            )
+        _check_numbers(total_frames, init_random_frames, max_frames_per_episode, seed)
+        known = _known_schema(store, schema)
         self._total = _ENDLESS if total_frames < 0 else total_frames
         self._init_random_frames = init_random_frames
-        known = schema if store is None else store.schema
-        wanted = Wanted(
-            env, num_envs, vectorization_mode, env_kwargs, vector_kwargs, wrappers, autoreset_mode
-        )
-        self._made = made = environments.make(wanted, known)
+        self._seed = seed
+        self._store = store  # a temporary store lasts as long as somebody holds it
         self.policy_version = 0
         self.num_frames = 0
         self._closed = self._running = self._started = False
+        wanted = Wanted(env, num_envs, vectorization_mode, env_kwargs, vector_kwargs, wrappers, autoreset_mode)
+        self._made = made = environments.make(wanted, known)
+        layout = made.layout
         try:
             self.schema = Schema.from_env(made.env) if known is None else known
             check_spaces(self.schema, made.env)
-            _check_policy(self.schema, policy, init_random_frames)
+            _check_policy(self.schema, policy, init_random_frames, frame_stack)
             _check_limit(made, max_frames_per_episode)
+            runner = None
+            if policy is not None:
+                options: Any = {"single": layout.single, "frame_stack": frame_stack}
+                runner = Runner(policy, self.schema, layout.num_lanes, **options)
             self._sink: Sink = Detached(self.schema) if store is None else _engine(store)
-            self._first = self._sink.claim_lanes(made.layout.num_lanes)
+            self._first = self._sink.claim_lanes(layout.num_lanes)
         except BaseException:
             if made.owned:
                 environments.close(made.env)
             raise
-        self._seed = seed
-        self._stage = Stage(self.schema, made.layout, self._first, self._capacity())
-        self._batches = Batches(self.schema, made.layout.num_lanes, with_row_id=store is not None)
-        runner = None
-        if policy is not None:
-            lanes, single = made.layout.num_lanes, made.layout.single
-            runner = Runner(policy, self.schema, lanes, single=single, frame_stack=frame_stack)
-        elif frame_stack:
-            raise OptionError(
-                "frame_stack is given without a policy, which would see the frames. Leave it out."
-            )
         # A policy's extras of an observation come when it acts on it: that must be before the commit.
-        self._looks_ahead = runner is not None and any(
-            extra.owner == "observation" for extra in self.schema.extras.values()
-        )
+        extras = self.schema.extras.values()
+        self._looks_ahead = runner is not None and any(extra.owner == "observation" for extra in extras)
+        self._stage = Stage(self.schema, layout, self._first, self._capacity())
+        self._batches = Batches(self.schema, layout.num_lanes, with_row_id=store is not None)
         random = RandomActions(
             self.schema.action_space,
             self.schema.action_tree.paths,
-            made.layout.num_lanes,
-            self._sequence(made.layout.num_lanes, 1),
+            layout.num_lanes,
+            self._sequence(layout.num_lanes, 1),
         )
-        self._stepper = Stepper(made, self._stage, self._sink.clock, random, runner, max_frames_per_episode)
+        clock, limit = self._sink.clock, max_frames_per_episode
+        self._stepper = Stepper(made, self._stage, random, clock=clock, runner=runner, limit=limit)
 
     def _capacity(self) -> int:
         lanes = self._made.layout.num_lanes
@@ -177,9 +162,12 @@ class Collector:
             self._collect()
             with Uninterrupted():
                 return self._emit()
-        except BaseException:
+        except BaseException as error:
             with Uninterrupted():
-                self._abandon()
+                try:
+                    self._abandon()
+                except ArrowRBError as second:
+                    error.add_note(f"Then what had been collected could not be kept: {second}")
             raise
 
     def _start(self) -> None:
@@ -190,9 +178,7 @@ class Collector:
             seeds = [int(self._sequence(lane).generate_state(1)[0]) for lane in lanes]
         self._started = True
         used = self._stepper.start(seeds)
-        noted = [
-            (self._first + lane, used_seed) for lane, used_seed in enumerate(used) if used_seed is not None
-        ]
+        noted = [(self._first + lane, used_seed) for lane, used_seed in enumerate(used) if used_seed is not None]
         if noted:
             self._sink.note_seeds(noted)
 
@@ -300,21 +286,39 @@ def _batch_size(frames: int | None, steps: int | None) -> tuple[int, int | None]
     return frames, None
 
 
+def _known_schema(store: Any, schema: Schema | None) -> Schema | None:
+    if store is None:
+        return schema
+    known = _engine(store).schema
+    if schema is not None and schema != known:
+        raise OptionError("schema is given and differs from the store's, expected one of them. Leave it out.")
+    return known
+
+
+def _check_numbers(total: Any, random_frames: Any, limit: Any, seed: Any) -> None:
+    _check_number("total_frames", total, -1)
+    _check_number("init_random_frames", random_frames, 0)
+    if limit is not None:
+        _check_number("max_frames_per_episode", limit, 1)
+    if seed is not None:
+        _check_number("seed", seed, 0)
+
+
 def _check_number(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise OptionError(f"{name} is {value!r}, expected an integer of at least {least}.")
 
 
-def _check_policy(schema: Schema, policy: Any, init_random_frames: int) -> None:
-    """Refuse extras that nobody would supply."""
+def _check_policy(schema: Schema, policy: Any, init_random_frames: int, frame_stack: Any) -> None:
+    """Refuse extras that nobody would supply, and frames that nobody would see."""
+    if policy is None and frame_stack:
+        raise OptionError("frame_stack is given without a policy, which would see the frames. Leave it out.")
     check_final_extras(schema, "a policy")
-    needed = [
-        name for name, extra in schema.extras.items() if extra.owner == "transition" and not extra.nullable
-    ]
+    needed = [name for name, extra in schema.extras.items() if not extra.nullable]
     if needed and (policy is None or init_random_frames):
         raise SchemaError(
-            f"Extra {needed[0]!r} is not nullable, but random actions come without extras. Declare it nullable, or give a "
-            f"policy and no init_random_frames."
+            f"Extra {needed[0]!r} is not nullable, but random actions come without extras. Declare it nullable, "
+            f"or give a policy and no init_random_frames."
         )
 
 
@@ -322,6 +326,6 @@ def _check_limit(made: Made, limit: int | None) -> None:
     layout = made.layout
     if limit is not None and not (layout.single or layout.merged or layout.mode == DISABLED):
         raise OptionError(
-            f"max_frames_per_episode is {limit}, but {type(made.env.unwrapped).__name__} resets its lanes itself and none "
-            f"of them alone. Take vectorization_mode='sync', or limit the episodes in the environment."
+            f"max_frames_per_episode is {limit}, but {type(made.env.unwrapped).__name__} resets its lanes itself, "
+            f"and none of them alone. Take vectorization_mode='sync', or limit the episodes in the environment."
         )

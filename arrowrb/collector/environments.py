@@ -132,8 +132,8 @@ def make(wanted: Wanted, schema: Schema | None) -> Made:
         raise OptionError(f"vectorization_mode is {mode!r}, expected one of {_VECTORIZATION}.")
     if not isinstance(env, str | EnvSpec) and not callable(env):
         raise OptionError(
-            f"env is of type {type(env).__name__}, expected an environment's id, a function that makes one, an Env or a "
-            f"VectorEnv."
+            f"env is of type {type(env).__name__}, expected an environment's id, a function that makes one, an Env "
+            f"or a VectorEnv."
         )
     if mode is None and wanted.vector_kwargs:
         raise OptionError(
@@ -160,14 +160,10 @@ def _check_given(wanted: Wanted) -> None:
     env = wanted.env
     for name in ("env_kwargs", "vector_kwargs", "wrappers", "vectorization_mode"):
         if getattr(wanted, name):
-            raise OptionError(
-                f"{name} is given, but env is an environment already. Leave it out, or give a factory."
-            )
+            raise OptionError(f"{name} is given, but env is an environment already. Leave it out, or give a factory.")
     count = env.num_envs if isinstance(env, VectorEnv) else 1
     if wanted.num_envs not in (1, count):
-        raise OptionError(
-            f"num_envs is {wanted.num_envs}, but the environment given has {count}. Leave it out."
-        )
+        raise OptionError(f"num_envs is {wanted.num_envs}, but the environment given has {count}. Leave it out.")
 
 
 def _make_single(wanted: Wanted) -> Any:
@@ -192,9 +188,7 @@ def _make_vector(wanted: Wanted, mode: str, schema: Schema | None) -> Any:
                 "vectorization_mode is 'vector_entry_point', which takes an environment's id and neither wrappers nor "
                 "vector_kwargs. Leave these out, or take 'sync'."
             )
-        return gymnasium.make_vec(
-            env, num_envs=count, vectorization_mode=mode, **dict(wanted.env_kwargs or {})
-        )
+        return gymnasium.make_vec(env, num_envs=count, vectorization_mode=mode, **dict(wanted.env_kwargs or {}))
     if wanted.autoreset_mode is not None:
         kwargs.setdefault("autoreset_mode", AutoresetMode(parse_mode(wanted.autoreset_mode)))
     if mode == "async":
@@ -219,9 +213,7 @@ def _make_vector(wanted: Wanted, mode: str, schema: Schema | None) -> Any:
     return vector([build] * count, **kwargs)
 
 
-def _build(
-    factory: Callable[..., Any], kwargs: dict[str, Any], wrappers: Sequence[Callable[[Any], Any]]
-) -> Any:
+def _build(factory: Callable[..., Any], kwargs: dict[str, Any], wrappers: Sequence[Callable[[Any], Any]]) -> Any:
     made = factory(**kwargs)
     if not isinstance(made, gymnasium.Env):
         raise EnvironmentFault(

@@ -47,16 +47,6 @@ class Evaluation:
         return float(self.returns.std())
 
     @property
-    def min_return(self) -> float:
-        """The smallest return."""
-        return float(self.returns.min())
-
-    @property
-    def max_return(self) -> float:
-        """The largest return."""
-        return float(self.returns.max())
-
-    @property
     def mean_length(self) -> float:
         """The mean of the lengths."""
         return float(self.lengths.mean())
@@ -64,8 +54,8 @@ class Evaluation:
     def __str__(self) -> str:
         """One line for people."""
         return (
-            f"return {self.mean_return:.2f} +- {self.std_return:.2f} (from {self.min_return:.2f} to "
-            f"{self.max_return:.2f}) over {self.num_episodes} episodes of {self.mean_length:.1f} steps"
+            f"return {self.mean_return:.2f} +- {self.std_return:.2f} (from {self.returns.min():.2f} to "
+            f"{self.returns.max():.2f}) over {self.num_episodes} episodes of {self.mean_length:.1f} steps"
         )
 
 
@@ -81,7 +71,7 @@ def evaluate(
 ) -> Evaluation:
     """Run whole episodes with a policy in a single environment.
 
-    The policy is called as a `Collector` calls it, with a batch of one lane; whether it acts greedily is its own matter.
+    The policy is called as a `Collector` calls it, with a batch of one lane. Whether it acts greedily is its matter.
 
     Args:
         policy: A callable, a torch.nn.Module, or an object with `act`; None takes random actions.
@@ -102,15 +92,14 @@ def evaluate(
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise OptionError(f"{name} is {value!r}, expected a positive integer.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise OptionError(f"seed is {seed!r}, expected an integer that is not negative.")
     made = environments.make(Wanted(env, env_kwargs=env_kwargs), None)
     try:
         if not made.layout.single:
             raise OptionError("env is a vector environment, expected a single one. Give its id or a factory.")
         schema = Schema.from_env(made.env)
-        seeds = [
-            int(np.random.SeedSequence(seed, spawn_key=(i,)).generate_state(1)[0])
-            for i in range(num_episodes)
-        ]
+        seeds = [int(np.random.SeedSequence(seed, spawn_key=(i,)).generate_state(1)[0]) for i in range(num_episodes)]
         runner: Runner | _Random = _Random(schema, seed)
         if policy is not None:
             runner = Runner(policy, schema, 1, single=True, frame_stack=frame_stack)
@@ -130,12 +119,10 @@ class _Random:
         self._random = RandomActions(schema.action_space, schema.action_tree.paths, 1, sequence)
 
     def act(self) -> list[NDArray[Any]]:
-        return [leaf[0] for leaf in self._random.take(1)]
+        return self._random.next()
 
 
-def _episode(
-    env: Any, runner: Runner | _Random, schema: Schema, seed: int, limit: int | None
-) -> tuple[float, int]:
+def _episode(env: Any, runner: Runner | _Random, schema: Schema, seed: int, limit: int | None) -> tuple[float, int]:
     observation, info = env.reset(seed=seed)
     first, later = np.ones(1, np.bool_), np.zeros(1, np.bool_)
     total, length, ended = 0.0, 0, False

@@ -111,9 +111,7 @@ class Runner:
         self._state = None
         self._frames.clear()
 
-    def decide(
-        self, observation: Any, is_first: NDArray[np.bool_], info: Mapping[str, Any], version: int
-    ) -> Decision:
+    def decide(self, observation: Any, is_first: NDArray[np.bool_], info: Mapping[str, Any], version: int) -> Decision:
         """Call the policy.
 
         Args:
@@ -181,18 +179,12 @@ class Runner:
             )
         action, extras, self._state = result
         if extras is not None and not isinstance(extras, Mapping):
-            raise EnvironmentFault(
-                f"policy.act returned extras of type {type(extras).__name__}, expected a dict."
-            )
+            raise EnvironmentFault(f"policy.act returned extras of type {type(extras).__name__}, expected a dict.")
         return action, extras or None
 
     def _split(self, result: Any) -> tuple[Any, Mapping[str, Any] | None]:
         """`action` or `(action, extras)`. A tuple may be an action too, where the space is one."""
-        if (
-            isinstance(result, tuple)
-            and len(result) == 2
-            and (result[1] is None or isinstance(result[1], Mapping))
-        ):
+        if isinstance(result, tuple) and len(result) == 2 and (result[1] is None or isinstance(result[1], Mapping)):
             paths = self._action_tree.paths
             is_tuple_space = bool(paths[0]) and not isinstance(paths[0][0], str)
             if not is_tuple_space or isinstance(result[0], tuple | list):

@@ -35,21 +35,29 @@ class RandomActions:
         self._block: list[NDArray[Any]] = []
         self._used = self._steps
 
+    def next(self) -> list[NDArray[Any]]:
+        """The actions of the next step: one array `[num_lanes, *shape]` per leaf."""
+        if self._used == self._steps:
+            self._refill()
+        self._used += 1
+        return [leaf[self._used - 1] for leaf in self._block]
+
+    def _refill(self) -> None:
+        size = (self._steps, self._num_lanes)
+        self._block = [draw(self._rng, size) for draw in self._draws]
+        self._used = 0
+
     def take(self, num_steps: int) -> list[NDArray[Any]]:
         """The next actions: one array `[num_steps, num_lanes, *shape]` per leaf, the caller's to keep."""
         parts: list[list[NDArray[Any]]] = []
         while num_steps > 0:
             if self._used == self._steps:
-                size = (self._steps, self._num_lanes)
-                self._block = [draw(self._rng, size) for draw in self._draws]
-                self._used = 0
+                self._refill()
             stop = min(self._used + num_steps, self._steps)
             parts.append([leaf[self._used : stop] for leaf in self._block])
             num_steps -= stop - self._used
             self._used = stop
-        return (
-            parts[0] if len(parts) == 1 else [np.concatenate(leaves) for leaves in zip(*parts, strict=True)]
-        )
+        return parts[0] if len(parts) == 1 else [np.concatenate(leaves) for leaves in zip(*parts, strict=True)]
 
 
 _Draw = Callable[[np.random.Generator, tuple[int, ...]], NDArray[Any]]
@@ -78,15 +86,16 @@ def _draw_of(space: Any) -> _Draw:
 
 
 def _draw_of_box(space: spaces.Box) -> _Draw:
-    below, above, dtype = space.bounded_below, space.bounded_above, np.dtype(space.dtype)
+    below, above = space.bounded_below, space.bounded_above
+    dtype: np.dtype[Any] = np.dtype(space.dtype)
     shape = tuple(space.shape)
     if dtype.kind in "iub" and bool((below & above).all()):
-        low, high = space.low, space.high
-        drawn = np.dtype(np.uint8) if dtype.kind == "b" else dtype
+        low, high = np.asarray(space.low), np.asarray(space.high)
+        drawn: Any = np.dtype(np.uint8) if dtype.kind == "b" else dtype
 
         def integers(rng: np.random.Generator, size: tuple[int, ...]) -> NDArray[Any]:
-            bounds = low.astype(drawn), high.astype(drawn)
-            values = rng.integers(*bounds, (*size, *shape), dtype=drawn, endpoint=True)
+            first, last = low.astype(drawn), high.astype(drawn)
+            values = rng.integers(first, last, (*size, *shape), dtype=drawn, endpoint=True)
             return np.asarray(values).astype(dtype)
 
         return integers
@@ -116,6 +125,6 @@ def _draw_of_box(space: spaces.Box) -> _Draw:
             # float64 has no exact largest int64; stay inside before the cast.
             values = np.clip(np.floor(values), max(info.min, -(2.0**62)), min(info.max, 2.0**62))
         # Rounding to a narrower float may step over the bound.
-        return np.clip(values.astype(dtype), space.low, space.high)
+        return np.asarray(np.clip(values.astype(dtype), space.low, space.high))
 
     return draw

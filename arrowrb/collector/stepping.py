@@ -24,8 +24,9 @@ class Stepper:
         self,
         made: Made,
         stage: Stage,
-        clock: Callable[[], int],
         random: RandomActions,
+        *,
+        clock: Callable[[], int],
         runner: Runner | None,
         limit: int | None,
     ) -> None:
@@ -34,8 +35,8 @@ class Stepper:
         Args:
             made: The environment.
             stage: The tape.
-            clock: Microseconds.
             random: Random actions.
+            clock: Tells microseconds.
             runner: The policy, if any.
             limit: The largest number of steps in an episode.
         """
@@ -89,8 +90,8 @@ class Stepper:
         result = self._env.reset(**options)
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
             raise EnvironmentFault(
-                f"reset returned {type(result).__name__}, expected a tuple (observation, info). Update the environment to "
-                f"Gymnasium's API."
+                f"reset returned {type(result).__name__}, expected a tuple (observation, info). Update the environment "
+                f"to Gymnasium's API."
             )
         return result
 
@@ -104,7 +105,7 @@ class Stepper:
         if not any(np.asarray(leaf).any() for leaf in kept):
             return
         self._reset()
-        actions = [leaf[0] for leaf in self._random.take(1)]
+        actions = self._random.next()
         result = self._env.step(self._stage.schema.action_tree.build(actions))
         self._stage.waiting = np.asarray(result[2], np.bool_) | np.asarray(result[3], np.bool_)
 
@@ -141,7 +142,7 @@ class Stepper:
             return decision
         stage = self._stage
         if self._runner is None or stage.num_pending < random_frames:
-            return Decision([leaf[0] for leaf in self._random.take(1)], None, version)
+            return Decision(self._random.next(), None, version)
         decision = self._runner.decide(self._observation, stage.fresh, self._info, version)
         stage.note(decision.extras)
         return decision
@@ -199,17 +200,13 @@ class Stepper:
             self._info = merge_info(self._info, info, due)
 
 
-def merge_info(
-    before: Mapping[str, Any], after: Mapping[str, Any], lanes: NDArray[np.bool_]
-) -> dict[str, Any]:
+def merge_info(before: Mapping[str, Any], after: Mapping[str, Any], lanes: NDArray[np.bool_]) -> dict[str, Any]:
     """Info by lane, of some lanes from `after`, of the others from `before`."""
     merged: dict[str, Any] = {}
     for key in (key for key in dict.fromkeys((*before, *after)) if not key.startswith("_")):
         sources = [(before, ~lanes), (after, lanes)]
         values = [source.get(key) for source, _ in sources]
-        masks = [
-            np.asarray(source.get("_" + key, np.zeros_like(lanes)), np.bool_) & own for source, own in sources
-        ]
+        masks = [np.asarray(source.get("_" + key, np.zeros_like(lanes)), np.bool_) & own for source, own in sources]
         if any(isinstance(value, Mapping) for value in values):
             first, second = (value if isinstance(value, Mapping) else {} for value in values)
             merged[key] = merge_info(first, second, lanes)

@@ -35,11 +35,12 @@ from ..manifest import Manifest, check_format
 from ..schema import Schema
 from ..seeds import SeedEntry
 from ..writer import MAX_LANES
-from .paths import STORE_FILE, list_shards, shard_paths
+from .paths import STORE_FILE, find_foreign, list_shards, shard_paths
 from .shard_reader import ShardReader
 from .shard_writer import ShardWriter, WriterOptions
 from .snapshot import Layout, Snapshot
 
+_MAX_STORE_FILE_BYTES = 256 << 20
 _BREAK_SHARE = 0.05
 _BREAKS_MIN_ROWS = 1000
 
@@ -73,10 +74,10 @@ def create_store(path: Path, schema: Schema, *, max_rows: int | None = None, dur
     if path.exists() and not path.is_dir():
         raise StoreExistsError(f"{path} is a file, expected a folder to create or an empty one. Choose another path.")
     if path.is_dir():
-        foreign = [entry.name for entry in path.iterdir() if entry.name != "shards" and not entry.name.endswith(".tmp")]
+        foreign = find_foreign(path)
         if foreign:
             raise StoreExistsError(
-                f"{path} holds other files ({', '.join(sorted(foreign)[:3])}, ...). Choose an empty or new folder."
+                f"{path} holds other files ({', '.join(foreign[:3])}, ...). Choose an empty or new folder."
             )
     with files.explaining(path, "creating the store"):
         path.mkdir(parents=True, exist_ok=True)
@@ -115,8 +116,7 @@ def read_store_file(path: Path) -> StoreFile:
         raise StoreNotFoundError(
             f"{path} is no store: it has no {STORE_FILE}. Create one with Store.create({str(path)!r}, schema)."
         )
-    with files.explaining(file, "reading"):
-        text = file.read_bytes()
+    text = files.read_file(file, "reading", most=_MAX_STORE_FILE_BYTES)
     try:
         content = json.loads(text)
         if not isinstance(content, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from ..errors import CorruptError
 
 STORE_FILE: Final = "store.json"
 _SHARD: Final = re.compile(r"\d{5}")
+_SEGMENT_FILE: Final = re.compile(r"\d{8}(\.runs|\.blocks)?\.arrow|\..*\.tmp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,11 @@ class ShardPaths:
     """The files of one shard."""
 
     root: Path
+
+    @property
+    def number(self) -> int:
+        """The shard's number, by its folder."""
+        return int(self.root.name)
 
     @property
     def lock(self) -> Path:
@@ -67,6 +74,25 @@ def list_shards(store: Path) -> list[int]:
         raise CorruptError(f"{store} has no folder 'shards': the store is damaged.")
     names = sorted(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))
     return [int(name) for name in names if shard_paths(store, int(name)).manifest.exists()]
+
+
+def find_foreign(store: Path) -> list[str]:
+    """What lies in a folder beside that which a half-made create leaves: files of others, or segments with rows."""
+    paths = shard_paths(store, 0)
+    folders = {paths.root.parent, paths.root, paths.segments}
+    files = {paths.manifest, paths.visible, paths.durable}
+    foreign = []
+    for place, names, file_names in os.walk(store):
+        inner = {Path(place, name) for name in names}
+        outer = {Path(place, name) for name in file_names if not (name.startswith(".") and name.endswith(".tmp"))}
+        foreign += [str(path.relative_to(store)) for path in (inner - folders) | (outer - files)]
+        names[:] = [path.name for path in inner & folders]
+    return sorted(foreign)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file in the folder of segments has a name of ours, so that it may be removed where nothing lists it."""
+    return bool(_SEGMENT_FILE.fullmatch(name))
 
 
 def segment_name(number: int) -> str:

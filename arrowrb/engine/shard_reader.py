@@ -49,7 +49,7 @@ class ShardReader:
                 self.record = record
                 return
             try:
-                listed = manifests.read(self.paths.manifest)
+                listed = manifests.read(self.paths.manifest, self.paths.number)
                 mapped = {entry.number: self._map(entry) for entry in listed.segments if entry.tier == "hot"}
             except FileNotFoundError:
                 continue
@@ -90,12 +90,17 @@ class ShardReader:
         return int(self.paths.root.name)
 
     def views(self) -> list[SegmentView]:
-        """The shard's segments as readers see them."""
+        """The shard's segments as readers see them.
+
+        A segment may have been sealed after the watermark was taken; until it is passed, rows are told by their
+        ordinals.
+        """
         views = []
         for entry in self.manifest.segments:
             if entry.tier == "hot":
-                whole = entry.sealed and 2 * entry.num_rows >= entry.rows
-                views.append(SegmentView(self.manifest_shard, entry, self._hot[entry.number], entry.sealed, whole))
+                closed = entry.sealed and entry.last_ordinal <= self.record.watermark
+                whole = closed and 2 * entry.num_rows >= entry.rows
+                views.append(SegmentView(self.manifest_shard, entry, self._hot[entry.number], closed, whole))
         return views
 
     def holder(self) -> Holder | None:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from .. import commits, files, kernels
 from .. import manifest as manifests
 from ..commits import CommitFile, DurableFile, Record
-from ..errors import ArrowRBError, ReadOnlyError, WaitError
+from ..errors import ArrowRBError, CorruptError, ReadOnlyError, WaitError
 from ..interrupts import Uninterrupted
 from ..manifest import FileEntry, SegmentEntry
 from ..recovery import BlockEnd, LanePlan, WaitingCopy, plan_lanes
@@ -37,10 +37,10 @@ from ..schema import Schema
 from ..seeds import SeedLog
 from ..sizing import shape_segment
 from ..tiers import hot
-from ..writer import OpenSegment, Writer
+from ..writer import MAX_LANES, OpenSegment, Writer
 from . import tables
 from .background import Background
-from .paths import ShardPaths, identity, segment_name
+from .paths import ShardPaths, identity, is_leftover, segment_name
 from .snapshot import SegmentView
 from .tables import EPISODE, KIND, LANE, ORDINAL, STEP
 
@@ -104,7 +104,7 @@ class ShardWriter:
     def _recover(self) -> None:
         """Bring the shard's files into the state that the trusted commit record describes. Safe to repeat."""
         paths = self.paths
-        listed = manifests.read(paths.manifest)
+        listed = manifests.read(paths.manifest, paths.number)
         self.manifest = replace(listed, times_opened=listed.times_opened + 1, sequence=listed.sequence + 1)
         visible, durable = commits.read_file(paths.visible), commits.read_file(paths.durable)
         record, unclean = commits.trusted(visible, durable, files.boot_id())
@@ -143,7 +143,10 @@ class ShardWriter:
         }
         for folder, known in ((self.paths.segments, listed), (self.paths.root, None)):
             for path in folder.iterdir():
-                ours = path.name.endswith(".tmp") if known is None else path.name not in known
+                if known is None:
+                    ours = path.name.startswith(".") and path.name.endswith(".tmp")
+                else:
+                    ours = path.name not in known and is_leftover(path.name)
                 if ours and not path.is_dir():
                     with files.explaining(path, "removing a leftover file"):
                         path.unlink()
@@ -171,6 +174,12 @@ class ShardWriter:
             ends += _block_ends(entry, mapped, fills)
             copies += _waiting_copies(entry, mapped, fills)
             segments.append(OpenSegment(entry, mapped, fills, used, transitions, last_ordinal))
+        for end in ends:
+            if not 0 <= end.lane < MAX_LANES:
+                raise CorruptError(
+                    f"Segment {end.segment}, row {end.position}: lane is {end.lane}, expected 0 to {MAX_LANES - 1}. "
+                    "The segment's file is damaged."
+                )
         ends += self._sealed_ends({copy.segment for copy in copies})
         plans = plan_lanes(ends, copies)
         plans = [plan for plan in plans if any(s.entry.number == plan.segment for s in segments)]
@@ -330,9 +339,9 @@ class ShardWriter:
             blocks=written[1],
         )
 
-    def _starts_from(self, number: int) -> dict[tuple[int, int, int], int]:
+    def _starts_from(self, number: int) -> tables.Starts:
         """Where episodes go on: first rows of the blocks of this segment and of those that came after it."""
-        starts: dict[tuple[int, int, int], int] = {}
+        starts: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
         for entry in self.manifest.segments:
             if entry.number < number or entry.tier != "hot":
                 continue
@@ -340,11 +349,12 @@ class ShardWriter:
             if entry.sealed and entry.runs is not None:
                 for run in self._read_table(entry.runs).to_pylist():
                     if (run["row_id"] - base) % entry.block_rows == 0:
-                        starts[run["lane"], run["episode_id"], run["first_step"]] = run["row_id"]
+                        key = run["lane"], run["episode_id"], run["first_step"]
+                        starts.setdefault(key, []).append((run["first_ordinal"], run["row_id"]))
             else:
                 mapped = self._hot[entry.number]
-                blocks = range(entry.rows // entry.block_rows)
-                starts |= tables.block_starts(mapped.column, block_rows=entry.block_rows, base=base, used=blocks)
+                for key, place in tables.block_starts(mapped.column, block_rows=entry.block_rows, base=base):
+                    starts.setdefault(key, []).append(place)
         return starts
 
     def views(self) -> list[SegmentView]:

@@ -8,7 +8,7 @@ Both are small Arrow IPC files beside the segment; their own checksums stand in 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import CorruptError
-from ..files import explaining
+from ..files import read_file
 from ..manifest import FileEntry
 from ..rows import End, Kind, Runs, find_runs
 from ..schema import Schema
@@ -25,10 +25,20 @@ from ..tiers.hot import HotSegment
 
 # Places of the system columns.
 ORDINAL, TIME, EPISODE, LANE, STEP, POLICY, KIND, TERMINATED, TRUNCATED = range(9)
+_WAITING = 1 << 62  # later than every ordinal
 
 
-Starts = Mapping[tuple[int, int, int], int]
-"""(lane, episode id, step) of the first row of each block -> its row id."""
+Starts = Mapping[tuple[int, int, int], Sequence[tuple[int, int]]]
+"""(lane, episode id, step) of the first rows of blocks -> their (ordinal, row id); ordinal 0 waits as a copy.
+
+There may be several of one key where ids were given more than once.
+"""
+
+
+def follow(starts: Starts, key: tuple[int, int, int], ordinal: int) -> int:
+    """The row id at which the episode goes on behind a tail of this ordinal, or -1: the first that came after it."""
+    later = [(first or _WAITING, row_id) for first, row_id in starts.get(key, ()) if first == 0 or first > ordinal]
+    return min(later)[1] if later else -1
 
 
 def runs_schema(schema: Schema) -> pa.Schema:
@@ -80,7 +90,7 @@ def build_runs(
     continuation = np.full(runs.first.size, -1, np.int64)
     for i in np.flatnonzero(runs.end == End.CONTINUED):
         key = (int(lanes[last[i]]), int(episodes[last[i]]), int(steps[last[i]]))
-        continuation[i] = starts.get(key, -1)
+        continuation[i] = follow(starts, key, int(ordinals[last[i]]))
     arrays = [
         runs.first + base,
         runs.num_rows,
@@ -120,12 +130,12 @@ def _returns(schema: Schema, column: Callable[[int], NDArray[Any]], runs: Runs) 
 
 
 def block_starts(
-    column: Callable[[int], NDArray[Any]], *, block_rows: int, base: int, used: Iterable[int]
-) -> dict[tuple[int, int, int], int]:
-    """(lane, episode, step) -> row id of the first rows of these blocks, copies that still wait included."""
-    first = np.fromiter(used, np.int64) * block_rows
-    keys = zip(column(LANE)[first].tolist(), column(EPISODE)[first].tolist(), column(STEP)[first].tolist(), strict=True)
-    return {key: base + int(position) for key, position in zip(keys, first, strict=True)}
+    column: Callable[[int], NDArray[Any]], *, block_rows: int, base: int
+) -> list[tuple[tuple[int, int, int], tuple[int, int]]]:
+    """((lane, episode, step), (ordinal, row id)) of the first row of every block, copies that still wait included."""
+    first = np.arange(0, column(LANE).size, block_rows)
+    keys = zip(*(column(place)[first].tolist() for place in (LANE, EPISODE, STEP)), strict=True)
+    return list(zip(keys, zip(column(ORDINAL)[first].tolist(), (first + base).tolist(), strict=True), strict=True))
 
 
 def build_blocks(
@@ -141,12 +151,13 @@ def build_blocks(
     rows = np.zeros(count, np.int64)
     rows[: fills.size] = fills
     lanes, kinds = hot.column(LANE), hot.column(KIND)
-    episodes, steps = hot.column(EPISODE), hot.column(STEP)
+    episodes, steps, ordinals = hot.column(EPISODE), hot.column(STEP), hot.column(ORDINAL)
     next_block = np.full(count, -1, np.int64)
     for block in np.flatnonzero(rows):
         last = block * block_rows + rows[block] - 1
         if kinds[last] == Kind.CONTINUED:
-            next_block[block] = starts.get((int(lanes[last]), int(episodes[last]), int(steps[last])), -1)
+            key = (int(lanes[last]), int(episodes[last]), int(steps[last]))
+            next_block[block] = follow(starts, key, int(ordinals[last]))
     lane = np.where(rows > 0, lanes[::block_rows], -1).astype(np.int32)
     table = {"lane": lane, "rows": rows, "next_block": next_block}
     for place, column in enumerate(schema.columns):
@@ -176,8 +187,7 @@ def decode_table(content: Any) -> pa.Table:
 
 def read_table(path: Path, file: FileEntry) -> pa.Table:
     """Read a table that the manifest lists, and check it against its size and checksum."""
-    with explaining(path, "reading a table"):
-        content = path.read_bytes()
+    content = read_file(path, "reading a table", most=file.bytes)
     if len(content) != file.bytes or zlib.crc32(content) != file.crc32:
         raise CorruptError(f"{path.name} is damaged: its size or checksum is not what the manifest says.")
     try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from .memory import copy, inline, kernel, load_f64, load_u8, prefetch, store_f32
+from .memory import address_of, copy_item, inline, kernel, load_f64, load_i64, load_u8, prefetch, store_f32
 
 # Fields of an output column.
 COLUMN, SHIFT, ITEM, CAST, TARGET = range(5)
 OUTPUT_FIELDS = 5
-_AHEAD = 12
+OUTPUT_BYTES = 40
+_AHEAD = 8
 _LINE = 64
 _MAX_LINES = 8
 
@@ -61,45 +62,53 @@ def find_missing(slots: Any, positions: Any, shapes: Any, fills: Any) -> int:
 
 
 @inline
-def _fetch(outputs: Any, addresses: Any, slot: int, position: int) -> None:
-    for c in range(outputs.shape[0]):
-        size = outputs[c, ITEM]
-        address = addresses[slot, outputs[c, COLUMN]] + (position + outputs[c, SHIFT]) * size
-        lines = min((size + _LINE - 1) // _LINE, _MAX_LINES)
-        for line in range(lines):
-            prefetch(address + line * _LINE)
-        prefetch(address + size - 1)
+def _fetch(source: int, size: int) -> None:
+    """Ask for the cache lines of a value."""
+    last = source + size - 1
+    for _ in range(_MAX_LINES):
+        if source >= last:
+            break
+        prefetch(source)
+        source += _LINE
+    prefetch(last)
+
+
+@inline
+def _cast(target: int, source: int, count: int) -> None:
+    for k in range(count):
+        store_f32(target + k * 4, load_f64(source + k * 8))
+
+
+@inline
+def _fetch_row(outputs: int, num_outputs: int, addresses: int, position: int) -> None:
+    for c in range(num_outputs):
+        output = outputs + c * OUTPUT_BYTES
+        size = load_i64(output + ITEM * 8)
+        source = load_i64(addresses + load_i64(output) * 8) + (position + load_i64(output + SHIFT * 8)) * size
+        _fetch(source, size)
 
 
 @kernel("void(int64[::1], int64[::1], int64[:, ::1], int64[:, ::1])")
-def gather(slots: Any, positions: Any, addresses: Any, outputs: Any) -> None:
+def gather(slots: Any, positions: Any, address_table: Any, output_table: Any) -> None:
     """Copy the columns that ``outputs`` names, each row to its place in the batch.
 
     An output with SHIFT 1 reads the row behind (``next_observation``); one with CAST reads float64, writes float32.
     """
-    n = slots.shape[0]
-    num_outputs = outputs.shape[0]
+    n, num_outputs = slots.shape[0], output_table.shape[0]
+    outputs = address_of(output_table)
+    addresses, row_bytes = address_of(address_table), address_table.shape[1] * 8
     for i in range(min(_AHEAD, n)):
-        _fetch(outputs, addresses, slots[i], positions[i])
+        _fetch_row(outputs, num_outputs, addresses + slots[i] * row_bytes, positions[i])
     for i in range(n):
-        if i + _AHEAD < n:
-            _fetch(outputs, addresses, slots[i + _AHEAD], positions[i + _AHEAD])
-        slot, position = slots[i], positions[i]
+        ahead = i + _AHEAD
+        if ahead < n:
+            _fetch_row(outputs, num_outputs, addresses + slots[ahead] * row_bytes, positions[ahead])
+        here, position = addresses + slots[i] * row_bytes, positions[i]
         for c in range(num_outputs):
-            size = outputs[c, ITEM]
-            source = addresses[slot, outputs[c, COLUMN]] + (position + outputs[c, SHIFT]) * size
-            if outputs[c, CAST]:
-                count = size >> 3
-                target = outputs[c, TARGET] + i * count * 4
-                for k in range(count):
-                    store_f32(target + k * 4, load_f64(source + k * 8))
+            output = outputs + c * OUTPUT_BYTES
+            size, target = load_i64(output + ITEM * 8), load_i64(output + TARGET * 8)
+            source = load_i64(here + load_i64(output) * 8) + (position + load_i64(output + SHIFT * 8)) * size
+            if load_i64(output + CAST * 8) != 0:
+                _cast(target + i * (size >> 1), source, size >> 3)
             else:
-                target = outputs[c, TARGET] + i * size
-                if size == 4:
-                    copy(target, source, 4)
-                elif size == 8:
-                    copy(target, source, 8)
-                elif size == 1:
-                    copy(target, source, 1)
-                else:
-                    copy(target, source, size)
+                copy_item(target + i * size, source, size)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -95,10 +96,10 @@ def _store(native: Any) -> Any:
     return store
 
 
-load_u8 = _load(types.uint8)
-load_i32 = _load(types.int32)
-load_i64 = _load(types.int64)
-load_f64 = _load(types.float64)
+load_u8: Callable[[int], int] = _load(types.uint8)
+load_i32: Callable[[int], int] = _load(types.int32)
+load_i64: Callable[[int], int] = _load(types.int64)
+load_f64: Callable[[int], float] = _load(types.float64)
 store_u8 = _store(types.uint8)
 store_i32 = _store(types.int32)
 store_i64 = _store(types.int64)
@@ -115,6 +116,39 @@ def same_bytes(one: int, other: int, size: int) -> bool:
     for i in range(words << 3, size):
         difference |= load_u8(one + i) ^ load_u8(other + i)
     return difference == 0
+
+
+@inline
+def address_of(array: Any) -> Any:
+    """Where an array's elements begin. Inner functions take addresses: an array costs an atomic count a call."""
+    return np.int64(array.ctypes.data)
+
+
+@inline
+def copy_item(target: int, source: int, size: int) -> None:
+    """Copy one item of a column without a call, which would cost more than the bytes.
+
+    Known lengths become plain moves; others go by 32, 16 or 8 bytes, the last of which overlap those before them.
+    """
+    if size == 4:
+        copy(target, source, 4)
+    elif size == 1:
+        copy(target, source, 1)
+    elif size == 8:
+        copy(target, source, 8)
+    elif 32 <= size <= 512:
+        last = size - 32
+        for i in range(0, last, 32):
+            copy(target + i, source + i, 32)
+        copy(target + last, source + last, 32)
+    elif 16 <= size < 32:
+        copy(target, source, 16)
+        copy(target + size - 16, source + size - 16, 16)
+    elif 8 < size < 16:
+        copy(target, source, 8)
+        copy(target + size - 8, source + size - 8, 8)
+    else:
+        copy(target, source, size)
 
 
 @kernel("void()")

@@ -12,7 +12,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from .memory import copy, inline, kernel, load_i32, load_u8, same_bytes, store_i32, store_i64, store_u8
+import numpy as np
+
+from .memory import (
+    address_of,
+    copy_item,
+    inline,
+    kernel,
+    load_i32,
+    load_i64,
+    load_u8,
+    same_bytes,
+    store_i32,
+    store_i64,
+    store_u8,
+)
 
 # Fields of a lane.
 SLOT, CURSOR, STOP, RUNNING, EPISODE, STEP, EPOCH = range(7)
@@ -26,6 +40,7 @@ COMMIT_FIELDS = 16
 # Fields of a column: bytes of an item, then address and stride of its two sources.
 ITEM, X_ADDRESS, X_STRIDE, Y_ADDRESS, Y_STRIDE = range(5)
 COLUMN_FIELDS = 5
+LANE_BYTES, SEGMENT_BYTES, COLUMN_BYTES, UNDO_BYTES = 64, 64, 40, 72
 # The system columns, in the order of the schema.
 C_ORDINAL, C_TIME, C_EPISODE, C_LANE, C_STEP, C_POLICY, C_KIND, C_TERMINATED, C_TRUNCATED = range(9)
 FIRST_OBSERVATION = 9
@@ -36,170 +51,167 @@ DONE, NEED_SEGMENT, NOT_RUNNING = range(3)
 
 
 @inline
-def _save(lanes: Any, lane: int, commit: Any, undo: Any) -> None:
-    if lanes[lane, EPOCH] != commit[BATCH]:
-        k = commit[NUM_UNDO]
-        undo[k, 0] = lane
-        for f in range(LANE_FIELDS):
-            undo[k, 1 + f] = lanes[lane, f]
-        commit[NUM_UNDO] = k + 1
-        lanes[lane, EPOCH] = commit[BATCH]
+def _read(table: int, field: int) -> int:
+    return load_i64(table + (field << 3))
 
 
 @inline
-def _find_block(segments: Any, commit: Any) -> bool:
+def _write(table: int, field: int, value: int) -> None:
+    store_i64(table + (field << 3), value)
+
+
+@inline
+def _add(table: int, field: int, value: int) -> None:
+    store_i64(table + (field << 3), load_i64(table + (field << 3)) + value)
+
+
+@inline
+def _save(state: int, lane: int, commit: int, undo: int) -> None:
+    if _read(state, EPOCH) != _read(commit, BATCH):
+        entry = undo + _read(commit, NUM_UNDO) * UNDO_BYTES
+        _write(entry, 0, lane)
+        for f in range(LANE_FIELDS):
+            _write(entry, 1 + f, _read(state, f))
+        _add(commit, NUM_UNDO, 1)
+        _write(state, EPOCH, _read(commit, BATCH))
+
+
+@inline
+def _find_block(segments: int, commit: int) -> bool:
     """Make CURRENT an open segment with a free block."""
-    while commit[CURRENT] < commit[NUM_SLOTS]:
-        slot = commit[CURRENT]
-        if segments[slot, NEXT_BLOCK] < segments[slot, NUM_BLOCKS]:
+    while _read(commit, CURRENT) < _read(commit, NUM_SLOTS):
+        segment = segments + _read(commit, CURRENT) * SEGMENT_BYTES
+        if _read(segment, NEXT_BLOCK) < _read(segment, NUM_BLOCKS):
             return True
-        commit[CURRENT] = slot + 1
+        _add(commit, CURRENT, 1)
     return False
 
 
 @inline
-def _leave_block(lanes: Any, lane: int, segments: Any) -> None:
-    slot = lanes[lane, SLOT]
+def _leave_block(state: int, segments: int) -> None:
+    slot = _read(state, SLOT)
     if slot >= 0:
-        segments[slot, OPEN_BLOCKS] -= 1
-        lanes[lane, SLOT] = -1
-        lanes[lane, CURSOR] = 0
-        lanes[lane, STOP] = 0
+        _add(segments + slot * SEGMENT_BYTES, OPEN_BLOCKS, -1)
+        _write(state, SLOT, -1)
+        _write(state, CURSOR, 0)
+        _write(state, STOP, 0)
 
 
 @inline
-def _take_block(lanes: Any, lane: int, segments: Any, commit: Any) -> None:
+def _take_block(state: int, segments: int, commit: int) -> None:
     """Move a lane to a free block; `_find_block` has found one."""
-    _leave_block(lanes, lane, segments)
-    slot = commit[CURRENT]
-    block = segments[slot, NEXT_BLOCK]
-    segments[slot, NEXT_BLOCK] = block + 1
-    segments[slot, OPEN_BLOCKS] += 1
-    lanes[lane, SLOT] = slot
-    lanes[lane, CURSOR] = block * segments[slot, BLOCK_ROWS]
-    lanes[lane, STOP] = lanes[lane, CURSOR] + segments[slot, BLOCK_ROWS]
+    _leave_block(state, segments)
+    slot = _read(commit, CURRENT)
+    segment = segments + slot * SEGMENT_BYTES
+    block = _read(segment, NEXT_BLOCK)
+    _write(segment, NEXT_BLOCK, block + 1)
+    _add(segment, OPEN_BLOCKS, 1)
+    _write(state, SLOT, slot)
+    _write(state, CURSOR, block * _read(segment, BLOCK_ROWS))
+    _write(state, STOP, (block + 1) * _read(segment, BLOCK_ROWS))
 
 
 @inline
 def _commit_row(
-    slot: int,
-    position: int,
-    kind: int,
-    lane: int,
-    episode: int,
-    step: int,
-    time: int,
-    policy: int,
-    segments: Any,
-    addresses: Any,
-    commit: Any,
+    state: int, kind: int, lane: int, time: int, policy: int, segments: int, addresses: int, commit: int
 ) -> None:
-    """Write the system columns of a row: kind and ordinal last."""
-    store_i64(addresses[slot, C_TIME] + position * 8, time)
-    store_i64(addresses[slot, C_EPISODE] + position * 8, episode)
-    store_i32(addresses[slot, C_LANE] + position * 4, lane)
-    store_i32(addresses[slot, C_STEP] + position * 4, step)
-    store_i32(addresses[slot, C_POLICY] + position * 4, policy)
-    store_u8(addresses[slot, C_KIND] + position, kind)
-    ordinal = commit[ORDINAL] + 1
-    commit[ORDINAL] = ordinal
-    store_i64(addresses[slot, C_ORDINAL] + position * 8, ordinal)
-    fill = segments[slot, FILLS] + (position // segments[slot, BLOCK_ROWS]) * 4
+    """Write the system columns of the row at a lane's cursor, kind and ordinal last, and move the cursor on."""
+    slot, position = _read(state, SLOT), _read(state, CURSOR)
+    segment = segments + slot * SEGMENT_BYTES
+    store_i64(_read(addresses, C_TIME) + position * 8, time)
+    store_i64(_read(addresses, C_EPISODE) + position * 8, _read(state, EPISODE))
+    store_i32(_read(addresses, C_LANE) + position * 4, lane)
+    store_i32(_read(addresses, C_STEP) + position * 4, _read(state, STEP))
+    store_i32(_read(addresses, C_POLICY) + position * 4, policy)
+    store_u8(_read(addresses, C_KIND) + position, kind)
+    ordinal = _read(commit, ORDINAL) + 1
+    _write(commit, ORDINAL, ordinal)
+    store_i64(_read(addresses, C_ORDINAL) + position * 8, ordinal)
+    # Unsigned 32 bits divide several times faster than Python's floor of 64.
+    fill = _read(segment, FILLS) + np.int64(np.uint32(position) // np.uint32(_read(segment, BLOCK_ROWS))) * 4
     store_i32(fill, load_i32(fill) + 1)
-    segments[slot, LAST_ORDINAL] = ordinal
+    _write(segment, LAST_ORDINAL, ordinal)
+    _write(state, CURSOR, position + 1)
 
 
 @inline
-def _commit_tail(
-    lanes: Any,
-    lane: int,
-    kind: int,
-    time: int,
-    policy: int,
-    segments: Any,
-    addresses: Any,
-    commit: Any,
-) -> None:
-    """The lane's waiting observation becomes a tail."""
-    state = lanes[lane]
-    _commit_row(
-        state[SLOT],
-        state[CURSOR],
-        kind,
-        lane,
-        state[EPISODE],
-        state[STEP],
-        time,
-        policy,
-        segments,
-        addresses,
-        commit,
-    )
-    lanes[lane, CURSOR] += 1
-
-
-@inline
-def _put(columns: Any, column: int, index: int, addresses: Any, slot: int, position: int) -> None:
-    size = columns[column, ITEM]
+def _source(column: int, index: int) -> int:
+    """Where a column's value of an index lies: in ``arrived`` from 0 on, in ``final`` below."""
     if index >= 0:
-        source = columns[column, X_ADDRESS] + index * columns[column, X_STRIDE]
-    else:
-        source = columns[column, Y_ADDRESS] + (-1 - index) * columns[column, Y_STRIDE]
-    copy(addresses[slot, column] + position * size, source, size)
+        return int(_read(column, X_ADDRESS) + index * _read(column, X_STRIDE))
+    return int(_read(column, Y_ADDRESS) + (-1 - index) * _read(column, Y_STRIDE))
 
 
 @inline
-def _agrees(columns: Any, stop: int, index: int, addresses: Any, slot: int, position: int) -> bool:
-    for column in range(FIRST_OBSERVATION, stop):
-        size = columns[column, ITEM]
-        if index >= 0:
-            source = columns[column, X_ADDRESS] + index * columns[column, X_STRIDE]
-        else:
-            source = columns[column, Y_ADDRESS] + (-1 - index) * columns[column, Y_STRIDE]
-        if not same_bytes(addresses[slot, column] + position * size, source, size):
+def _put(columns: int, first: int, stop: int, index: int, addresses: int, position: int) -> None:
+    """Copy the values of an index into a row of these columns."""
+    for c in range(first, stop):
+        column = columns + c * COLUMN_BYTES
+        size = _read(column, ITEM)
+        copy_item(_read(addresses, c) + position * size, _source(column, index), size)
+
+
+@inline
+def _agrees(columns: int, stop: int, index: int, addresses: int, position: int) -> bool:
+    for c in range(FIRST_OBSERVATION, stop):
+        column = columns + c * COLUMN_BYTES
+        size = _read(column, ITEM)
+        if not same_bytes(_read(addresses, c) + position * size, _source(column, index), size):
             return False
     return True
 
 
 @inline
 def _next_block(
-    lanes: Any, lane: int, time: int, policy: int, columns: Any, stop: int, segments: Any, addresses: Any, commit: Any
+    state: int,
+    lane: int,
+    time: int,
+    policy: int,
+    columns: int,
+    stop: int,
+    segments: int,
+    addresses: int,
+    row_bytes: int,
+    commit: int,
 ) -> None:
     """Carry a running episode into a new block: the waiting observation becomes a tail and is copied there.
 
     The copy waits under its lane, episode and step, by which recovery and sealing find it, and kind 0.
     """
-    old_slot, old_position = lanes[lane, SLOT], lanes[lane, CURSOR]
-    _commit_tail(lanes, lane, 3, time, policy, segments, addresses, commit)
-    _take_block(lanes, lane, segments, commit)
-    slot, position = lanes[lane, SLOT], lanes[lane, CURSOR]
-    for column in range(FIRST_OBSERVATION, stop):
-        size = columns[column, ITEM]
-        copy(addresses[slot, column] + position * size, addresses[old_slot, column] + old_position * size, size)
-    store_i64(addresses[slot, C_EPISODE] + position * 8, lanes[lane, EPISODE])
-    store_i32(addresses[slot, C_LANE] + position * 4, lane)
-    store_i32(addresses[slot, C_STEP] + position * 4, lanes[lane, STEP])
+    old, old_position = addresses + _read(state, SLOT) * row_bytes, _read(state, CURSOR)
+    _commit_row(state, 3, lane, time, policy, segments, old, commit)
+    _take_block(state, segments, commit)
+    new, position = addresses + _read(state, SLOT) * row_bytes, _read(state, CURSOR)
+    for c in range(FIRST_OBSERVATION, stop):
+        size = _read(columns + c * COLUMN_BYTES, ITEM)
+        copy_item(_read(new, c) + position * size, _read(old, c) + old_position * size, size)
+    store_i64(_read(new, C_EPISODE) + position * 8, _read(state, EPISODE))
+    store_i32(_read(new, C_LANE) + position * 4, lane)
+    store_i32(_read(new, C_STEP) + position * 4, _read(state, STEP))
 
 
 @inline
-def _continues(
-    how: int, running: int, state: Any, episode: int, step: int, agrees: bool, commit: Any
-) -> bool:
-    if how == BEGIN or how == INDEPENDENT or running == 0:
+def _continues(how: int, state: int, episode: int, step: int, agrees: bool, commit: int) -> bool:
+    if how == BEGIN or how == INDEPENDENT or _read(state, RUNNING) == 0:
         return False
     if how == CONTINUE:
         return True
-    if (episode >= 0 and episode != state[EPISODE]) or (step >= 0 and step != state[STEP]):
+    if (episode >= 0 and episode != _read(state, EPISODE)) or (step >= 0 and step != _read(state, STEP)):
         return False
     if not agrees:
-        commit[BREAKS] += 1
+        _add(commit, BREAKS, 1)
     return agrees
 
 
 @inline
-def _flag(columns: Any, column: int, k: int) -> bool:
-    address = columns[column, X_ADDRESS] + k * columns[column, X_STRIDE]
-    return bool(load_u8(address) != 0)
+def _begin_episode(state: int, given: int, step: int, commit: int) -> None:
+    episode = given if given >= 0 else _read(commit, NEXT_EPISODE)
+    if episode >= _read(commit, NEXT_EPISODE):
+        _write(commit, NEXT_EPISODE, episode + 1)
+    _add(commit, NUM_EPISODES, 1)
+    _write(state, EPISODE, episode)
+    _write(state, STEP, max(step, 0))
+    _write(state, RUNNING, 1)
 
 
 @kernel(
@@ -217,93 +229,114 @@ def ingest(
     time: Any,
     policy: Any,
     row_ids: Any,
-    columns: Any,
+    column_table: Any,
     stop_observation: int,
-    lanes: Any,
-    segments: Any,
-    addresses: Any,
-    commit: Any,
-    undo: Any,
+    lane_table: Any,
+    segment_table: Any,
+    address_table: Any,
+    commit_table: Any,
+    undo_table: Any,
 ) -> int:
-    """Place the events from ``commit[EVENT]`` on. Fills row_ids, and episode_id and step where they were -1."""
-    num_columns = columns.shape[0]
-    for e in range(commit[EVENT], lane_of.shape[0]):
+    """Place the events from ``commit[EVENT]`` on. Fills row_ids, and episode_id and step where they were -1.
+
+    Tables are read by address: handing arrays to inner functions costs an atomic count each, more than the work.
+    """
+    columns, lanes = address_of(column_table), address_of(lane_table)
+    segments, all_addresses = address_of(segment_table), address_of(address_table)
+    commit, undo = address_of(commit_table), address_of(undo_table)
+    num_columns = column_table.shape[0]
+    row_bytes = num_columns * 8
+    terminated, truncated = columns + C_TERMINATED * COLUMN_BYTES, columns + C_TRUNCATED * COLUMN_BYTES
+    for e in range(_read(commit, EVENT), lane_of.shape[0]):
         lane = lane_of[e]
-        state = lanes[lane]
-        running = state[RUNNING]
+        state = lanes + lane * LANE_BYTES
+        running = _read(state, RUNNING)
         how = begin[e]
         if how == CONTINUE and running == 0:
-            commit[EVENT] = e
+            _write(commit, EVENT, e)
             return NOT_RUNNING
+        addresses = all_addresses + _read(state, SLOT) * row_bytes
         agrees = False
         if how == DECIDE and running == 1:
-            agrees = _agrees(columns, stop_observation, observation[e], addresses, state[SLOT], state[CURSOR])
-        breaks = commit[BREAKS]
-        goes_on = _continues(how, running, state, episode_id[e], step_of[e], agrees, commit)
-        room = state[STOP] - state[CURSOR] - (0 if goes_on else running)
+            agrees = _agrees(columns, stop_observation, observation[e], addresses, _read(state, CURSOR))
+        breaks = _read(commit, BREAKS)
+        goes_on = _continues(how, state, episode_id[e], step_of[e], agrees, commit)
+        room = _read(state, STOP) - _read(state, CURSOR) - (0 if goes_on else running)
         if room < 2 and not _find_block(segments, commit):
-            commit[EVENT] = e
-            commit[BREAKS] = breaks
+            _write(commit, EVENT, e)
+            _write(commit, BREAKS, breaks)
             return NEED_SEGMENT
-        _save(lanes, lane, commit, undo)
+        _save(state, lane, commit, undo)
         if goes_on:
             if room < 2:
                 _next_block(
-                    lanes, lane, time[e], policy[e], columns, stop_observation, segments, addresses, commit
+                    state,
+                    lane,
+                    time[e],
+                    policy[e],
+                    columns,
+                    stop_observation,
+                    segments,
+                    all_addresses,
+                    row_bytes,
+                    commit,
                 )
+                addresses = all_addresses + _read(state, SLOT) * row_bytes
         else:
             if running == 1:
-                _commit_tail(lanes, lane, 4, time[e], policy[e], segments, addresses, commit)
+                _commit_row(state, 4, lane, time[e], policy[e], segments, addresses, commit)
             if room < 2:
-                _take_block(lanes, lane, segments, commit)
-            given = episode_id[e]
-            if given < 0:
-                given = commit[NEXT_EPISODE]
-            if given >= commit[NEXT_EPISODE]:
-                commit[NEXT_EPISODE] = given + 1
-            commit[NUM_EPISODES] += 1
-            lanes[lane, EPISODE] = given
-            lanes[lane, STEP] = max(step_of[e], 0)
-            lanes[lane, RUNNING] = 1
-            for column in range(FIRST_OBSERVATION, stop_observation):
-                _put(columns, column, observation[e], addresses, lanes[lane, SLOT], lanes[lane, CURSOR])
-        slot, position, k = lanes[lane, SLOT], lanes[lane, CURSOR], row[e]
-        for column in range(FIRST_OBSERVATION, stop_observation):
-            _put(columns, column, next_observation[e], addresses, slot, position + 1)
-        for column in range(stop_observation, num_columns):
-            _put(columns, column, k, addresses, slot, position)
-        _put(columns, C_TERMINATED, k, addresses, slot, position)
-        _put(columns, C_TRUNCATED, k, addresses, slot, position)
-        episode_id[e] = lanes[lane, EPISODE]
-        step_of[e] = lanes[lane, STEP]
-        row_ids[e] = segments[slot, ROW_BASE] + position
-        _commit_row(
-            slot, position, 1, lane, episode_id[e], step_of[e], time[e], policy[e], segments, addresses, commit
-        )
-        commit[NUM_TRANSITIONS] += 1
-        segments[slot, TRANSITIONS] += 1
-        lanes[lane, CURSOR] = position + 1
-        lanes[lane, STEP] += 1
-        ended = _flag(columns, C_TERMINATED, k) or _flag(columns, C_TRUNCATED, k)
+                _take_block(state, segments, commit)
+                addresses = all_addresses + _read(state, SLOT) * row_bytes
+            _begin_episode(state, episode_id[e], step_of[e], commit)
+            _put(columns, FIRST_OBSERVATION, stop_observation, observation[e], addresses, _read(state, CURSOR))
+        position, k = _read(state, CURSOR), row[e]
+        segment = segments + _read(state, SLOT) * SEGMENT_BYTES
+        _put(columns, FIRST_OBSERVATION, stop_observation, next_observation[e], addresses, position + 1)
+        _put(columns, stop_observation, num_columns, k, addresses, position)
+        ends, stops = load_u8(_source(terminated, k)), load_u8(_source(truncated, k))
+        store_u8(_read(addresses, C_TERMINATED) + position, ends)
+        store_u8(_read(addresses, C_TRUNCATED) + position, stops)
+        episode_id[e] = _read(state, EPISODE)
+        step_of[e] = _read(state, STEP)
+        row_ids[e] = _read(segment, ROW_BASE) + position
+        _commit_row(state, 1, lane, time[e], policy[e], segments, addresses, commit)
+        _add(commit, NUM_TRANSITIONS, 1)
+        _add(segment, TRANSITIONS, 1)
+        _add(state, STEP, 1)
+        ended = (ends | stops) != 0
         if ended or how == INDEPENDENT:
-            _commit_tail(lanes, lane, 2 if ended else 4, time[e], policy[e], segments, addresses, commit)
-            lanes[lane, RUNNING] = 0
-    commit[EVENT] = lane_of.shape[0]
+            _commit_row(state, 2 if ended else 4, lane, time[e], policy[e], segments, addresses, commit)
+            _write(state, RUNNING, 0)
+    _write(commit, EVENT, lane_of.shape[0])
     return DONE
 
 
 @kernel("int64(int64[::1], int64, int64, int64[:, ::1], int64[:, ::1], int64[:, ::1], int64[::1], int64[:, ::1])")
 def cut(
-    which: Any, time: int, policy: int, lanes: Any, segments: Any, addresses: Any, commit: Any, undo: Any
+    which: Any,
+    time: int,
+    policy: int,
+    lane_table: Any,
+    segment_table: Any,
+    address_table: Any,
+    commit_table: Any,
+    undo_table: Any,
 ) -> int:
     """The running episodes of these lanes are abandoned: their waiting observations become cut tails."""
+    lanes, segments = address_of(lane_table), address_of(segment_table)
+    all_addresses = address_of(address_table)
+    commit, undo = address_of(commit_table), address_of(undo_table)
+    row_bytes = address_table.shape[1] * 8
     count = 0
     for i in range(which.shape[0]):
         lane = which[i]
-        if lanes[lane, RUNNING] == 1:
-            _save(lanes, lane, commit, undo)
-            _commit_tail(lanes, lane, 4, time, policy, segments, addresses, commit)
-            lanes[lane, RUNNING] = 0
+        state = lanes + lane * LANE_BYTES
+        if _read(state, RUNNING) == 1:
+            _save(state, lane, commit, undo)
+            addresses = all_addresses + _read(state, SLOT) * row_bytes
+            _commit_row(state, 4, lane, time, policy, segments, addresses, commit)
+            _write(state, RUNNING, 0)
             count += 1
     return count
 
@@ -316,24 +349,31 @@ def evacuate(
     slot: int,
     time: int,
     policy: int,
-    columns: Any,
+    column_table: Any,
     stop_observation: int,
-    lanes: Any,
-    segments: Any,
-    addresses: Any,
-    commit: Any,
-    undo: Any,
+    lane_table: Any,
+    segment_table: Any,
+    address_table: Any,
+    commit_table: Any,
+    undo_table: Any,
 ) -> int:
     """Move every lane out of a segment that slow lanes hold open; their episodes go on in new blocks."""
-    for lane in range(lanes.shape[0]):
-        if lanes[lane, SLOT] != slot:
+    columns, lanes = address_of(column_table), address_of(lane_table)
+    segments, all_addresses = address_of(segment_table), address_of(address_table)
+    commit, undo = address_of(commit_table), address_of(undo_table)
+    row_bytes = address_table.shape[1] * 8
+    for lane in range(lane_table.shape[0]):
+        state = lanes + lane * LANE_BYTES
+        if _read(state, SLOT) != slot:
             continue
-        if lanes[lane, RUNNING] == 1:
+        if _read(state, RUNNING) == 1:
             if not _find_block(segments, commit):
                 return NEED_SEGMENT
-            _save(lanes, lane, commit, undo)
-            _next_block(lanes, lane, time, policy, columns, stop_observation, segments, addresses, commit)
+            _save(state, lane, commit, undo)
+            _next_block(
+                state, lane, time, policy, columns, stop_observation, segments, all_addresses, row_bytes, commit
+            )
         else:
-            _save(lanes, lane, commit, undo)
-            _leave_block(lanes, lane, segments)
+            _save(state, lane, commit, undo)
+            _leave_block(state, segments)
     return DONE

@@ -10,7 +10,8 @@ import contextlib
 import html
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _MAX_THREADS: Final = 1024
 _KEPT_DATABASES: Final = 4
 _HTML_ROWS: Final = 20
+_INTERRUPT_SECONDS: Final = 0.05
 _databases: dict[tuple[int, int | None], Any] = {}
 _guard = threading.Lock()
 
@@ -100,7 +102,7 @@ class Query:
     def _rows(self) -> Any:
         """The relation over the rows, which are computed at the first call."""
         if self._held is None:
-            self._held = self._relation.materialize()
+            self._held = _interruptible(self._cursor, self._relation.materialize)
         return self._held
 
     def df(self) -> pandas.DataFrame:
@@ -151,9 +153,9 @@ class Query:
 
     def _repr_html_(self) -> str:
         table = self.arrow()
-        rows = table.slice(0, _HTML_ROWS).to_pylist() if len(set(self.columns)) == table.num_columns else []
+        rows = zip(*(column.to_pylist() for column in table.slice(0, _HTML_ROWS).columns), strict=True)
         head = "".join(f"<th>{html.escape(name)}</th>" for name in table.column_names)
-        cells = ["".join(f"<td>{html.escape(_short(value))}</td>" for value in row.values()) for row in rows]
+        cells = ["".join(f"<td>{html.escape(_short(value))}</td>" for value in row) for row in rows]
         body = "".join(f"<tr>{each}</tr>" for each in cells)
         return f"<table><tr>{head}</tr>{body}</table><p>{table.num_rows:,} rows</p>"
 
@@ -206,6 +208,35 @@ def _explaining() -> Iterator[None]:
         raise QueryError(describe(error)) from None
 
 
+def _interruptible(cursor: Any, work: Callable[[], Any]) -> Any:
+    """Do DuckDB's work so that Ctrl-C stops it: its own calls look for signals in some ways of fetching only."""
+    if threading.current_thread() is not threading.main_thread():
+        return work()  # signals come to the main thread
+    done: Future[Any] = Future()
+    finished = (
+        threading.Event()
+    )  # not the thread's end: Ctrl-C in Thread.join takes a thread that runs for one that ended
+
+    def call() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+        finally:
+            finished.set()
+
+    threading.Thread(target=call, name="arrowrb-sql", daemon=True).start()
+    try:
+        while not finished.wait(_INTERRUPT_SECONDS):
+            pass  # by the clock, since polars, once imported, lets waits sleep through signals
+    except KeyboardInterrupt:
+        cursor.interrupt()
+        while not finished.wait(_INTERRUPT_SECONDS):
+            cursor.interrupt()  # again, since one that comes before the first row is looked for is lost
+        raise
+    return done.result()
+
+
 def _cursor(threads: int | None) -> Any:
     """A connection of its own to the locked database with this number of threads."""
     key = (os.getpid(), threads)  # a fork has none of its parent's threads
@@ -248,19 +279,22 @@ def _bind(
     """Register the views that a statement needs, and bind it."""
     import duckdb
 
+    def bind() -> Any:
+        return _interruptible(cursor, lambda: cursor.sql(statement.text, params=values))
+
     with _explaining():
-        for view in statement.views:
+        for view in sorted(statement.views):
             _register(engine, snapshot, cursor, view)
         try:
-            return cursor.sql(statement.text, params=values)
+            return bind()
         except duckdb.CatalogException:
             missing = set(VIEWS) - statement.views
             if not missing:
                 raise
             # The syntax tree did not tell of a view, or there is no such table: then the message lists them all.
-            for view in missing:
+            for view in sorted(missing):
                 _register(engine, snapshot, cursor, view)
-            return cursor.sql(statement.text, params=values)
+            return bind()
 
 
 def _register(engine: Engine, snapshot: Snapshot, cursor: Any, view: str) -> None:

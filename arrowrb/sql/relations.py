@@ -99,7 +99,8 @@ class Relations:
 
 
 _relations: weakref.WeakKeyDictionary[Layout, Relations] = weakref.WeakKeyDictionary()
-_positions = pa.array(np.empty(0, np.int32))
+# Not by pa.array, whose first call imports pandas where it is installed: half a second for every command.
+_positions = pa.Array.from_buffers(pa.int32(), 0, [None, pa.py_buffer(b"")])
 _guard = threading.Lock()
 
 

@@ -196,7 +196,8 @@ def _offsets(batch: pa.RecordBatch, columns: tuple[Column, ...], mapping: Mappin
     for i, column in enumerate(columns):
         array = batch.column(i)
         storage = array.storage if isinstance(array, pa.ExtensionArray) else array
-        values = storage.flatten() if pa.types.is_fixed_size_list(storage.type) else storage
+        # Not flatten(), which imports pyarrow.compute; offsets are refused below.
+        values = storage.values if pa.types.is_fixed_size_list(storage.type) else storage
         if pa.types.is_fixed_size_list(storage.type):
             _data_buffer(values)
             outer = storage.buffers()[0]

@@ -1,0 +1,151 @@
+"""The peers, each filled with the same transitions: how they draw a batch as torch tensors, and the bytes they hold.
+
+A peer that is not installed is left out by `build` and named, so that a table can say so.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import Transitions, spaces
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One buffer.
+
+    Attributes:
+        draw: Draws a batch of this size uniformly, as torch tensors.
+        num_bytes: What it allocated for the transitions.
+        note: What is particular about it.
+    """
+
+    name: str
+    draw: Callable[[int], object]
+    num_bytes: int
+    note: str = ""
+
+
+def numpy_arrays(transitions: Transitions, _: Path) -> Peer:
+    """The yardstick: an array a column, one `take` each by a ready random index."""
+    random = np.random.default_rng(1)
+    columns = list(vars(transitions).values())
+
+    def draw(size: int) -> object:
+        index = random.integers(0, transitions.num_rows, size)
+        return [torch.from_numpy(column.take(index, axis=0)) for column in columns]
+
+    return Peer("NumPy arrays in RAM", draw, transitions.num_bytes, "one take a column")
+
+
+def cpprb(transitions: Transitions, _: Path) -> Peer:
+    """A buffer of C++ ring buffers."""
+    from cpprb import ReplayBuffer
+
+    names = {
+        "obs": transitions.observation,
+        "act": transitions.action,
+        "rew": transitions.reward,
+        "next_obs": transitions.next_observation,
+        "done": transitions.terminated.astype(np.float32),
+        "cut": transitions.truncated.astype(np.float32),
+    }
+    described = {name: {"shape": array.shape[1:] or 1, "dtype": array.dtype} for name, array in names.items()}
+    buffer = ReplayBuffer(transitions.num_rows, described)
+    buffer.add(**names)
+
+    def draw(size: int) -> object:
+        return {name: torch.from_numpy(array) for name, array in buffer.sample(size).items()}
+
+    return Peer("cpprb", draw, sum(array.nbytes for array in names.values()))
+
+
+def stable_baselines3(transitions: Transitions, _: Path) -> Peer:
+    """Its ReplayBuffer: NumPy arrays, one environment."""
+    from stable_baselines3.common.buffers import ReplayBuffer
+
+    buffer = ReplayBuffer(transitions.num_rows, *spaces(str(transitions.observation.dtype)), device="cpu")
+    buffer.observations[:, 0], buffer.next_observations[:, 0] = transitions.observation, transitions.next_observation
+    buffer.actions[:, 0], buffer.rewards[:, 0] = transitions.action, transitions.reward
+    buffer.dones[:, 0], buffer.timeouts[:, 0] = transitions.truncated, transitions.truncated
+    buffer.full = True
+    arrays = [buffer.observations, buffer.next_observations, buffer.actions, buffer.rewards]
+    size = sum(array.nbytes for array in (*arrays, buffer.dones, buffer.timeouts))
+    return Peer("Stable-Baselines3", buffer.sample, size, "dones float32")
+
+
+def tianshou(transitions: Transitions, _: Path) -> Peer:
+    """Its ReplayBuffer, drawn as tensors."""
+    from tianshou.data import ReplayBuffer
+
+    buffer = ReplayBuffer.from_data(
+        obs=transitions.observation,
+        act=transitions.action,
+        rew=transitions.reward,
+        terminated=transitions.terminated,
+        truncated=transitions.truncated,
+        done=transitions.truncated,
+        obs_next=transitions.next_observation,
+    )
+
+    def draw(size: int) -> object:
+        batch, _ = buffer.sample(size)
+        return batch.to_torch_() if hasattr(batch, "to_torch_") else batch.to_torch()
+
+    return Peer("tianshou", draw, transitions.num_bytes + transitions.num_rows, "done beside the flags")
+
+
+def _torchrl(transitions: Transitions, storage: Any, name: str, note: str) -> Peer:
+    from tensordict import TensorDict
+    from torchrl.data import TensorDictReplayBuffer
+
+    buffer = TensorDictReplayBuffer(storage=storage)
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in vars(transitions).items()}
+    buffer.extend(TensorDict(tensors, batch_size=[transitions.num_rows]))
+    return Peer(name, buffer.sample, transitions.num_bytes + 8 * transitions.num_rows, note)
+
+
+def torchrl_memory(transitions: Transitions, _: Path) -> Peer:
+    """TorchRL over tensors in RAM."""
+    from torchrl.data import LazyTensorStorage
+
+    storage = LazyTensorStorage(transitions.num_rows)
+    return _torchrl(transitions, storage, "TorchRL, RAM", "LazyTensorStorage, with index")
+
+
+def torchrl_mapped(transitions: Transitions, folder: Path) -> Peer:
+    """TorchRL over memory-mapped tensors."""
+    from torchrl.data import LazyMemmapStorage
+
+    storage = LazyMemmapStorage(transitions.num_rows, scratch_dir=str(folder / "torchrl"))
+    return _torchrl(transitions, storage, "TorchRL, memory-mapped", "LazyMemmapStorage, with index")
+
+
+PEERS: dict[str, Callable[[Transitions, Path], Peer]] = {
+    "cpprb": cpprb,
+    "tianshou": tianshou,
+    "Stable-Baselines3": stable_baselines3,
+    "TorchRL, RAM": torchrl_memory,
+    "TorchRL, memory-mapped": torchrl_mapped,
+}
+
+
+def build(transitions: Transitions, folder: Path, names: Sequence[str] = tuple(PEERS)) -> tuple[list[Peer], list[str]]:
+    """The peers that are installed, and the names of those that are not."""
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
+    built, missing = [], []
+    for name in names:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                built.append(PEERS[name](transitions, folder))
+        except ImportError:
+            missing.append(name)
+    return built, missing

@@ -1,0 +1,86 @@
+"""The examples and benchmarks run as a user runs them, on little work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import arrowrb
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(script: str, *arguments: object, status: int = 0) -> str:
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=ROOT)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_dqn_trains_draws_and_goes_on(tmp_path: Path) -> None:
+    store, plot = tmp_path / "dqn", tmp_path / "curve.png"
+    said = run("examples/dqn_cartpole.py", "--store", store, "--total-frames", 1_536, "--no-target", "--plot", plot)
+    assert "1,280 frames" in said
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+    said = run("examples/dqn_cartpole.py", "--store", store, "--total-frames", 256, "--no-target")
+    assert "Going on from" in said
+    assert "1,536 transitions, 384 updates" in said
+    assert (tmp_path / "dqn.png").exists()
+    assert [path.name for path in tmp_path.glob("*.tmp")] == []
+    with arrowrb.Store.open(store) as opened:
+        assert len(opened) == 1_792
+        (versions,) = opened.sql(
+            "SELECT list(DISTINCT policy_version ORDER BY policy_version) FROM transitions"
+        ).fetchone()
+        assert versions[0] == 0
+        # What collected last is what was trained at the end of the first run.
+        assert versions[-1] == 256 or versions[-1] == 384
+
+
+def test_dqn_says_when_it_is_not_solved(tmp_path: Path) -> None:
+    said = run("examples/dqn_cartpole.py", "--store", tmp_path / "dqn", "--total-frames", 512, status=1)
+    assert "Not solved" in said
+
+
+def test_dqn_that_is_solved_already_stops(tmp_path: Path) -> None:
+    path = tmp_path / "dqn"
+    easy = ("examples/dqn_cartpole.py", "--store", path, "--target-return", 1)
+    assert "Solved" in run(*easy, "--total-frames", 512)
+    assert "solved already" in run(*easy)
+    with arrowrb.Store.open(path) as store:
+        assert len(store) == 512
+
+
+@pytest.mark.parametrize("arguments", [("--total-frames", "0"), ("--seed", "-1"), ("--nonsense",)])
+def test_dqn_refuses_bad_options(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    run("examples/dqn_cartpole.py", "--store", tmp_path / "dqn", *arguments, status=2)
+
+
+def test_own_loop(tmp_path: Path) -> None:
+    said = run("examples/own_loop.py", "--store", tmp_path / "store", "--steps", 200)
+    assert "next_observation torch.float32  (256, 4)" in said
+    with arrowrb.Store.open(tmp_path / "store") as store:
+        assert 1_300 < len(store) < 1_600
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        ("uniform", ("--rows", 5_000, "--rounds", 2, "--batch-sizes", 64, "--no-peers"), "arrowrb, reader"),
+        ("extending", ("--rows", 5_000), "arrowrb, extend"),
+        ("opening", ("--rows", 5_000, "--rounds", 1), 'mode="a"'),
+        ("footprint", ("--rows", 5_000), "NumPy arrays in RAM"),
+    ],
+)
+def test_benchmarks_print_a_table(script: str, arguments: tuple[object, ...], said: str) -> None:
+    assert said in run(f"benchmarks/{script}.py", *arguments)
+
+
+def test_scale_checks_what_it_wrote(tmp_path: Path) -> None:
+    said = run("benchmarks/scale.py", "--path", tmp_path / "store", "--rows", 30_000, "--lanes", 24)
+    assert "all counts agree" in said
+    assert not (tmp_path / "store").exists()
