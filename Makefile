@@ -1,8 +1,10 @@
 # Needs Python 3.11 or newer and make; everything else is installed into a virtual environment of its own.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_BENCH ?= .venv-bench
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+PIP = python -m pip --disable-pip-version-check install --quiet
 
 .PHONY: help demo test lint types format bench install clean
 .DELETE_ON_ERROR:
@@ -30,27 +32,35 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)
-	@set -e; for script in benchmarks/bench_*.py; do $(BIN)/python "$$script"; done
+bench: $(VENV_BENCH)/.installed
+	@$(VENV_BENCH)/bin/python benchmarks/run.py
 
 install: $(STAMP)
 
-# Written last, so that an installation that was broken off is taken up again.
+# Stamps are written last, so that an installation that was broken off is taken up again.
 $(STAMP): requirements-dev.txt pyproject.toml | $(BIN)/python
 	@echo "Installing what is pinned in requirements-dev.txt into $(VENV), once; this takes a few minutes ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@$(BIN)/$(PIP) -r requirements-dev.txt
+	@$(BIN)/$(PIP) --no-build-isolation --no-deps -e .
 	@touch $@
 
-$(BIN)/python:
+# One of the peers wants an older pandas, which the benchmarks do not use.
+$(VENV_BENCH)/.installed: requirements-dev.txt benchmarks/requirements-peers.txt pyproject.toml | $(VENV_BENCH)/bin/python
+	@echo "Installing arrowrb and its peers into $(VENV_BENCH), once; this takes a few minutes ..."
+	@grep -v '^pandas==' requirements-dev.txt > $(VENV_BENCH)/requirements.txt
+	@$(VENV_BENCH)/bin/$(PIP) -r $(VENV_BENCH)/requirements.txt -r benchmarks/requirements-peers.txt
+	@$(VENV_BENCH)/bin/$(PIP) --no-build-isolation --no-deps -e .
+	@touch $@
+
+%/bin/python:
 	@command -v "$(PYTHON)" >/dev/null || { \
 	  echo "error: there is no '$(PYTHON)'. Install Python 3.11 or newer, or name it: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1), expected 3.11 or newer. Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@"$(PYTHON)" -m venv "$(VENV)" || { \
+	@"$(PYTHON)" -m venv "$*" || { \
 	  echo "error: '$(PYTHON)' cannot create a virtual environment (on Debian and Ubuntu: install python3-venv)." >&2; \
-	  rm -rf "$(VENV)"; exit 1; }
+	  rm -rf "$*"; exit 1; }
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf .venv .venv-bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find arrowrb tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,6 +7,7 @@ them: whoever keeps a batch, or a view of a part of it, keeps it unchanged.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -20,12 +21,14 @@ from .engine import Located, Snapshot
 from .errors import ColumnError, OptionError
 from .schema import Column, Schema, Tree
 from .schema.arrays import column_numpy
+from .schema.columns import DTYPES
 
 if TYPE_CHECKING:
     import torch
 
 _ALIGNMENT: Final = 64
 _KEPT_SLABS: Final = 4
+_OWN_REFERENCES: Final = 2  # the slab's, and that of the call that counts
 FLOAT64_CHOICES: Final = ("keep", "float32")
 
 
@@ -154,6 +157,8 @@ class _Slab:
         """Whether nobody but this slab refers to its memory."""
         if self._idle_count == 0 or _users(torch, self._storage) != self._idle_count:
             return False
+        if sys.getrefcount(self._storage) != _OWN_REFERENCES:
+            return False  # somebody holds the storage itself, which is one object for all
         # Sharing a tensor with another process moves its storage elsewhere; such a slab is never used again.
         return bool(self._storage.data_ptr() == self.address)
 
@@ -298,9 +303,11 @@ def _column_of(field: pa.Field) -> Column:
         kind, shape = kind.value_type, (kind.list_size,)
     try:
         dtype = np.dtype(kind.to_pandas_dtype()).name
-        return Column(field.name, dtype, shape, "transition")
     except (NotImplementedError, TypeError):
+        dtype = ""
+    if dtype not in DTYPES:
         raise ColumnError(
             f"Column {field.name!r} has Arrow type {field.type}, expected numbers, flags or fixed-size lists of them. "
             "Select other columns, or cast it."
-        ) from None
+        )
+    return Column(field.name, dtype, shape, "transition")

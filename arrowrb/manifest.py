@@ -108,7 +108,7 @@ def decode(content: bytes, where: str) -> Manifest:
         header = json.loads(head)
         if not isinstance(header, dict):
             raise TypeError("the header is no object")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CorruptError(f"{where} is no manifest: {error}.") from None
     check_format(header.get("format"), header.get("features"), where)
     body = body.rstrip(b"\n")

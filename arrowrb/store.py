@@ -26,7 +26,6 @@ from .recorder import Recorder
 from .samplers import Strategy, Stream, Uniform
 from .schema import Rows, Schema, encode_batch, encode_row
 
-
 __all__ = ["Sampler", "Store"]
 
 _MAX_INT32 = (1 << 31) - 1

@@ -194,16 +194,9 @@ class Writer:
         self._saved = self._table.copy()
 
     def _publish(self) -> None:
-        commit = self._commit
-        intended = replace(
-            self.record,
-            sequence=self.record.sequence + 1,
-            watermark=int(commit[_ORDINAL]),
-            num_transitions=int(commit[_NUM_TRANSITIONS]),
-            num_episodes=int(commit[_NUM_EPISODES]),
-            next_episode=int(commit[_NEXT_EPISODE]),
-            num_breaks=int(commit[_BREAKS]),
-            clean=False,
+        watermark, transitions, episodes, next_episode, breaks = self._commit[_ORDINAL : _BREAKS + 1].tolist()
+        intended = Record(
+            self.record.sequence + 1, watermark, transitions, episodes, next_episode, breaks, self.record.boot_id
         )
         kernels.fence()
         self._intended = intended

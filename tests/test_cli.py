@@ -374,7 +374,7 @@ def test_ctrl_c_keeps_what_happened(tmp_path: Path) -> None:
     with arrowrb.Store.open(path) as opened:
         assert len(opened) == int(said[1].replace(",", "")) > 2000
         assert opened.info().writer_pid is None
-        running = opened.sql("SELECT count(*) FROM episodes WHERE \"end\" = 'running'").fetchall()
+        running = opened.sql("SELECT count(*) FROM episodes WHERE ended_by = 'running'").fetchall()
     assert running == [(0,)]
 
 

@@ -24,7 +24,7 @@ def run(script: str, *arguments: object, status: int = 0) -> str:
 def test_dqn_trains_draws_and_goes_on(tmp_path: Path) -> None:
     store, plot = tmp_path / "dqn", tmp_path / "curve.png"
     said = run("examples/dqn_cartpole.py", "--store", store, "--total-frames", 1_536, "--no-target", "--plot", plot)
-    assert "1,280 frames" in said
+    assert "1,024 frames" in said
     assert plot.read_bytes()[:4] == b"\x89PNG"
     said = run("examples/dqn_cartpole.py", "--store", store, "--total-frames", 256, "--no-target")
     assert "Going on from" in said

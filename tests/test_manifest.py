@@ -115,7 +115,7 @@ def test_counts_of_segments_are_checked(key, value):
 @pytest.mark.parametrize("key", ["shard", "sequence", "times_opened", "next_segment", "name", "segments"])
 @pytest.mark.parametrize("value", NUMBERS)
 def test_counts_are_checked(key, value):
-    if (key, value) == ("segments", []):
+    if (key, value) in (("segments", []), ("name", "1")):
         return
     with pytest.raises(CorruptError):
         decode(crafted(lambda body: body.update({key: value})), "here")

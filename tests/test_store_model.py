@@ -11,13 +11,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from model import SCHEMA, as_batch, random_observations, random_outcomes, read_manifest, read_segments
+from model import random_observations, random_outcomes, read_manifest, read_segments
 from model_pair import Pair
 
 from arrowrb.engine import shard_writer
-from arrowrb.errors import ArrowRBError, FullError, ReadOnlyError, RowError
+from arrowrb.errors import FullError, RowError
 from arrowrb.sizing import SegmentShape
-from arrowrb.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*do not go on where.*:UserWarning")
 

@@ -59,10 +59,11 @@ def contiguous_batch(pair, count):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:.*rows do not go on where:UserWarning")
 @pytest.mark.parametrize("growing", [False, True])
 def test_breaks_at_any_line(pair, growing):
     previous = sys.gettrace()
-    at, broken, stood = 0, 0, 0
+    at, broken, stood, quiet = 0, 0, 0, 0
     while True:
         at += 1
         rows = contiguous_batch(pair, 40 if growing else 5)
@@ -78,7 +79,8 @@ def test_breaks_at_any_line(pair, growing):
             got = None
         finally:
             sys.settrace(previous)
-        if got is None:
+        broke = got is None
+        if broke:
             broken += 1
             pair.store._engine.writer_shard.writer.settle()
             if len(pair.store) > len(pair.row_ids):  # broke behind the record: the commit stands
@@ -94,7 +96,8 @@ def test_breaks_at_any_line(pair, growing):
                     bool(outcome[0][i] or outcome[1][i]),
                 )
         pair.check(deep=at % 20 == 0)
-        if breaker.count < at:
+        quiet = 0 if broke else quiet + 1
+        if quiet == 40:  # commits differ in their number of lines; now none reaches this one
             break
     assert broken > 20
     assert stood > 0

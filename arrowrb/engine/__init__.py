@@ -3,7 +3,9 @@
 paths           where things lie
 snapshot        what readers see: layout, watermark, draw domain
 tables          block and run tables
-shard_writer    lock, recovery, segments coming and going, durability
+shard_writer    lock, segments coming and going, durability
+reopening       what an earlier writer left
+sealing         what is known for good of a closed segment
 shard_reader    following a writer through its files
 background      the writer's one thread
 engine          all shards of a store

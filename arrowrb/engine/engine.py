@@ -246,7 +246,7 @@ class Engine:
                 f"{record.num_breaks:,} of {rows:,} rows do not go on where the row of their lane before them ended: "
                 "each begins an episode of its own and costs two rows. Give lane=, episode_id and step, or "
                 "contiguous=False if the rows are independent.",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def flush(self) -> None:

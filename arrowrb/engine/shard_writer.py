@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -22,27 +21,23 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
-from .. import commits, files, kernels
+from .. import commits, files
 from .. import manifest as manifests
-from ..commits import CommitFile, DurableFile, Record
-from ..errors import ArrowRBError, CorruptError, ReadOnlyError, WaitError
+from ..commits import CommitFile, DurableFile
+from ..errors import ArrowRBError, ReadOnlyError, WaitError
 from ..interrupts import Uninterrupted
-from ..manifest import FileEntry, SegmentEntry
-from ..recovery import BlockEnd, LanePlan, WaitingCopy, plan_lanes
-from ..rows import End, Kind, row_id_base
+from ..manifest import SegmentEntry
 from ..schema import Schema
 from ..seeds import SeedLog
 from ..sizing import shape_segment
 from ..tiers import hot
-from ..writer import MAX_LANES, OpenSegment, Writer
-from . import tables
+from ..writer import OpenSegment, Writer
 from .background import Background
-from .paths import ShardPaths, identity, is_leftover, segment_name
+from .paths import ShardPaths, identity, segment_name
+from .reopening import remove_leftovers, survey
+from .sealing import write_tables
 from .snapshot import SegmentView
-from .tables import EPISODE, KIND, LANE, ORDINAL, STEP
 
 PREPARE_TIMEOUT_SECONDS = 120.0
 _NEAR_SEGMENTS = 4  # a waiting copy lies at most so many segments after the tail that leads to it
@@ -108,10 +103,10 @@ class ShardWriter:
         self.manifest = replace(listed, times_opened=listed.times_opened + 1, sequence=listed.sequence + 1)
         visible, durable = commits.read_file(paths.visible), commits.read_file(paths.durable)
         record, unclean = commits.trusted(visible, durable, files.boot_id())
-        self._remove_leftovers()
+        remove_leftovers(paths, listed)
         sequence = 1 + max(each.sequence for each in (visible, durable) if each is not None)
         self._hot = {entry.number: self._map(entry) for entry in self.manifest.segments if entry.tier == "hot"}
-        segments, plans = self._survey(record)
+        segments, plans = survey(paths, self.manifest, self._hot, record)
         if unclean:
             # Rows beyond the record may have been seen under their ids before the power failed.
             segments = [replace(each, used_blocks=each.entry.rows // each.entry.block_rows) for each in segments]
@@ -135,89 +130,10 @@ class ShardWriter:
         if self.writer.has_closed():
             self._take_closed()
 
-    def _remove_leftovers(self) -> None:
-        """Remove files of ours that nothing lists; only the lock's holder may."""
-        listed = {entry.name for entry in self.manifest.segments}
-        listed |= {
-            file.name for entry in self.manifest.segments for file in (entry.blocks, entry.runs) if file is not None
-        }
-        for folder, known in ((self.paths.segments, listed), (self.paths.root, None)):
-            for path in folder.iterdir():
-                if known is None:
-                    ours = path.name.startswith(".") and path.name.endswith(".tmp")
-                else:
-                    ours = path.name not in known and is_leftover(path.name)
-                if ours and not path.is_dir():
-                    with files.explaining(path, "removing a leftover file"):
-                        path.unlink()
-
     def _map(self, entry: SegmentEntry) -> hot.HotSegment:
         name = identity(self._store_id, self.manifest.shard, entry.number)
         path = self.paths.segments / entry.name
         return hot.open_segment(path, self._schema, name, entry.rows, entry.bytes, writable=not entry.sealed)
-
-    def _survey(self, record: Record) -> tuple[list[OpenSegment], list[LanePlan]]:
-        """Undo rows beyond the record and see where every lane left off."""
-        segments: list[OpenSegment] = []
-        ends: list[BlockEnd] = []
-        copies: list[WaitingCopy] = []
-        for entry in self.manifest.segments:
-            if entry.sealed or entry.tier != "hot":
-                continue
-            mapped = self._hot[entry.number]
-            ordinals, kinds = int(mapped.addresses[ORDINAL]), int(mapped.addresses[KIND])
-            kernels.wipe(ordinals, kinds, entry.rows, record.watermark)
-            fills = np.zeros(entry.rows // entry.block_rows, np.int32)
-            summary = np.zeros(4, np.int64)
-            kernels.survey(ordinals, kinds, entry.block_rows, record.watermark, fills, summary)
-            transitions, _, last_ordinal, used = summary.tolist()
-            ends += _block_ends(entry, mapped, fills)
-            copies += _waiting_copies(entry, mapped, fills)
-            segments.append(OpenSegment(entry, mapped, fills, used, transitions, last_ordinal))
-        for end in ends:
-            if not 0 <= end.lane < MAX_LANES:
-                raise CorruptError(
-                    f"Segment {end.segment}, row {end.position}: lane is {end.lane}, expected 0 to {MAX_LANES - 1}. "
-                    "The segment's file is damaged."
-                )
-        ends += self._sealed_ends({copy.segment for copy in copies})
-        plans = plan_lanes(ends, copies)
-        plans = [plan for plan in plans if any(s.entry.number == plan.segment for s in segments)]
-        reach = {s.entry.number: s.used_blocks for s in segments}
-        for plan in plans:
-            rows = next(s.entry.block_rows for s in segments if s.entry.number == plan.segment)
-            reach[plan.segment] = max(reach[plan.segment], plan.stop // rows)
-        return [replace(s, used_blocks=reach[s.entry.number]) for s in segments], plans
-
-    def _sealed_ends(self, near: set[int]) -> list[BlockEnd]:
-        """Ends of runs that go on elsewhere, of sealed segments shortly before these."""
-        ends = []
-        for entry in self.manifest.segments:
-            if not entry.sealed or entry.runs is None:
-                continue
-            if not any(0 <= number - entry.number <= _NEAR_SEGMENTS for number in near):
-                continue
-            runs = self._read_table(entry.runs)
-            base = row_id_base(self.manifest.shard, entry.number)
-            for run in runs.filter(runs["end"].to_numpy() == End.CONTINUED).to_pylist():
-                position = run["row_id"] - base + run["num_rows"] - 1
-                step = run["first_step"] + run["num_transitions"]
-                ends.append(
-                    BlockEnd(
-                        entry.number,
-                        run["lane"],
-                        position,
-                        position + 1,
-                        run["last_ordinal"],
-                        Kind.CONTINUED,
-                        run["episode_id"],
-                        step,
-                    )
-                )
-        return ends
-
-    def _read_table(self, file: FileEntry) -> pa.Table:
-        return tables.read_table(self.paths.segments / file.name, file)
 
     # -- segments ------------------------------------------------------------------------------------------------
 
@@ -303,59 +219,10 @@ class ShardWriter:
             return  # asked for again after an error, and sealed meanwhile
         if self.durable_watermark < segment.last_ordinal:
             self.flush()
-        entry = self._write_tables(segment)
+        entry = write_tables(self.paths, self._schema, self.manifest, self._hot, segment, durable=self._options.durable)
         self._replace_manifest(entry)
         del self._closing[number]
         self.layout_version += 1
-
-    def _write_tables(self, segment: OpenSegment) -> SegmentEntry:
-        """Write a closed segment's tables beside it; returns its entry as sealed."""
-        entry, mapped = segment.entry, segment.hot
-        base = row_id_base(self.manifest.shard, entry.number)
-        starts = self._starts_from(entry.number)
-        kinds = mapped.column(KIND)
-        runs = tables.build_runs(
-            self._schema, mapped.column, kinds, block_rows=entry.block_rows, base=base, starts=starts
-        )
-        blocks = tables.build_blocks(self._schema, mapped, segment.fills, block_rows=entry.block_rows, starts=starts)
-        written = []
-        for suffix, table in (("runs", runs), ("blocks", blocks)):
-            content = tables.encode_table(table)
-            path = self.paths.segments / f"{entry.number:08d}.{suffix}.arrow"
-            files.publish(path, content, sync=self._options.durable)
-            written.append(FileEntry(path.name, len(content), zlib.crc32(content)))
-        times = mapped.column(tables.TIME)[kinds != 0]
-        ordinals = mapped.column(ORDINAL)[kinds != 0]
-        return replace(
-            entry,
-            sealed=True,
-            num_rows=int(segment.fills.sum()),
-            num_transitions=segment.num_transitions,
-            first_ordinal=int(ordinals.min()) if ordinals.size else 0,
-            last_ordinal=segment.last_ordinal,
-            first_time=int(times.min()) if times.size else 0,
-            last_time=int(times.max()) if times.size else 0,
-            runs=written[0],
-            blocks=written[1],
-        )
-
-    def _starts_from(self, number: int) -> tables.Starts:
-        """Where episodes go on: first rows of the blocks of this segment and of those that came after it."""
-        starts: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
-        for entry in self.manifest.segments:
-            if entry.number < number or entry.tier != "hot":
-                continue
-            base = row_id_base(self.manifest.shard, entry.number)
-            if entry.sealed and entry.runs is not None:
-                for run in self._read_table(entry.runs).to_pylist():
-                    if (run["row_id"] - base) % entry.block_rows == 0:
-                        key = run["lane"], run["episode_id"], run["first_step"]
-                        starts.setdefault(key, []).append((run["first_ordinal"], run["row_id"]))
-            else:
-                mapped = self._hot[entry.number]
-                for key, place in tables.block_starts(mapped.column, block_rows=entry.block_rows, base=base):
-                    starts.setdefault(key, []).append(place)
-        return starts
 
     def views(self) -> list[SegmentView]:
         """The shard's segments as readers see them; the caller holds ``guard``."""
@@ -448,28 +315,3 @@ def _sync_path(path: Path) -> None:
         files.sync_descriptor(descriptor, path)
     finally:
         os.close(descriptor)
-
-
-def _block_ends(entry: SegmentEntry, mapped: hot.HotSegment, fills: NDArray[np.int32]) -> list[BlockEnd]:
-    """The last committed row of each block that has one."""
-    blocks = np.flatnonzero(fills)
-    last = blocks * entry.block_rows + fills[blocks] - 1
-    values = [mapped.column(place)[last].tolist() for place in (LANE, ORDINAL, KIND, EPISODE, STEP)]
-    return [
-        BlockEnd(entry.number, lane, position, (block + 1) * entry.block_rows, ordinal, kind, episode, step)
-        for block, position, lane, ordinal, kind, episode, step in zip(
-            blocks.tolist(), last.tolist(), *values, strict=True
-        )
-    ]
-
-
-def _waiting_copies(entry: SegmentEntry, mapped: hot.HotSegment, fills: NDArray[np.int32]) -> list[WaitingCopy]:
-    """First rows of blocks without committed rows that name an episode past its first step."""
-    blocks = np.flatnonzero(fills == 0)
-    first = blocks * entry.block_rows
-    values = [mapped.column(place)[first].tolist() for place in (LANE, EPISODE, STEP)]
-    return [
-        WaitingCopy(entry.number, lane, position, position + entry.block_rows, episode, step)
-        for position, lane, episode, step in zip(first.tolist(), *values, strict=True)
-        if step > 0
-    ]

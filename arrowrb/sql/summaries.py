@@ -98,7 +98,7 @@ def build_episodes(runs: pa.Table, seeds: Iterable[SeedEntry]) -> pa.Table:
         "ended_at": pa.array(ended_at, mask=running),
         "return": _returns(runs["return"], order, first),
         "length": pa.array(length),
-        "end": pa.array(names[end], pa.string()),
+        "ended_by": pa.array(names[end], pa.string()),
         "terminated": pa.array(terminated),
         "truncated": pa.array(truncated),
         "complete": pa.array(begun & whole & (terminated | truncated)),

@@ -1,0 +1,129 @@
+"""Looking over a shard that an earlier writer left: what its open segments hold, and where every lane left off.
+
+Reads eight bytes a row of the open segments and a few rows of each block; never the data of sealed segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import files, kernels
+from ..commits import Record
+from ..errors import CorruptError
+from ..manifest import Manifest, SegmentEntry
+from ..recovery import BlockEnd, LanePlan, WaitingCopy, plan_lanes
+from ..rows import End, Kind, row_id_base
+from ..tiers.hot import HotSegment
+from ..writer import MAX_LANES, OpenSegment
+from .paths import ShardPaths, is_leftover
+from .tables import EPISODE, KIND, LANE, ORDINAL, STEP, read_table
+
+_NEAR_SEGMENTS = 4  # a waiting copy lies at most so many segments after the tail that leads to it
+
+
+def remove_leftovers(paths: ShardPaths, manifest: Manifest) -> None:
+    """Remove files of ours that nothing lists; only the lock's holder may."""
+    listed = {entry.name for entry in manifest.segments}
+    listed |= {file.name for entry in manifest.segments for file in (entry.blocks, entry.runs) if file is not None}
+    for folder, known in ((paths.segments, listed), (paths.root, None)):
+        for path in folder.iterdir():
+            if known is None:
+                ours = path.name.startswith(".") and path.name.endswith(".tmp")
+            else:
+                ours = path.name not in known and is_leftover(path.name)
+            if ours and not path.is_dir():
+                with files.explaining(path, "removing a leftover file"):
+                    path.unlink()
+
+
+def survey(
+    paths: ShardPaths, manifest: Manifest, hot: Mapping[int, HotSegment], record: Record
+) -> tuple[list[OpenSegment], list[LanePlan]]:
+    """Undo rows beyond the record and see where every lane left off."""
+    segments: list[OpenSegment] = []
+    ends: list[BlockEnd] = []
+    copies: list[WaitingCopy] = []
+    for entry in manifest.segments:
+        if entry.sealed or entry.tier != "hot":
+            continue
+        mapped = hot[entry.number]
+        ordinals, kinds = int(mapped.addresses[ORDINAL]), int(mapped.addresses[KIND])
+        kernels.wipe(ordinals, kinds, entry.rows, record.watermark)
+        fills = np.zeros(entry.rows // entry.block_rows, np.int32)
+        summary = np.zeros(4, np.int64)
+        kernels.survey(ordinals, kinds, entry.block_rows, record.watermark, fills, summary)
+        transitions, _, last_ordinal, used = summary.tolist()
+        ends += _block_ends(entry, mapped, fills)
+        copies += _waiting_copies(entry, mapped, fills)
+        segments.append(OpenSegment(entry, mapped, fills, used, transitions, last_ordinal))
+    for end in ends:
+        if not 0 <= end.lane < MAX_LANES:
+            raise CorruptError(
+                f"Segment {end.segment}, row {end.position}: lane is {end.lane}, expected 0 to {MAX_LANES - 1}. "
+                "The segment's file is damaged."
+            )
+    ends += _sealed_ends(paths, manifest, {copy.segment for copy in copies})
+    plans = plan_lanes(ends, copies)
+    plans = [plan for plan in plans if any(s.entry.number == plan.segment for s in segments)]
+    reach = {s.entry.number: s.used_blocks for s in segments}
+    for plan in plans:
+        rows = next(s.entry.block_rows for s in segments if s.entry.number == plan.segment)
+        reach[plan.segment] = max(reach[plan.segment], plan.stop // rows)
+    return [replace(s, used_blocks=reach[s.entry.number]) for s in segments], plans
+
+
+def _sealed_ends(paths: ShardPaths, manifest: Manifest, near: set[int]) -> list[BlockEnd]:
+    """Ends of runs that go on elsewhere, of sealed segments shortly before these."""
+    ends = []
+    for entry in manifest.segments:
+        if not entry.sealed or entry.runs is None:
+            continue
+        if not any(0 <= number - entry.number <= _NEAR_SEGMENTS for number in near):
+            continue
+        runs = read_table(paths.segments / entry.runs.name, entry.runs)
+        base = row_id_base(manifest.shard, entry.number)
+        for run in runs.filter(runs["end"].to_numpy() == End.CONTINUED).to_pylist():
+            position = run["row_id"] - base + run["num_rows"] - 1
+            step = run["first_step"] + run["num_transitions"]
+            ends.append(
+                BlockEnd(
+                    entry.number,
+                    run["lane"],
+                    position,
+                    position + 1,
+                    run["last_ordinal"],
+                    Kind.CONTINUED,
+                    run["episode_id"],
+                    step,
+                )
+            )
+    return ends
+
+
+def _block_ends(entry: SegmentEntry, mapped: HotSegment, fills: NDArray[np.int32]) -> list[BlockEnd]:
+    """The last committed row of each block that has one."""
+    blocks = np.flatnonzero(fills)
+    last = blocks * entry.block_rows + fills[blocks] - 1
+    values = [mapped.column(place)[last].tolist() for place in (LANE, ORDINAL, KIND, EPISODE, STEP)]
+    return [
+        BlockEnd(entry.number, lane, position, (block + 1) * entry.block_rows, ordinal, kind, episode, step)
+        for block, position, lane, ordinal, kind, episode, step in zip(
+            blocks.tolist(), last.tolist(), *values, strict=True
+        )
+    ]
+
+
+def _waiting_copies(entry: SegmentEntry, mapped: HotSegment, fills: NDArray[np.int32]) -> list[WaitingCopy]:
+    """First rows of blocks without committed rows that name an episode past its first step."""
+    blocks = np.flatnonzero(fills == 0)
+    first = blocks * entry.block_rows
+    values = [mapped.column(place)[first].tolist() for place in (LANE, EPISODE, STEP)]
+    return [
+        WaitingCopy(entry.number, lane, position, position + entry.block_rows, episode, step)
+        for position, lane, episode, step in zip(first.tolist(), *values, strict=True)
+        if step > 0
+    ]
