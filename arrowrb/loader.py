@@ -7,7 +7,6 @@ them: whoever keeps a batch, or a view of a part of it, keeps it unchanged.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 _ALIGNMENT: Final = 64
 _KEPT_SLABS: Final = 4
-_OWN_REFERENCES: Final = 2  # the slab's, and that of the call that counts
 FLOAT64_CHOICES: Final = ("keep", "float32")
 
 
@@ -157,8 +155,6 @@ class _Slab:
         """Whether nobody but this slab refers to its memory."""
         if self._idle_count == 0 or _users(torch, self._storage) != self._idle_count:
             return False
-        if sys.getrefcount(self._storage) != _OWN_REFERENCES:
-            return False  # somebody holds the storage itself, which is one object for all
         # Sharing a tensor with another process moves its storage elsewhere; such a slab is never used again.
         return bool(self._storage.data_ptr() == self.address)
 

@@ -86,9 +86,7 @@ class Model:
 
     def step(self, lane, following, outcome, ended):
         now = self.running.pop(lane)
-        self.rows.append(
-            Row(TRANSITION, lane, now.episode, now.step, now.observation, outcome, following)
-        )
+        self.rows.append(Row(TRANSITION, lane, now.episode, now.step, now.observation, outcome, following))
         if ended:
             self.rows.append(Row(FINAL, lane, now.episode, now.step + 1, following))
         else:
@@ -190,6 +188,13 @@ def _raw(array) -> np.ndarray:
     return np.frombuffer(buffer, np.uint8, rows * size).reshape(rows, size)
 
 
+def read_raw(path: Path) -> dict[str, np.ndarray]:
+    """The bytes of each column of a hot file, uint8[rows, bytes of an item]."""
+    with pa.memory_map(str(path)) as source:
+        batch = pa.ipc.open_file(source).get_batch(0)
+        return {name: _raw(batch.column(name)).copy() for name in batch.schema.names}
+
+
 def read_segments(store: Path) -> list[Segment]:
     """Every segment that the manifest lists."""
     manifest = read_manifest(store)
@@ -197,10 +202,8 @@ def read_segments(store: Path) -> list[Segment]:
     for entry in manifest["segments"]:
         path = store / "shards" / "00000" / "segments" / entry["name"]
         assert path.stat().st_size == entry["bytes"]
-        with pa.memory_map(str(path)) as source:
-            batch = pa.ipc.open_file(source).read_all().combine_chunks().to_batches()[0]
-            assert batch.num_rows == entry["rows"]
-            raw = {name: _raw(batch.column(name)).copy() for name in batch.schema.names}
+        raw = read_raw(path)
+        assert len(raw["kind"]) == entry["rows"]
         dtypes = {"ordinal": "<i8", "time": "<i8", "episode_id": "<i8", "lane": "<i4", "step": "<i4", "kind": "u1"}
         system = {name: raw[name].view(dtype)[:, 0] for name, dtype in dtypes.items()}
         observation = np.concatenate([raw[name] for name in OBSERVATION], axis=1)
@@ -222,6 +225,6 @@ def committed(segments, watermark):
     found = []
     for segment in segments:
         ordinals = segment.system["ordinal"]
-        for position in np.flatnonzero((ordinals >= 1) & (ordinals <= watermark)):
-            found.append((int(ordinals[position]), segment, int(position)))
+        visible = np.flatnonzero((ordinals >= 1) & (ordinals <= watermark))
+        found += [(int(ordinals[position]), segment, int(position)) for position in visible]
     return sorted(found, key=lambda each: each[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from model import (
     of_batch,
     random_observations,
     random_outcomes,
+    read_raw,
     read_segments,
     row_bytes,
 )
@@ -162,7 +164,7 @@ class Pair:
         shard.writer._need_segment = breaking
         rng, count = self.rng, 60 * self.num_lanes
         batch = as_batch(random_observations(rng, count), random_observations(rng, count), random_outcomes(rng, count))
-        with pytest.raises(kind, match="as asked for"):
+        with pytest.raises(kind, match="as asked for"):  # noqa: PT012
             for _ in range(40):
                 lanes = rng.integers(0, self.num_lanes, count)
                 got = self.store.extend(batch, lane=lanes, contiguous=False)
@@ -302,6 +304,16 @@ def check_files(pair: Pair) -> None:
             check_sealed(pair.path, segment, rows)
 
 
+def check_blocks(blocks, segment, path) -> None:
+    """Lanes and checksums of the blocks: every byte of every column, rows that were never written included."""
+    rows = segment.block_rows
+    lanes = [segment.system["lane"][i * rows] if n else -1 for i, n in enumerate(blocks["rows"].to_pylist())]
+    assert blocks["lane"].to_pylist() == lanes
+    for name, values in read_raw(path).items():
+        found = [zlib.crc32(values[i : i + rows].tobytes()) for i in range(0, len(values), rows)]
+        assert blocks["crc32." + name].to_pylist() == found
+
+
 def check_sealed(store: Path, segment, rows) -> None:
     """Block and run tables of a sealed segment against its rows."""
     entry, system = segment.entry, segment.system
@@ -312,7 +324,8 @@ def check_sealed(store: Path, segment, rows) -> None:
     assert entry["first_ordinal"] == system["ordinal"][used].min()
     assert entry["last_ordinal"] == system["ordinal"][used].max()
     folder = store / "shards" / "00000" / "segments"
-    runs, blocks = (tables.read_table(folder / entry[name]["name"], FileEntry(**entry[name])) for name in ("runs", "blocks"))
+    listed = [FileEntry(**entry[name]) for name in ("runs", "blocks")]
+    runs, blocks = (tables.read_table(folder / file.name, file) for file in listed)
     following = {}
     last = {}
     for _, other, position in rows:
@@ -320,14 +333,16 @@ def check_sealed(store: Path, segment, rows) -> None:
         if lane in last:
             following[last[lane]] = other.base + position
         last[lane] = other.base + position
-    assert blocks["rows"].to_pylist() == [int((kinds[i : i + block_rows] != 0).sum()) for i in range(0, len(kinds), block_rows)]
+    assert blocks["rows"].to_pylist() == (kinds.reshape(-1, block_rows) != 0).sum(axis=1).tolist()
+    check_blocks(blocks, segment, folder / entry["name"])
     covered = []
     for run in runs.to_pylist():
         first = run["row_id"] - segment.base
         places = range(first, first + run["num_rows"])
         covered += places
         assert len({int(system["episode_id"][p]) for p in places} | {run["episode_id"]}) == 1
-        assert [int(system["step"][p]) for p in places] == list(range(run["first_step"], run["first_step"] + len(places)))
+        steps = range(run["first_step"], run["first_step"] + len(places))
+        assert [int(system["step"][p]) for p in places] == list(steps)
         rewards = [np.frombuffer(segment.outcome[p], "<f8", 1, 10)[0] for p in places if kinds[p] == TRANSITION]
         assert len(rewards) == run["num_transitions"]
         np.testing.assert_allclose(run["return"], sum(rewards), rtol=1e-9, atol=1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -300,7 +301,7 @@ def test_full_disk(tmp_path, monkeypatch):
         number = 0
         for _ in range(4):
             full.append(True)
-            with pytest.raises(FullError, match="No room left"):
+            with pytest.raises(FullError, match="No room left"):  # noqa: PT012
                 for _ in range(100):
                     store.extend(rows(number, 25))
                     number += 25
@@ -314,6 +315,34 @@ def test_full_disk(tmp_path, monkeypatch):
         assert check_store(reader, closed=True) == number
 
 
+def test_sealing_is_tried_again(tmp_path, monkeypatch):
+    """A segment whose tables found no room is sealed once there is some."""
+    monkeypatch.setattr(shard_writer, "shape_segment", tiny)
+    real, full = files.publish, [True]
+
+    def publish(path, content, *, sync=True):
+        if full and ".runs." in path.name:
+            raise FullError(28, "No room left", str(path))
+        real(path, content, sync=sync)
+
+    monkeypatch.setattr(files, "publish", publish)
+    number = 0
+    with Store.create(tmp_path / "store", SCHEMA, sync_interval=None) as store:
+        while number < 1500:
+            with contextlib.suppress(FullError):  # told by the next call, which does nothing
+                store.extend(rows(number, 25))
+                number += 25
+        assert store.info().num_segments["sealed"] == 0
+        full.clear()
+        for _ in range(20):
+            with contextlib.suppress(FullError):
+                store.extend(rows(number, 25))
+                number += 25
+            store._engine.writer_shard._background.submit(lambda: None, awaited=True).result(60)
+        assert store.info().num_segments["sealed"] >= 4
+        assert check_store(store, closed=False) == number
+
+
 def test_full_small_file_system(tmp_path):
     """A real file system without room, where the machine lets us mount one."""
     place = tmp_path / "small"
@@ -325,7 +354,7 @@ def test_full_small_file_system(tmp_path):
     try:
         store = Store.create(place / "store", SCHEMA, sync_interval=None)
         number = 0
-        with pytest.raises(FullError):
+        with pytest.raises(FullError):  # noqa: PT012
             for _ in range(10_000):
                 store.extend(rows(number, 100))
                 number += 100

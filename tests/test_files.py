@@ -22,7 +22,7 @@ def test_publish_replaces_or_leaves(tmp_path, monkeypatch):
     publish(path, b"two")
     assert path.read_bytes() == b"two"
     for name in ("fsync", "rename"):
-        with monkeypatch.context() as patch, pytest.raises(StoreError, match="writing file"):
+        with monkeypatch.context() as patch, pytest.raises(StoreError, match="writing file"):  # noqa: PT012
             patch.setattr(os, name, _fail(errno.EIO))
             publish(path, b"three")
         assert [each.name for each in tmp_path.iterdir()] == ["file"]

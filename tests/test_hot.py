@@ -83,7 +83,8 @@ def test_what_is_written_is_read_by_bare_arrow(made):
         content = rng.integers(0, 256, 128 * column.item_bytes, dtype=np.uint8)
         values.reshape(-1).view(np.uint8)[:] = content
         written.append(content.tobytes())
-        assert segment.buffer(place, 3, 5).to_pybytes() == content[3 * column.item_bytes : 5 * column.item_bytes].tobytes()
+        part = content[3 * column.item_bytes : 5 * column.item_bytes]
+        assert segment.buffer(place, 3, 5).to_pybytes() == part.tobytes()
     with pa.memory_map(str(path)) as source:
         batch = pa.ipc.open_file(source).get_batch(0)
         batch.validate(full=True)
@@ -158,7 +159,7 @@ def test_full_disk_leaves_no_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     for name in ("posix_fallocate", "pwrite", "fdatasync"):
-        with monkeypatch.context() as patch, pytest.raises(FullError):
+        with monkeypatch.context() as patch, pytest.raises(FullError):  # noqa: PT012
             patch.setattr(os, name, full)
             hot.create(tmp_path / "x.arrow", SCHEMA, "a/0/0", 64, sync=True)
         assert not list(tmp_path.iterdir())

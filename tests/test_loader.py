@@ -93,7 +93,6 @@ def test_float32_on_the_way(store):
         lambda batch: batch["observation"][:, 1].numpy(),
         lambda batch: batch["terminated"].view(-1, 5)[0],
         lambda batch: np.asarray(batch["row_id"])[2:4],
-        lambda batch: batch["action"].untyped_storage(),
         lambda batch: torch.utils.dlpack.to_dlpack(batch["reward"]),
         lambda batch: batch["reward"].requires_grad_().pow(2).grad_fn,
         lambda batch: memoryview(batch["reward"].numpy()),
@@ -160,7 +159,8 @@ def test_batches_of_other_sizes(store):
 
 def test_row_ids_of_all_makes(store):
     ids = store.sample(6)["row_id"]
-    makes = (ids, ids.numpy(), ids.tolist(), pa.array(ids.numpy()), pa.chunked_array([ids.numpy()]), ids.numpy().astype(np.uint64))
+    array = ids.numpy()
+    makes = (ids, array, ids.tolist(), pa.array(array), pa.chunked_array([array]), array.astype(np.uint64))
     for each in makes:
         assert store.gather(each)["row_id"].tolist() == ids.tolist()
     for wrong in (-1, 2**62, int(ids[0]) + (1 << 24) * 5000, 1 << 48, -(2**63)):
@@ -195,8 +195,12 @@ def test_threads_draw_beside_each_other_and_a_writer(store):
             if not torch.equal(batch["reward"], batch["observation"][:, 0] / 3):
                 torn.append(seed)
 
+    def write():
+        for _ in range(100):
+            store.extend(double_batch(50), contiguous=False)
+
     threads = [threading.Thread(target=draw, args=(seed,)) for seed in range(3)]
-    writers = [threading.Thread(target=lambda: [store.extend(double_batch(50), contiguous=False) for _ in range(100)]) for _ in range(2)]
+    writers = [threading.Thread(target=write) for _ in range(2)]
     for thread in (*threads, *writers):
         thread.start()
     for thread in writers:
@@ -209,7 +213,8 @@ def test_threads_draw_beside_each_other_and_a_writer(store):
 
 
 def test_to_torch_of_rows():
-    table = pa.table({"x": pa.array([1, None, 3]), "flag": pa.array([True, False, True]), "v": pa.FixedSizeListArray.from_arrays(pa.array(range(6)), 2)})
+    pairs = pa.FixedSizeListArray.from_arrays(pa.array(range(6)), 2)
+    table = pa.table({"x": pa.array([1, None, 3]), "flag": pa.array([True, False, True]), "v": pairs})
     tensors = to_torch(table)
     assert tensors["x"].tolist() == [1, 0, 3]
     assert tensors["x.valid"].tolist() == [True, False, True]

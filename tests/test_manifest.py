@@ -22,7 +22,8 @@ def crafted(change, *, header=None):
     body = json.loads(encode(MANIFEST).split(b"\n")[1])
     change(body)
     text = json.dumps(body).encode()
-    return json.dumps({"format": 1, "features": [], "crc32": zlib.crc32(text)} | (header or {})).encode() + b"\n" + text
+    head = {"format": 1, "features": [], "crc32": zlib.crc32(text)} | (header or {})
+    return json.dumps(head).encode() + b"\n" + text
 
 
 def test_round_trip(tmp_path):
@@ -77,7 +78,9 @@ def test_newer_formats_are_refused(header):
         decode(crafted(lambda body: None, header=header), "here")
 
 
-@pytest.mark.parametrize("header", [{"format": 0}, {"format": -1}, {"format": "1"}, {"format": True}, {"features": None}])
+@pytest.mark.parametrize(
+    "header", [{"format": 0}, {"format": -1}, {"format": "1"}, {"format": True}, {"features": None}]
+)
 def test_headers_that_say_nothing(header):
     with pytest.raises(CorruptError):
         decode(crafted(lambda body: None, header=header), "here")
@@ -102,7 +105,17 @@ def test_names_cannot_point_elsewhere(key, name):
 
 @pytest.mark.parametrize(
     "key",
-    ["number", "rows", "block_rows", "bytes", "num_rows", "num_transitions", "first_ordinal", "last_ordinal", "last_time"],
+    [
+        "number",
+        "rows",
+        "block_rows",
+        "bytes",
+        "num_rows",
+        "num_transitions",
+        "first_ordinal",
+        "last_ordinal",
+        "last_time",
+    ],
 )
 @pytest.mark.parametrize("value", NUMBERS)
 def test_counts_of_segments_are_checked(key, value):
@@ -145,7 +158,9 @@ def test_hostile_values(change):
         decode(crafted(change), "here")
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"{}", b"[]\n[]", b"\xff\xfe\n", b"null\nnull", b"[" * 100_000, b"1e999\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"{}", b"[]\n[]", b"\xff\xfe\n", b"null\nnull", b"[" * 100_000, b"1e999\n"]
+)
 def test_rubbish(content):
     with pytest.raises(CorruptError):
         decode(content, "here")

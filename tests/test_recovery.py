@@ -47,7 +47,11 @@ def test_tail_without_a_copy_in_reach_leaves_the_lane():
 
 def test_order_of_input_does_not_matter():
     rng = random.Random(1)
-    ends = [end(lane, 10 * i + lane, rng.choice([1, 2, 4]), position=i * 8 + 3, stop=i * 8 + 8) for lane in range(5) for i in range(4)]
+    ends = [
+        end(lane, 10 * i + lane, rng.choice([1, 2, 4]), position=i * 8 + 3, stop=i * 8 + 8)
+        for lane in range(5)
+        for i in range(4)
+    ]
     expected = plan_lanes(ends, [])
     for _ in range(10):
         rng.shuffle(ends)

@@ -50,7 +50,7 @@ def blocks_of_episodes(draw):
             runs.append((first, length, num_transitions, step, int(end)))
             left -= length
         for values in columns.values():
-            values += [0] * left
+            values.extend([0] * left)
     return block_rows, columns, runs
 
 

@@ -81,11 +81,12 @@ def test_readers_do_not_write(path):
 import os, sys
 opened = []
 def hook(event, arguments):
-    if event == "open" and isinstance(arguments[0], (str, bytes)) and arguments[0] and {str(path)!r} in os.fsdecode(arguments[0]):
+    if {str(path)!r} not in str(arguments):
+        return
+    if event == "open":
         opened.append((arguments[1], arguments[2]))
-    if event in ("os.rename", "os.remove", "os.mkdir", "os.truncate", "pickle.find_class", "exec.never"):
-        if {str(path)!r} in str(arguments):
-            opened.append(("w", event))
+    if event in ("os.rename", "os.remove", "os.mkdir", "os.truncate"):
+        opened.append(("w", event))
 from arrowrb.store import Store
 sys.addaudithook(hook)
 store = Store.open({str(path)!r})
@@ -122,7 +123,7 @@ def test_moved_renamed_copied(path, tmp_path):
     with Store.open(copy, mode="a") as store:
         copy.rename(tmp_path / "gone")
         assert len(store) == 610
-        with pytest.raises(StoreError):
+        with pytest.raises(StoreError):  # noqa: PT012
             for number in range(610, 20_000, 50):
                 store.extend(rows(number, 50))
                 store.flush()
@@ -219,7 +220,9 @@ def damage(file, rng):
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("kind", ["store.json", "manifest.json", "visible.commit", "durable.commit", "seeds", "*.arrow"])
+@pytest.mark.parametrize(
+    "kind", ["store.json", "manifest.json", "visible.commit", "durable.commit", "seeds", "*.arrow"]
+)
 def test_damaged_files_of_each_kind(path, tmp_path, kind):
     """An error of ours, or it works; never anything else, and never a crash of the interpreter."""
     rng = np.random.default_rng(zlib.crc32(kind.encode()))
@@ -241,7 +244,7 @@ def test_damaged_files_of_each_kind(path, tmp_path, kind):
                         store.flush()
             except ArrowRBError as error:
                 refused += 1
-                assert str(error)
+                assert str(error)  # noqa: PT017
         shutil.rmtree(copy)
     assert refused or kind in ("seeds", "visible.commit", "durable.commit")
 
@@ -256,7 +259,7 @@ def test_missing_files(path, tmp_path):
                 with Store.open(copy, mode=mode) as store:
                     assert len(store) == 600
             except StoreError as error:
-                assert file.name.split(".")[0] in str(error) or "shard" in str(error)
+                assert file.name.split(".")[0] in str(error) or "shard" in str(error)  # noqa: PT017
         shutil.rmtree(copy)
 
 
@@ -266,7 +269,14 @@ def test_newer_formats(path):
         (path / "store.json").write_text(json.dumps(content | change))
         with pytest.raises(FormatError, match="Upgrade"):
             Store.open(path)
-    for change in ({"format": None}, {"id": 3}, {"schema": []}, {"created": "x"}, {"max_rows": "x"}, {"schema": {"columns": 1}}):
+    for change in (
+        {"format": None},
+        {"id": 3},
+        {"schema": []},
+        {"created": "x"},
+        {"max_rows": "x"},
+        {"schema": {"columns": 1}},
+    ):
         (path / "store.json").write_text(json.dumps(content | change))
         with pytest.raises(ArrowRBError):
             Store.open(path)

@@ -42,7 +42,8 @@ def test_mixes_of_segments(tmp_path, monkeypatch, block_rows):
     monkeypatch.setattr(shard_writer, "shape_segment", shape)
     rng = np.random.default_rng(block_rows)
     ids = []
-    with Store.create(tmp_path / "store", SCHEMA, sync_interval=None) as store, Store.open(tmp_path / "store") as reader:
+    path = tmp_path / "store"
+    with Store.create(path, SCHEMA, sync_interval=None) as store, Store.open(path) as reader:
         for round_ in range(6):
             lanes = rng.choice([0, 0, 0, 0, 1, 1, 2, 7, 11][: 3 + round_], 120)
             ids += fill(store, rng, 120, lanes, contiguous=round_ % 2 == 0)
@@ -71,7 +72,9 @@ def test_trials_are_bounded_at_any_fill(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     with Store.create(tmp_path / "store", SCHEMA, sync_interval=None) as store:
         for number in range(60):
-            fill(store, rng, int(rng.integers(1, 60)), rng.integers(0, 1 + number % 13, 1)[0], contiguous=number % 3 > 0)
+            fill(
+                store, rng, int(rng.integers(1, 60)), rng.integers(0, 1 + number % 13, 1)[0], contiguous=number % 3 > 0
+            )
             snapshot = store._engine.snapshot()
             assert snapshot.domain.total <= 4 * snapshot.num_transitions
 
