@@ -115,7 +115,6 @@ def broken_extend(pair, breaker, growing) -> bool:
     return broke
 
 
-
 def ids_of_newest(store, count):
     """Row ids of the newest transitions, in order of ordinal."""
     snapshot = store._engine.snapshot()

@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from .. import files
 from ..manifest import FileEntry, Manifest, SegmentEntry
 from ..rows import row_id_base
@@ -62,10 +64,13 @@ def _starts_from(paths: ShardPaths, manifest: Manifest, hot: Mapping[int, HotSeg
             continue
         base = row_id_base(manifest.shard, entry.number)
         if entry.sealed and entry.runs is not None:
-            for run in read_table(paths.segments / entry.runs.name, entry.runs).to_pylist():
-                if (run["row_id"] - base) % entry.block_rows == 0:
-                    key = run["lane"], run["episode_id"], run["first_step"]
-                    starts.setdefault(key, []).append((run["first_ordinal"], run["row_id"]))
+            runs = read_table(paths.segments / entry.runs.name, entry.runs)
+            first = np.flatnonzero((runs["row_id"].to_numpy() - base) % entry.block_rows == 0)
+            names = ("lane", "episode_id", "first_step", "first_ordinal", "row_id")
+            for lane, episode, step, ordinal, row_id in zip(
+                *(runs[name].to_numpy()[first].tolist() for name in names), strict=True
+            ):
+                starts.setdefault((lane, episode, step), []).append((ordinal, row_id))
         else:
             mapped = hot[entry.number]
             for key, place in block_starts(mapped.column, block_rows=entry.block_rows, base=base):
