@@ -264,6 +264,17 @@ class Lock:
             pid = struct.unpack(_FLOCK, fcntl.fcntl(self._descriptor, fcntl.F_GETLK, probe))[4]
             raise LockedError(self._refusal(pid)) from None
 
+    def renew(self) -> None:
+        """Take the lock once more: nothing where it is held, and at once where something dropped it.
+
+        Any close of the lock file by this process drops it, a copy of the store's folder by user code for one.
+
+        Raises:
+            LockedError: if another process has it by now.
+        """
+        with explaining(self.path, "locking"):
+            self._take()
+
     def _refusal(self, pid: int) -> str:
         holder = read_holder(self._holder_path)
         detail = ""

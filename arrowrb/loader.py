@@ -240,9 +240,7 @@ class Loader:
             tensors = [tensor.detach() for tensor in slab.tensors]
         else:
             # A copy even where the slab lies on that device already: the slab is used again.
-            tensors = [
-                tensor.to(self._device, non_blocking=self._pinned, copy=True) for tensor in slab.tensors
-            ]
+            tensors = [tensor.to(self._device, non_blocking=self._pinned, copy=True) for tensor in slab.tensors]
             if self._pinned:
                 self._torch.cuda.current_stream(self._device).synchronize()
         batch: dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """The seeds that episodes were reset with: a small append-only file of checksummed entries beside the commits.
 
-An entry is written before the commit that begins its episode and carries that episode's first ordinal. Entries
+An entry is written before the commit that begins its episode and carries that commit's first ordinal. Entries
 beyond the watermark are cut off again by recovery, as the rows are.
 """
 
@@ -26,7 +26,7 @@ class SeedEntry:
 
     episode_id: int
     lane: int
-    ordinal: int  # of the episode's first row
+    ordinal: int  # the first of the commit that began the episode
     seed: int
 
 

@@ -106,7 +106,6 @@ class Writer:
         self._saved: NDArray[np.int64] | None = None
         self._intended: Record | None = None
         self._pending_seeds: dict[int, int] = {}
-        self.num_lanes = 0  # lanes that ever took rows, for the size of the next segment
 
     # -- commits -------------------------------------------------------------------------------------------------
 
@@ -147,10 +146,11 @@ class Writer:
                 if status == _NOT_RUNNING:
                     lane = int(events.lane[self._commit[_EVENT]])
                     raise UsageError(f"Lane {lane} has no running episode to go on with. Reset it first.")
-                self._add_segment(self._need_segment(self.num_lanes), int(events.time[-1]))
-            if self._pending_seeds:
-                self._note_begun(events)
+                self._add_segment(self._need_segment(self.active_lanes(events.lane)), int(events.time[-1]))
+            seeded = self._note_begun(events) if self._pending_seeds else []
             self._publish()
+            for lane in seeded:
+                self._pending_seeds.pop(lane, None)
         except BaseException:
             self.settle()
             raise
@@ -187,7 +187,6 @@ class Writer:
             raise OptionError(f"lane is {wrong}, expected 0 to {MAX_LANES - 1}. Number lanes from 0.")
         if most_lane >= self._lanes.shape[0]:
             self._grow_lanes(most_lane + 1)
-        self.num_lanes = max(self.num_lanes, most_lane + 1)
         self._commit[_EVENT] = 0
         self._commit[_NUM_UNDO] = 0
         self._commit[_BATCH] += 1
@@ -268,20 +267,29 @@ class Writer:
         """The episodes that begin next on these lanes were reset with these seeds."""
         self._pending_seeds.update(seeds)
 
-    def _note_begun(self, events: Events) -> None:
-        entries = []
+    def _note_begun(self, events: Events) -> list[int]:
+        """Log the seeds of the episodes that begin; returns their lanes."""
+        entries: dict[int, SeedEntry] = {}
         for i in np.flatnonzero(events.begin != 0):
             lane = int(events.lane[i])
-            seed = self._pending_seeds.pop(lane, None)
-            if seed is not None:
-                ordinal = self.record.watermark + 1
-                entries.append(SeedEntry(int(events.episode_id[i]), lane, ordinal, seed))
+            seed = self._pending_seeds.get(lane)
+            if seed is not None and lane not in entries:
+                entries[lane] = SeedEntry(int(events.episode_id[i]), lane, self.record.watermark + 1, seed)
         if entries:
-            self._seeds.append(entries)
+            self._seeds.append(entries.values())
+        return list(entries)
 
-    def is_running(self, lane: int) -> bool:
-        """Whether an episode is running on a lane."""
-        return lane < self._lanes.shape[0] and bool(self._lanes[lane, _RUNNING])
+    def active_lanes(self, also: NDArray[np.int64] | None = None) -> int:
+        """How many lanes hold a block, or are among ``also``: for the size of the next segment."""
+        active = self._lanes[:, _SLOT] >= 0
+        if also is not None:
+            active[also] = True
+        return int(np.count_nonzero(active))
+
+    def running_lanes(self) -> list[int]:
+        """The lanes on which an episode is running."""
+        lanes: list[int] = np.flatnonzero(self._lanes[:, _RUNNING]).tolist()
+        return lanes
 
     def _grow_lanes(self, count: int) -> None:
         size = max(count, min(2 * self._lanes.shape[0], MAX_LANES))

@@ -106,6 +106,7 @@ def _torchrl(transitions: Transitions, storage: Any, name: str, note: str) -> Pe
     from tensordict import TensorDict
     from torchrl.data import TensorDictReplayBuffer
 
+    logging.getLogger("torchrl").setLevel(logging.WARNING)  # importing it has set another level
     buffer = TensorDictReplayBuffer(storage=storage)
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in vars(transitions).items()}
     buffer.extend(TensorDict(tensors, batch_size=[transitions.num_rows]))
@@ -139,7 +140,6 @@ PEERS: dict[str, Callable[[Transitions, Path], Peer]] = {
 
 def build(transitions: Transitions, folder: Path, names: Sequence[str] = tuple(PEERS)) -> tuple[list[Peer], list[str]]:
     """The peers that are installed, and the names of those that are not."""
-    logging.getLogger("torchrl").setLevel(logging.WARNING)
     built, missing = [], []
     for name in names:
         try:

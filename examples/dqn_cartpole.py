@@ -174,6 +174,7 @@ def train(store: arrowrb.Store, agent: Agent, path: Path, frames: int, target: f
         store=store,
         seed=seed,
     ) as collector:
+        collector.policy_version = agent.num_updates
         for phase, _ in enumerate(collector, start=1):
             policy.epsilon = max(LAST_EPSILON, 1.0 - len(store) / EXPLORATION_FRAMES)
             if len(store) >= RANDOM_FRAMES:

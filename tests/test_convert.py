@@ -19,9 +19,7 @@ BOX = spaces.Box(-1, 1, (3,), np.float32)
 DISCRETE = spaces.Discrete(4)
 FLAT = Schema.from_spaces(BOX, DISCRETE)
 NESTED = Schema.from_spaces(
-    spaces.Dict(
-        {"camera": spaces.Box(0, 255, (2, 2), np.uint8), "pair": spaces.Tuple([BOX, spaces.MultiBinary(2)])}
-    ),
+    spaces.Dict({"camera": spaces.Box(0, 255, (2, 2), np.uint8), "pair": spaces.Tuple([BOX, spaces.MultiBinary(2)])}),
     spaces.Tuple([DISCRETE, spaces.Box(-1, 1, (), np.float32)]),
 )
 
@@ -245,9 +243,7 @@ def test_row_columns():
     given |= {"time": [-5, 0, 2**62], "policy_version": torch.tensor([-1, 0, 5])}
     for one in (
         {**batch, **given, "row_id": [9, 9, 9], "ordinal": [1, 2, 3], "kind": [1, 1, 1]},
-        record_batch(
-            FLAT, batch, **{name: np.asarray(values) for name, values in given.items()}, row_id=[9, 9, 9]
-        ),
+        record_batch(FLAT, batch, **{name: np.asarray(values) for name, values in given.items()}, row_id=[9, 9, 9]),
     ):
         rows = encode_batch(FLAT, one)
         for name, values in given.items():
@@ -372,9 +368,7 @@ def test_recorded_casts():
         [1, 2, 3, 4, 5],
     ):
         got = outcome(schema, encode_batch(schema, {**batch, "reward": reward}), "reward")
-        expected = np.asarray(reward.to_pylist() if isinstance(reward, pa.Array) else reward).astype(
-            np.float32
-        )
+        expected = np.asarray(reward.to_pylist() if isinstance(reward, pa.Array) else reward).astype(np.float32)
         assert got.tolist() == expected.tolist()
 
 

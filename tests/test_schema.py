@@ -41,9 +41,7 @@ def test_importing_is_light():
         "import sys, arrowrb.schema\n"
         "print([one for one in ('gymnasium', 'torch', 'duckdb', 'numba') if one in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "[]"
 
 
@@ -79,9 +77,7 @@ def test_columns_in_file_order():
         *("int64", "int64", "int64", "int32", "int32", "int32", "uint8", "bool", "bool")
     ]
     assert {column.owner for column in SYSTEM_COLUMNS[:7]} == {"row"}
-    assert names(schema.observation_columns) == [
-        *("observation.camera", "observation.speed", "legal", "legal.valid")
-    ]
+    assert names(schema.observation_columns) == [*("observation.camera", "observation.speed", "legal", "legal.valid")]
     assert names(schema.transition_columns) == [
         *("terminated", "truncated", "action.0", "action.1", "reward", "log_prob", "success", "success.valid")
     ]
@@ -233,9 +229,7 @@ def test_clashing_names():
     ):
         with pytest.raises(SchemaError, match=r"clash|both"):
             Schema.from_spaces(BOX, DISCRETE, extras=extras, info=info)
-    assert Schema.from_spaces(
-        BOX, DISCRETE, extras={"next_goal": "float32", "x": "float32", "next_x": "bool"}
-    )
+    assert Schema.from_spaces(BOX, DISCRETE, extras={"next_goal": "float32", "x": "float32", "next_x": "bool"})
     # A part of a space may be called what an extra may not.
     space = spaces.Dict({"x": BOX, "x.valid": BOX, "valid": BOX, "kind": BOX})
     schema = Schema.from_spaces(space, DISCRETE)
@@ -243,9 +237,7 @@ def test_clashing_names():
     assert "observation.x\\.valid" in names(schema.columns)
 
 
-@pytest.mark.parametrize(
-    "reward", ["float32", ("float32",), ("bool", ()), ("bfloat16", ()), ("float32", (0,)), None]
-)
+@pytest.mark.parametrize("reward", ["float32", ("float32",), ("bool", ()), ("bfloat16", ()), ("float32", (0,)), None])
 def test_refused_rewards(reward):
     with pytest.raises(SchemaError, match="reward"):
         Schema.from_spaces(BOX, DISCRETE, reward=reward)

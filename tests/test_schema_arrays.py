@@ -46,9 +46,7 @@ def test_round_trip(dtype, shape):
         same(column_numpy(column, chunked), np.concatenate([values[2:6], values[7:]]))
         same(column_numpy(column, chunked.slice(3)), np.concatenate([values[5:6], values[7:]]))
         same(column_numpy(column, pa.chunked_array([], array.type)), values[:0])
-        table = pa.Table.from_batches(
-            [pa.record_batch([array], schema=pa.schema([column.field(batch=batch)]))]
-        )
+        table = pa.Table.from_batches([pa.record_batch([array], schema=pa.schema([column.field(batch=batch)]))])
         same(column_numpy(column, table.slice(5)["x"]), values[5:])
 
 

@@ -64,9 +64,7 @@ def multi_discretes(draw):
     return spaces.MultiDiscrete(nvec, dtype=np.int32, start=start)
 
 
-MULTI_BINARIES = st.one_of(st.integers(1, 5), st.tuples(st.integers(1, 3), st.integers(1, 3))).map(
-    spaces.MultiBinary
-)
+MULTI_BINARIES = st.one_of(st.integers(1, 5), st.tuples(st.integers(1, 3), st.integers(1, 3))).map(spaces.MultiBinary)
 KEYS = st.text(st.sampled_from("ab.\\0 é"), min_size=1, max_size=3)
 LEAVES = st.one_of(boxes(), discretes(), multi_discretes(), MULTI_BINARIES)
 SPACES = st.recursive(
@@ -279,9 +277,7 @@ def test_tree_says_what_is_wrong():
         bare.leaves({"a": 1})
 
 
-@pytest.mark.parametrize(
-    "paths", [(), ((), ("a",)), (("a",), (0,)), ((1,), (0,)), (("a", 0), ("b",), ("a", 1))]
-)
+@pytest.mark.parametrize("paths", [(), ((), ("a",)), (("a",), (0,)), ((1,), (0,)), (("a", 0), ("b",), ("a", 1))])
 def test_tree_refuses_paths_that_are_no_tree(paths):
     with pytest.raises(SchemaError):
         Tree(paths)

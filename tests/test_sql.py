@@ -286,7 +286,7 @@ def test_episodes_against_a_model_over_many_lanes_blocks_and_segments() -> None:
                     del running[lane]
             ids += store.extend(batch, lane=lane_of).tolist()
         assert store.sql("SELECT count(*) > 2, count(DISTINCT state) FROM segments").fetchall() == [(True, 2)]
-        assert store.sql('SELECT max(num_runs) > 3, count(DISTINCT ended_by) > 3 FROM episodes').fetchall() == [
+        assert store.sql("SELECT max(num_runs) > 3, count(DISTINCT ended_by) > 3 FROM episodes").fetchall() == [
             (True, True)
         ]
         found = model_episodes(store)
@@ -320,7 +320,7 @@ def test_episodes_of_vector_rewards_and_given_ids() -> None:
 def test_an_episode_that_did_not_begin_at_its_first_step_is_not_complete() -> None:
     with Store.temporary(plain_schema()) as store:
         store.extend(plain_batch(4, every=4, episode_id=np.full(4, 5), step=np.arange(3, 7)))
-        assert store.sql('SELECT length, ended_by, complete FROM episodes').fetchall() == [(4, "terminated", False)]
+        assert store.sql("SELECT length, ended_by, complete FROM episodes").fetchall() == [(4, "terminated", False)]
 
 
 def test_segments_count_what_is_there() -> None:

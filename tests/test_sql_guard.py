@@ -155,7 +155,7 @@ READING = [
     "SELECT unnest(observation) FROM transitions",
     "SELECT * FROM transitions t ASOF JOIN steps s ON t.ordinal >= s.ordinal",
     "SELECT list_transform(observation::FLOAT[], lambda x: x + 1) FROM transitions",
-    'SELECT e.ended_by, t.reward FROM temp.episodes e JOIN transitions t USING (episode_id)',
+    "SELECT e.ended_by, t.reward FROM temp.episodes e JOIN transitions t USING (episode_id)",
     "SELECT 'COPY x; DROP TABLE y' AS text",
 ]
 

@@ -25,7 +25,7 @@ import numpy as np
 from .. import commits, files
 from .. import manifest as manifests
 from ..commits import CommitFile, DurableFile
-from ..errors import ArrowRBError, ReadOnlyError, WaitError
+from ..errors import ArrowRBError, LockedError, ReadOnlyError, WaitError
 from ..interrupts import Uninterrupted
 from ..manifest import SegmentEntry
 from ..schema import Schema
@@ -195,7 +195,7 @@ class ShardWriter:
     def after_commit(self) -> None:
         """Ask for the next segment and for sealing where it is time; by counts only. The caller holds ``guard``."""
         if self._prepared is None and self.writer.segments and self.writer.wants_segment():
-            lanes = self.writer.num_lanes
+            lanes = self.writer.active_lanes()
             self._prepared = self._background.submit(lambda: self._create_segment(lanes), awaited=True)
         if self.writer.has_closed():
             with Uninterrupted():
@@ -254,6 +254,7 @@ class ShardWriter:
         """Make everything committed so far survive a power failure."""
         with self._flush_guard:
             self._check_not_failed()
+            self._lock.renew()
             # First the record, then the manifest, which lists every segment that the record speaks of.
             record = self.writer.record
             try:
@@ -276,8 +277,13 @@ class ShardWriter:
         self._error = error
 
     def check(self) -> None:
-        """Raise what the background thread ran into; refuse to write after a failed sync."""
+        """Raise what the background thread ran into; refuse to write after a failed sync, or without the lock."""
         self._check_not_failed()
+        try:
+            self._lock.renew()
+        except LockedError as refusal:
+            self._failed = f"its lock was dropped and taken by another process ({refusal})"
+            raise
         error, self._error = self._error, None
         if error is not None:
             self._submit_seals(list(self._closing))  # once more: there may be room by now
@@ -295,7 +301,7 @@ class ShardWriter:
             with self.guard:
                 if self._failed is None:
                     self.writer.settle()
-                    self.writer.cut(range(self.writer.num_lanes), self._clock())
+                    self.writer.cut(self.writer.running_lanes(), self._clock())
                     self.after_commit()
             self._background.stop(PREPARE_TIMEOUT_SECONDS)
             if self._failed is None:

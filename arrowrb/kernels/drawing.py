@@ -22,9 +22,7 @@ _MOST_MISSES = 4096  # at least every fourth row is a transition, so this many i
 
 
 @kernel("int64(int64[:, ::1], int32[::1], int64[::1], int32[::1], int64[::1], int32[::1], int64[::1])")
-def build_domain(
-    shapes: Any, fills: Any, start: Any, slot: Any, first: Any, guide: Any, result: Any
-) -> int:
+def build_domain(shapes: Any, fills: Any, start: Any, slot: Any, first: Any, guide: Any, result: Any) -> int:
     """Lay the extents end to end. Returns their number; result holds (rows of the domain, shift of the guide).
 
     ``start`` has one entry more than there are extents; ``guide[r >> shift]`` is the extent at which to begin looking

@@ -69,9 +69,7 @@ def nulls_error(name: str, count: int) -> ColumnError:
     )
 
 
-def arrow_values(
-    column: Column, array: pa.Array | pa.ChunkedArray, name: str
-) -> tuple[np.ndarray, np.ndarray | None]:
+def arrow_values(column: Column, array: pa.Array | pa.ChunkedArray, name: str) -> tuple[np.ndarray, np.ndarray | None]:
     """An Arrow array as NumPy in its own dtype, and which rows are not null.
 
     Returns:
@@ -138,9 +136,7 @@ def _elements(column: Column, array: pa.Array, name: str) -> np.ndarray:
     if types.is_fixed_size_list(arrow_type) or types.is_list(arrow_type) or types.is_large_list(arrow_type):
         child = array.flatten()
         if (len(array) and len(child) % len(array)) or not _equal_lengths(array):
-            raise ColumnError(
-                f"Column '{name}' has lists of unequal length, expected [{_sizes(column)}] each."
-            )
+            raise ColumnError(f"Column '{name}' has lists of unequal length, expected [{_sizes(column)}] each.")
         if child.null_count:
             raise ColumnError(
                 f"Column '{name}' has {child.null_count} null elements inside rows, expected none. Fill them."
@@ -148,11 +144,7 @@ def _elements(column: Column, array: pa.Array, name: str) -> np.ndarray:
         inner = _elements(column, child, name)
         size = len(child) // len(array) if len(array) else column.num_elements
         return inner.reshape(len(array), size, *inner.shape[1:])
-    if (
-        types.is_fixed_size_binary(arrow_type)
-        or types.is_binary(arrow_type)
-        or types.is_large_binary(arrow_type)
-    ):
+    if types.is_fixed_size_binary(arrow_type) or types.is_binary(arrow_type) or types.is_large_binary(arrow_type):
         return _binary_items(column, array, name)
     if types.is_boolean(arrow_type):
         return np.asarray(array.to_numpy(zero_copy_only=False), np.bool_)
@@ -188,9 +180,7 @@ def _binary_items(column: Column, array: pa.Array, name: str) -> np.ndarray:
     else:
         wide = pa.types.is_large_binary(array.type)
         dtype = np.dtype("int64" if wide else "int32")
-        offsets = (
-            _from_buffer(buffers[1], dtype, num_rows + 1, array.offset) if num_rows else np.zeros(1, dtype)
-        )
+        offsets = _from_buffer(buffers[1], dtype, num_rows + 1, array.offset) if num_rows else np.zeros(1, dtype)
         widths, body, first = set(np.diff(offsets).tolist()), buffers[2], int(offsets[0])
     if num_rows and widths != {width}:
         raise ColumnError(

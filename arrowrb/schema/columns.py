@@ -218,8 +218,7 @@ def check_shape(shape: Any, dtype: str, place: str) -> tuple[int, ...]:
     item_bytes = math.prod(checked) * _DTYPES[dtype][0].itemsize
     if item_bytes > MAX_ITEM_BYTES:
         raise SchemaError(
-            f"{place} has {item_bytes} bytes a row (shape {checked}, dtype {dtype}), "
-            f"expected at most {MAX_ITEM_BYTES}."
+            f"{place} has {item_bytes} bytes a row (shape {checked}, dtype {dtype}), expected at most {MAX_ITEM_BYTES}."
         )
     return checked
 
@@ -256,9 +255,7 @@ def check_extra_names(owners: Iterable[tuple[str, str]]) -> None:
         if folded in RESERVED_NAMES or folded.startswith(_RESERVED_PREFIXES):
             raise SchemaError(f"Extra {name!r} has a name that arrowrb uses itself. Choose another name.")
         if folded.endswith(VALID_SUFFIX):
-            raise SchemaError(
-                f"Extra {name!r} ends in {VALID_SUFFIX!r}, which is kept for nullable extras. Rename it."
-            )
+            raise SchemaError(f"Extra {name!r} ends in {VALID_SUFFIX!r}, which is kept for nullable extras. Rename it.")
         served = (folded, f"next_{folded}") if owner == "observation" else (folded,)
         for one in served:
             if one in seen or one in RESERVED_NAMES:

@@ -76,9 +76,7 @@ def encode_batch(schema: Schema, batch: Any, *, lane: Any = None) -> Rows:
         _refuse_unknown(source, reader.used, plan.known)
     if lane is not None:
         if "lane" in given:
-            raise ColumnError(
-                "Column 'lane' is given in the batch and as an argument, expected one. Leave one out."
-            )
+            raise ColumnError("Column 'lane' is given in the batch and as an argument, expected one. Leave one out.")
         given["lane"] = _lanes(lane, reader.num_rows)
     return Rows(reader.num_rows, tuple(observation), tuple(following), tuple(outcome), **given)
 
@@ -202,9 +200,7 @@ class _Reader:
         given = self.source.get(mask_name, _ABSENT)
         if value is _ABSENT:
             if given is not _ABSENT:
-                raise ColumnError(
-                    f"Column '{mask_name}' is given without '{target.name}'. Give both or none."
-                )
+                raise ColumnError(f"Column '{mask_name}' is given without '{target.name}'. Give both or none.")
             column = target.column
             return [
                 np.zeros((self.num_rows, *column.shape), column.storage),
@@ -272,9 +268,7 @@ def _check_range(name: str, values: np.ndarray, smallest: int, largest: int) -> 
 
 
 def _range_error(name: str, value: Any, smallest: int, largest: int) -> ColumnError:
-    return ColumnError(
-        f"Column '{name}' has the value {value}, expected {smallest} to {largest}. Fix the values."
-    )
+    return ColumnError(f"Column '{name}' has the value {value}, expected {smallest} to {largest}. Fix the values.")
 
 
 def _lanes(lane: Any, num_rows: int) -> np.ndarray:

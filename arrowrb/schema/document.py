@@ -70,9 +70,7 @@ def check_version(data: Any) -> Mapping[str, Any]:
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise SchemaError(f"The schema's version is {version!r}, expected {JSON_VERSION}.")
     if version > JSON_VERSION:
-        raise FormatError(
-            f"The schema's version is {version}, expected at most {JSON_VERSION}. Update arrowrb."
-        )
+        raise FormatError(f"The schema's version is {version}, expected at most {JSON_VERSION}. Update arrowrb.")
     return data
 
 
@@ -97,9 +95,7 @@ def read_notes(data: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
     env_id = data.get("env_id")
     versions = read_object(data, "versions")
     if len(versions) > _MAX_TEXT:
-        raise SchemaError(
-            f"The schema's versions have {len(versions)} entries, expected at most {_MAX_TEXT}."
-        )
+        raise SchemaError(f"The schema's versions have {len(versions)} entries, expected at most {_MAX_TEXT}.")
     return (
         None if env_id is None else _text(env_id, "env_id"),
         {_text(name, "versions"): _text(value, "versions") for name, value in versions.items()},

@@ -49,9 +49,7 @@ def column_values(column: Column, value: Any, name: str) -> tuple[np.ndarray, np
             f"entry a row. Use add() for a single row."
         )
     if values.ndim == 0:
-        raise ColumnError(
-            f"Column '{name}' is a single value, expected one entry a row. Use add() for a single row."
-        )
+        raise ColumnError(f"Column '{name}' is a single value, expected one entry a row. Use add() for a single row.")
     return coerce(column, values, name, weak=weak), valid
 
 
@@ -74,9 +72,7 @@ def _masked_values(value: Any, name: str) -> tuple[np.ndarray, np.ndarray | None
         return np.asarray(value.data), None
     rows = mask.reshape(len(mask), -1)
     if not np.array_equal(rows.any(axis=1), rows.all(axis=1)):
-        raise ColumnError(
-            f"Column '{name}' has rows that are masked in part, expected whole rows. Fill the elements."
-        )
+        raise ColumnError(f"Column '{name}' has rows that are masked in part, expected whole rows. Fill the elements.")
     return np.asarray(value.filled(np.zeros((), value.dtype))), ~rows[:, 0]
 
 

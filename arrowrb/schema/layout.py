@@ -53,9 +53,7 @@ def check_reward(reward: Any) -> tuple[str, tuple[int, ...]]:
         SchemaError: If it is not a pair of a number's dtype and a shape.
     """
     if not isinstance(reward, tuple | list) or len(reward) != 2:
-        raise SchemaError(
-            f"reward is {reward!r}, expected a pair of dtype and shape such as ('float32', ())."
-        )
+        raise SchemaError(f"reward is {reward!r}, expected a pair of dtype and shape such as ('float32', ()).")
     dtype = dtype_name(reward[0], "reward")
     if dtype not in _REWARD_DTYPES:
         raise SchemaError(f"reward has dtype {dtype}, expected one of {', '.join(_REWARD_DTYPES)}.")
@@ -86,9 +84,7 @@ def parse_extras(extras: Mapping[str, Any] | None, *, info: bool) -> dict[str, E
     if extras is None:
         return {}
     if not isinstance(extras, Mapping):
-        raise SchemaError(
-            f"{what} is of type {type(extras).__name__}, expected a dict from names to dtypes or Extras."
-        )
+        raise SchemaError(f"{what} is of type {type(extras).__name__}, expected a dict from names to dtypes or Extras.")
     parsed: dict[str, Extra] = {}
     for name, given in extras.items():
         if isinstance(given, Extra):
@@ -96,9 +92,7 @@ def parse_extras(extras: Mapping[str, Any] | None, *, info: bool) -> dict[str, E
         else:
             pair = given if isinstance(given, tuple | list) else (given, ())
             if len(pair) != 2:
-                raise SchemaError(
-                    f"{what}[{name!r}] is {given!r}, expected a dtype, (dtype, shape) or an Extra."
-                )
+                raise SchemaError(f"{what}[{name!r}] is {given!r}, expected a dtype, (dtype, shape) or an Extra.")
             dtype = dtype_name(pair[0], f"{what}[{name!r}]")
             extra = Extra(dtype, check_shape(pair[1], dtype, f"{what}[{name!r}]"))
         if info and extra.owner == "transition" and not extra.nullable:

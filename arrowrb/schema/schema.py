@@ -226,9 +226,7 @@ class Schema:
         try:
             return self._by_name[name]
         except KeyError:
-            raise SchemaError(
-                f"There is no column {name!r}, expected one of {list(self._by_name)}."
-            ) from None
+            raise SchemaError(f"There is no column {name!r}, expected one of {list(self._by_name)}.") from None
 
     def differences(self, other: Schema) -> list[str]:
         """What keeps two schemas from being equal, one line each; empty if they are."""

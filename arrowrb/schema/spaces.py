@@ -98,9 +98,7 @@ def _encode(space: Any, root: str, path: Path) -> dict[str, Any]:
 
 def _filled(parts: list[Any], place: str) -> list[Any]:
     if not parts:
-        raise SchemaError(
-            f"{place} is an empty space, expected at least one part. Leave it out of the space."
-        )
+        raise SchemaError(f"{place} is an empty space, expected at least one part. Leave it out of the space.")
     return parts
 
 
@@ -145,9 +143,7 @@ def _walk(spec: Any, root: str, path: Path, leaves: list[Leaf]) -> None:
     if len(path) > MAX_DEPTH:
         raise SchemaError(f"{place} is nested more than {MAX_DEPTH} deep.")
     if not isinstance(spec, Mapping):
-        raise SchemaError(
-            f"{place} is described by a {type(spec).__name__}, expected an object with a 'type'."
-        )
+        raise SchemaError(f"{place} is described by a {type(spec).__name__}, expected an object with a 'type'.")
     kind = spec.get("type")
     if not isinstance(kind, str) or kind not in _KEYS:
         raise SchemaError(f"{place} has the type {kind!r}, expected {_SUPPORTED}.")

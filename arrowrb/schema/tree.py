@@ -19,9 +19,7 @@ def place_name(root: str, path: Path) -> str:
 
 def column_name(root: str, path: Path) -> str:
     """The column of a leaf: the path joined by dots; backslashes and dots in keys are escaped."""
-    keys = (
-        key.replace("\\", "\\\\").replace(".", "\\.") if isinstance(key, str) else str(key) for key in path
-    )
+    keys = (key.replace("\\", "\\\\").replace(".", "\\.") if isinstance(key, str) else str(key) for key in path)
     return ".".join([root, *keys])
 
 
@@ -98,9 +96,7 @@ def _node_of(paths: tuple[Path, ...], place: str) -> _Node | None:
     keys = tuple(groups)
     is_dict = all(isinstance(key, str) for key in keys)
     if not keys or not (is_dict or keys == tuple(range(len(keys)))):
-        raise SchemaError(
-            f"{place} has the keys {keys!r}, expected strings, or the numbers 0, 1, ... in order."
-        )
+        raise SchemaError(f"{place} has the keys {keys!r}, expected strings, or the numbers 0, 1, ... in order.")
     # Leaves of one node must lie side by side, else column order and nesting would disagree.
     if [path for key in keys for path in groups[key]] != [path[1:] for path in paths]:
         raise SchemaError(f"{place} has paths out of order.")
@@ -132,9 +128,7 @@ def _check_keys(node: _Node, value: Any, root: str, path: Path) -> None:
                 f"expected a tuple of {len(node.keys)} values."
             )
         if len(value) != len(node.keys):
-            raise ColumnError(
-                f"'{place_name(root, path)}' has {len(value)} values, expected {len(node.keys)}."
-            )
+            raise ColumnError(f"'{place_name(root, path)}' has {len(value)} values, expected {len(node.keys)}.")
         return
     if not isinstance(value, Mapping):
         raise ColumnError(
