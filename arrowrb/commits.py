@@ -110,6 +110,7 @@ class CommitFile:
         self._mapping = Mapping(path, writable=writable, size=FILE_BYTES)
         self._bytes = memoryview(self._mapping.array(0, FILE_BYTES, "u1"))  # type: ignore[arg-type]
         self._newest: Record | None = None
+        self._content = b""
 
     def write(self, record: Record) -> None:
         """Make a commit visible. The caller has finished (and fenced) all rows up to its watermark."""
@@ -119,7 +120,11 @@ class CommitFile:
 
     def read(self) -> Record | None:
         """The newest commit seen so far; never goes back. None if there has been no valid one."""
-        seen = newest(bytes(self._bytes[: 2 * _SLOT_BYTES]))
+        content = bytes(self._bytes[: 2 * _SLOT_BYTES])
+        if content == self._content:
+            return self._newest
+        self._content = content
+        seen = newest(content)
         if seen is not None and (self._newest is None or seen.sequence > self._newest.sequence):
             self._newest = seen
         return self._newest

@@ -33,11 +33,13 @@ from .errors import ArrowRBError, CorruptError, FullError, LockedError, StoreErr
 PROT_READ: Final = 1
 PROT_WRITE: Final = 2
 MAP_SHARED: Final = 1
+MADV_HUGEPAGE: Final = 14
 PAGE: Final = 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.memset.restype = ctypes.c_void_p
 _libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
@@ -178,6 +180,8 @@ class Mapping:
                     raise OSError(code, os.strerror(code), str(path))
             finally:
                 os.close(descriptor)
+        # Asks for large pages where the file system has them; where it has not, small ones do.
+        _libc.madvise(address, actual, MADV_HUGEPAGE)
         self.address: int = address
         self.size: int = actual
         weakref.finalize(self, _unmap, address, actual).atexit = False

@@ -90,7 +90,7 @@ def test_a_recorder_of_a_store(tmp_path: Path) -> None:
             assert batch["observation"]["image"][index].tobytes() == before["image"].tobytes()
             assert batch["next_observation"]["a.b"][0][index].tobytes() == after["a.b"][0].tobytes()
         recorder.close()
-        running = store.sql("SELECT count(*) FROM episodes WHERE \"end\" = 'running'").fetchall()
+        running = store.sql("SELECT count(*) FROM episodes WHERE ended_by = 'running'").fetchall()
         assert running == [(0,)]
 
 

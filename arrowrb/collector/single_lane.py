@@ -55,7 +55,8 @@ class SingleLane:
         self.elapsed = 0
         self._lists: tuple[list[Any], list[Any], list[Any], list[int]] = ([], [], [], [])
         self._begins: list[int] = []
-        self._ends: list[tuple[int, int]] = []
+        self._ends: list[int] = []
+        self._finals: list[NDArray[Any]] = []
 
     def run(self, count: int, version: int) -> None:
         """Make exactly `count` steps. What an exception or an interrupt leaves whole is on the tape."""
@@ -66,7 +67,7 @@ class SingleLane:
         # NumPy's numbers, as a space's own sample() returns: Discrete.contains is slower on Python's.
         actions = list(drawn)
         self._lists = ([], [], [], [])
-        self._begins, self._ends = ([stage.num_steps] if stage.fresh[0] else []), []
+        self._begins, self._ends, self._finals = ([stage.num_steps] if stage.fresh[0] else []), [], []
         try:
             self._loop(actions)
         except BaseException:
@@ -81,6 +82,7 @@ class SingleLane:
         dtype, shape = cell.direct, cell.column.shape
         rewards, stops, cuts, times = self._lists
         add_reward, add_stop, add_cut, add_time = rewards.append, stops.append, cuts.append, times.append
+        add_final, add_end, add_begin = self._finals.append, self._ends.append, self._begins.append
         t = stage.num_steps
         deadline = -1 if limit is None else t + limit - self.elapsed
         for action in actions:
@@ -97,12 +99,14 @@ class SingleLane:
             if terminated or truncated or t == deadline:
                 if not (terminated or truncated):
                     cuts[-1] = True
-                place = stage.reserve_final(1)
-                stage.final[0][place] = rows[t]
-                self._ends.append((t - 1, place))
+                add_final(rows[t].copy())
+                add_end(t - 1)
                 observation, info = reset()
-                cell.write(rows[t], stage.schema.observation_tree.leaves(observation)[0])
-                self._begins.append(t)
+                if type(observation) is ndarray and observation.dtype is dtype and observation.shape == shape:
+                    rows[t] = observation
+                else:
+                    cell.write(rows[t], stage.schema.observation_tree.leaves(observation)[0])
+                add_begin(t)
                 deadline = -1 if limit is None else t + limit
         self.observation, self.info = observation, info
         if limit is not None:
@@ -128,9 +132,11 @@ class SingleLane:
         for begin in self._begins:
             if begin < stop:
                 stage.begin[begin] = BEGIN
-        for end, place in self._ends:
-            if end < stop:
-                stage.following[end] = ~place
+        ends = [end for end in self._ends if end < stop]
+        if ends:
+            place = stage.reserve_final(len(ends))
+            stage.final[0][place : place + len(ends)] = self._finals[: len(ends)]
+            stage.following[ends, 0] = ~np.arange(place, place + len(ends))
         stage.time[first:stop] = times[:count]
         stage.version[first:stop] = version
         stage.fresh = np.array([bool(self._begins) and self._begins[-1] == stop])
