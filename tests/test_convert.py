@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import time
 
 import ml_dtypes
 import numpy as np

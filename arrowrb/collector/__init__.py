@@ -8,13 +8,13 @@ environments    ids and factories -> environments
 random_actions  actions drawn in bulk
 batches         events -> record batches
 detached        a sink where there is no store
-evaluate        whole episodes, nothing recorded
+evaluation      whole episodes, nothing recorded
 """
 
 from __future__ import annotations
 
 from arrowrb.collector.collector import Collector
-from arrowrb.collector.evaluate import Evaluation, evaluate
+from arrowrb.collector.evaluation import Evaluation, evaluate
 from arrowrb.collector.policies import Actor, Policy, Step
 
 __all__ = ["Actor", "Collector", "Evaluation", "Policy", "Step", "evaluate"]

@@ -6,15 +6,19 @@ Most of a step's cost is Python's, so the loop touches local names only and conv
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import time_ns
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arrowrb.collector.random_actions import RandomActions
+from arrowrb.engine import now_microseconds
 from arrowrb.errors import ColumnError
 from arrowrb.events import BEGIN
 from arrowrb.staging import Stage
+
+_MOST_BYTES = 4096  # larger observations are copied once, into the tape
 
 
 def fits(stage: Stage) -> bool:
@@ -24,6 +28,7 @@ def fits(stage: Stage) -> bool:
         stage.layout.single
         and len(schema.observation_columns) == 1
         and bool(schema.observation_columns[0].shape)
+        and schema.observation_columns[0].item_bytes <= _MOST_BYTES
         and len(schema.transition_columns) == 4
         and not schema.transition_columns[3].shape
     )
@@ -49,14 +54,18 @@ class SingleLane:
             random: The actions.
             limit: The largest number of steps in an episode.
         """
-        self._env, self._stage, self._clock, self._random, self._limit = env, stage, clock, random, limit
+        self._env, self._stage, self._random, self._limit = env, stage, random, limit
         self.observation: Any = None
         self.info: Any = {}
         self.elapsed = 0
-        self._lists: tuple[list[Any], list[Any], list[Any], list[int]] = ([], [], [], [])
+        # The system's clock is read bare, and its nanoseconds divided in bulk: a call less a step.
+        self._stamp, self._unit = (time_ns, 1000) if clock is now_microseconds else (clock, 1)
+        self._observations: list[bytes] = []
+        self._rewards: list[Any] = []
+        self._times: list[int] = []
         self._begins: list[int] = []
-        self._ends: list[int] = []
-        self._finals: list[NDArray[Any]] = []
+        self._ends: list[tuple[int, Any, Any]] = []  # step, terminated, truncated
+        self._finals: list[bytes] = []
 
     def run(self, count: int, version: int) -> None:
         """Make exactly `count` steps. What an exception or an interrupt leaves whole is on the tape."""
@@ -66,8 +75,8 @@ class SingleLane:
         stage.outcome_rows[2][stage.num_steps : stage.num_steps + count] = drawn
         # NumPy's numbers, as a space's own sample() returns: Discrete.contains is slower on Python's.
         actions = list(drawn)
-        self._lists = ([], [], [], [])
-        self._begins, self._ends, self._finals = ([stage.num_steps] if stage.fresh[0] else []), [], []
+        self._observations, self._rewards, self._times, self._ends, self._finals = [], [], [], [], []
+        self._begins = [stage.num_steps] if stage.fresh[0] else []
         try:
             self._loop(actions)
         except BaseException:
@@ -76,68 +85,72 @@ class SingleLane:
         self._settle(version)
 
     def _loop(self, actions: list[Any]) -> None:
-        stage, clock, limit = self._stage, self._clock, self._limit
+        stage, stamp, limit = self._stage, self._stamp, self._limit
         step, reset = self._env.step, self._env.reset
-        cell, rows, ndarray = stage.observation_cells[0], stage.arrived_rows[0], np.ndarray
+        cell, ndarray, encode = stage.observation_cells[0], np.ndarray, self._encode
         dtype, shape = cell.direct, cell.column.shape
-        rewards, stops, cuts, times = self._lists
-        add_reward, add_stop, add_cut, add_time = rewards.append, stops.append, cuts.append, times.append
-        add_final, add_end, add_begin = self._finals.append, self._ends.append, self._begins.append
+        add_observation, add_reward, add_time = self._observations.append, self._rewards.append, self._times.append
+        add_end, add_final, add_begin = self._ends.append, self._finals.append, self._begins.append
         t = stage.num_steps
         deadline = -1 if limit is None else t + limit - self.elapsed
         for action in actions:
             observation, reward, terminated, truncated, info = step(action)
             t += 1
             if type(observation) is ndarray and observation.dtype is dtype and observation.shape == shape:
-                rows[t] = observation
+                content = observation.tobytes()  # a third of the time of a copy into an array
             else:
-                cell.write(rows[t], stage.schema.observation_tree.leaves(observation)[0])
+                content = encode(observation)
+            add_observation(content)
             add_reward(reward)
-            add_stop(terminated)
-            add_cut(truncated)
-            add_time(clock())  # last: now the step is whole
             if terminated or truncated or t == deadline:
-                if not (terminated or truncated):
-                    cuts[-1] = True
-                add_final(rows[t].copy())
-                add_end(t - 1)
+                add_final(content)
+                add_end((t - 1, terminated, truncated if terminated or truncated else True))
+                add_time(stamp())  # last: now the step is whole
                 observation, info = reset()
-                if type(observation) is ndarray and observation.dtype is dtype and observation.shape == shape:
-                    rows[t] = observation
-                else:
-                    cell.write(rows[t], stage.schema.observation_tree.leaves(observation)[0])
+                self._observations[-1] = encode(observation)
                 add_begin(t)
                 deadline = -1 if limit is None else t + limit
+            else:
+                add_time(stamp())
         self.observation, self.info = observation, info
         if limit is not None:
             self.elapsed = limit - (deadline - t)
 
+    def _encode(self, observation: Any) -> bytes:
+        """The bytes of an observation in its column."""
+        stage = self._stage
+        row = np.empty_like(stage.arrived_rows[0][0])
+        stage.observation_cells[0].write(row, stage.schema.observation_tree.leaves(observation)[0])
+        content: bytes = row.tobytes()
+        return content
+
     def _settle(self, version: int) -> None:
         """Bring the steps that are whole onto the tape."""
         stage = self._stage
-        times = self._lists[3]
-        first, count = stage.num_steps, len(times)
+        first, count = stage.num_steps, len(self._times)
         error: ColumnError | None = None
         try:
-            values = self._values(count)
+            self._convert(first, count)
         except ColumnError as found:
             error = found
-            count = self._good(count)
-            values = self._values(count)
+            count = self._good(first, count)
+            self._convert(first, count)
         stop = first + count
-        stage.outcome_rows[3][first:stop] = values[0]
-        stage.outcome_rows[0][first:stop], stage.outcome_rows[1][first:stop] = values[1], values[2]
         stage.happened[first:stop] = True
         stage.begin[first:stop] = 0
         for begin in self._begins:
             if begin < stop:
                 stage.begin[begin] = BEGIN
-        ends = [end for end in self._ends if end < stop]
+        rows = stage.arrived_rows[0]
+        if count:
+            rows[first + 1 : stop + 1] = _decode(self._observations[:count], rows)
+        ends = [end for end, _, _ in self._ends if end < stop]
         if ends:
             place = stage.reserve_final(len(ends))
-            stage.final[0][place : place + len(ends)] = self._finals[: len(ends)]
+            stage.final[0][place : place + len(ends)] = _decode(self._finals[: len(ends)], rows)
             stage.following[ends, 0] = ~np.arange(place, place + len(ends))
-        stage.time[first:stop] = times[:count]
+        times = np.array(self._times[:count], np.int64)
+        stage.time[first:stop] = times // self._unit
         stage.version[first:stop] = version
         stage.fresh = np.array([bool(self._begins) and self._begins[-1] == stop])
         stage.num_steps = stop
@@ -145,25 +158,36 @@ class SingleLane:
         if error is not None:
             raise error
 
-    def _values(self, count: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        rewards, stops, cuts, _ = self._lists
-        return (
-            self._stage.reward_cell.convert(rewards[:count], (count,)),
-            _flags(stops[:count], "terminated"),
-            _flags(cuts[:count], "truncated"),
-        )
+    def _convert(self, first: int, count: int) -> None:
+        """Write rewards and flags of `count` steps; the flags of a step that ended nothing are False."""
+        stage, stop = self._stage, first + count
+        stage.outcome_rows[3][first:stop] = stage.reward_cell.convert(self._rewards[:count], (count,))
+        ends = [end for end in self._ends if end[0] < stop]
+        for index, name in enumerate(("terminated", "truncated")):
+            stage.outcome_rows[index][first:stop] = 0
+            if ends:
+                stage.outcome_rows[index][[end[0] for end in ends]] = _flags([end[1 + index] for end in ends], name)
 
-    def _good(self, count: int) -> int:
+    def _good(self, first: int, count: int) -> int:
         """How many steps come before the first that cannot be converted."""
-        rewards, stops, cuts, _ = self._lists
+        bad = count
         for index in range(count):
             try:
-                self._stage.reward_cell.convert(rewards[index], ())
-                _flags(stops[index : index + 1], "terminated")
-                _flags(cuts[index : index + 1], "truncated")
+                self._stage.reward_cell.convert(self._rewards[index], ())
             except ColumnError:
-                return index
-        return count
+                bad = index
+                break
+        for end, terminated, truncated in self._ends:
+            try:
+                _flags([terminated], "terminated"), _flags([truncated], "truncated")
+            except ColumnError:
+                return min(bad, end - first)
+        return bad
+
+
+def _decode(contents: list[bytes], like: NDArray[Any]) -> NDArray[Any]:
+    """Observations from their bytes, [n, *shape]."""
+    return np.frombuffer(b"".join(contents), like.dtype).reshape(-1, *like.shape[1:])
 
 
 def _flags(values: list[Any], name: str) -> NDArray[Any]:
