@@ -359,11 +359,11 @@ class Writer:
                 break  # the next segment that is added goes on with it
 
     def wants_segment(self) -> bool:
-        """Whether less than half of the blocks of the newest segment are free, so that the next should be prepared."""
+        """Whether a quarter of the blocks of the newest segment is used, so that the next should be prepared."""
         if not self.segments:
             return True
         newest = self._table[-1]
-        return bool(2 * newest[_NEXT_BLOCK] > newest[_NUM_BLOCKS])
+        return bool(4 * newest[_NEXT_BLOCK] > newest[_NUM_BLOCKS])
 
     def has_closed(self) -> bool:
         """Whether there is a segment in which every block is used and closed."""

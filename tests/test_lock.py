@@ -38,7 +38,8 @@ def test_a_dropped_lock_is_taken_again(tmp_path):
         shutil.copytree(store.path, tmp_path / "copy")
         store.extend(rows(30, 30))  # notices
         out, _ = other_process(store.path).communicate(timeout=60)
-        assert out.startswith("LockedError") and f"(pid {os.getpid()})" in out
+        assert out.startswith("LockedError")
+        assert f"(pid {os.getpid()})" in out
 
 
 def test_a_lock_that_another_process_took_ends_writing(tmp_path):

@@ -7,7 +7,7 @@ shard_writer    lock, segments coming and going, durability
 reopening       what an earlier writer left
 sealing         what is known for good of a closed segment
 shard_reader    following a writer through its files
-background      the writer's one thread
+background      the writer's threads
 engine          all shards of a store
 """
 

@@ -1,4 +1,4 @@
-"""One background thread a writer: prepares segments, seals them, and syncs at an interval.
+"""Background threads of a writer: one prepares segments, one seals them and syncs at an interval.
 
 Jobs run one after another in the order in which they were given. What a job raises reaches whoever waits for its
 future; a job that nobody waits for hands its error to ``on_error``.

@@ -91,7 +91,9 @@ class ShardWriter:
         except BaseException:
             self._lock.release()
             raise
-        self._background = Background("arrowrb-writer", self._tick, options.sync_interval, self._note_error)
+        # Two threads, so that a segment is prepared in time while another is synced and sealed.
+        self._preparing = Background("arrowrb-prepare", _nothing, None, self._note_error)
+        self._background = Background("arrowrb-seal", self._tick, options.sync_interval, self._note_error)
         self._submit_seals(list(self._closing))
 
     # -- opening -------------------------------------------------------------------------------------------------
@@ -196,7 +198,7 @@ class ShardWriter:
         """Ask for the next segment and for sealing where it is time; by counts only. The caller holds ``guard``."""
         if self._prepared is None and self.writer.segments and self.writer.wants_segment():
             lanes = self.writer.active_lanes()
-            self._prepared = self._background.submit(lambda: self._create_segment(lanes), awaited=True)
+            self._prepared = self._preparing.submit(lambda: self._create_segment(lanes), awaited=True)
         if self.writer.has_closed():
             with Uninterrupted():
                 self._submit_seals(self._take_closed())
@@ -303,6 +305,7 @@ class ShardWriter:
                     self.writer.settle()
                     self.writer.cut(self.writer.running_lanes(), self._clock())
                     self.after_commit()
+            self._preparing.stop(PREPARE_TIMEOUT_SECONDS)
             self._background.stop(PREPARE_TIMEOUT_SECONDS)
             if self._failed is None:
                 with self.guard:
@@ -312,6 +315,10 @@ class ShardWriter:
             self._seeds.close()
             self._durable.close()
             self._lock.release()
+
+
+def _nothing() -> None:
+    """What a thread that only works on demand does at its tick."""
 
 
 def _sync_path(path: Path) -> None:
