@@ -258,11 +258,12 @@ class Loader:
 
 
 def to_torch(batch: pa.RecordBatch | pa.Table) -> dict[str, torch.Tensor]:
-    """Turn a record batch of a collector, or of SQL, into tensors: name -> tensor [n, *shape].
+    """Turn a record batch of a collector, or numbers out of SQL, into tensors: name -> tensor [n, *shape].
 
-    Names stay as they are (``observation.camera``). A column with nulls comes with a mask ``<name>.valid`` and zeros
-    where
-    it is null. The tensors are copies.
+    Names stay as they are (``observation.camera``). A nullable column of a collector, and any column with nulls, comes
+    with a mask ``<name>.valid``, and zeros where it is null. The tensors are copies.
+
+    Vectors out of SQL are flat, and images are bytes, which this refuses: select ``row_id`` and gather them instead.
     """
     import torch
 
@@ -270,7 +271,8 @@ def to_torch(batch: pa.RecordBatch | pa.Table) -> dict[str, torch.Tensor]:
     for field, array in zip(batch.schema, batch.columns, strict=True):
         column = _column_of(field)
         values = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-        if values.null_count:
+        nullable = field.nullable and b"dtype" in (field.metadata or {})  # as a collector declares it
+        if values.null_count or nullable:
             valid = values.is_valid().to_numpy(zero_copy_only=False)
             tensors[field.name + ".valid"] = torch.from_numpy(valid.copy())
             whole = np.zeros((len(values), *column.shape), column.storage)

@@ -58,7 +58,7 @@ class Sink(Protocol):
     def release_lanes(self, first: int, count: int) -> None:
         """Give lanes back; their running episodes are cut. Does nothing after closing."""
 
-    def note_seeds(self, pairs: Sequence[tuple[int, int]]) -> None:
+    def note_seeds(self, pairs: Sequence[tuple[int, int | None]]) -> None:
         """The seeds of the episodes that begin next: lane and seed."""
 
 
@@ -234,9 +234,7 @@ class Recorder:
         self._check_open()
         lanes = self._chosen(mask)
         self._stage.reset(observation, {} if info is None else info, lanes, extras)
-        seeds = self._seeds(seed, lanes)
-        if seeds:
-            self._engine.note_seeds(seeds)
+        self._engine.note_seeds(self._seeds(seed, lanes))
 
     def _chosen(self, mask: Any) -> NDArray[np.bool_] | None:
         if mask is None:
@@ -251,19 +249,19 @@ class Recorder:
             )
         return lanes
 
-    def _seeds(self, seed: Any, lanes: NDArray[np.bool_] | None) -> list[tuple[int, int]]:
-        if seed is None:
-            return []
+    def _seeds(self, seed: Any, lanes: NDArray[np.bool_] | None) -> list[tuple[int, int | None]]:
         count = self._layout.num_lanes
-        if isinstance(seed, int | np.integer):
+        if seed is None:
+            seeds: list[Any] = [None] * count
+        elif isinstance(seed, int | np.integer):
             # Gymnasium's own classes give lane i the seed plus i; others seed all lanes by one generator.
-            seeds: list[Any] = [int(seed) + (i if self._layout.merged else 0) for i in range(count)]
+            seeds = [int(seed) + (i if self._layout.merged else 0) for i in range(count)]
         else:
             seeds = list(seed)
         if len(seeds) != count:
             raise ColumnError(f"seed has {len(seeds)} values, expected {count}. Give one number, or one a lane.")
         chosen = range(count) if lanes is None else np.flatnonzero(lanes)
-        return [(self._first + int(i), int(seeds[i])) for i in chosen if seeds[i] is not None]
+        return [(self._first + int(i), None if seeds[i] is None else int(seeds[i])) for i in chosen]
 
     def step(
         self,

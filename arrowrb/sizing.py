@@ -8,6 +8,7 @@ from typing import Final
 from .rows import MAX_SEGMENT_ROWS
 
 FIRST_ROWS: Final = 4096
+FIRST_BYTES: Final = 4 << 20
 MOST_ROWS: Final = 1 << 18
 MOST_BYTES: Final = 64 << 20
 LEAST_BLOCK_ROWS: Final = 8
@@ -15,6 +16,7 @@ ROOMY_BLOCK_ROWS: Final = 32
 MOST_BLOCK_ROWS: Final = 512
 MIN_MAX_ROWS: Final = 1000
 _BLOCKS_A_LANE: Final = 4
+_GROWTH: Final = 3
 _SHARE_OF_MAX_ROWS: Final = 16
 _MOST_ELEMENTS: Final = 1 << 30
 
@@ -32,8 +34,8 @@ def shape_segment(
 ) -> SegmentShape:
     """Choose the shape of a segment that is about to be opened.
 
-    Segments grow with the shard (each about doubles it) up to 64 MiB or 262,144 rows, so that a small store stays small
-    and the files of a large one stay few. There are at least four blocks a lane. With ``max_rows``, a
+    Segments grow with the shard (each makes it four times as large) up to 64 MiB or 262,144 rows, so that a small store
+    stays small and the files of a large one stay few. There are at least four blocks a lane. With ``max_rows``, a
     segment is at most a sixteenth of it, unless the lanes need more (32 rows each).
 
     Args:
@@ -45,7 +47,8 @@ def shape_segment(
     """
     lanes = max(1, num_lanes)
     most = max(64, min(MOST_ROWS, MOST_BYTES // max(1, row_bytes)))
-    rows = min(most, max(FIRST_ROWS, rows_so_far))
+    first = max(64, min(FIRST_ROWS, FIRST_BYTES // max(1, row_bytes)))
+    rows = min(most, max(first, _GROWTH * rows_so_far))
     if max_rows is not None:
         rows = min(rows, max_rows // _SHARE_OF_MAX_ROWS)
     block_rows = LEAST_BLOCK_ROWS

@@ -200,6 +200,8 @@ class Store:
                 without them a row goes on with its lane's episode if that has not ended and the observation's bits
                 agree with
                 the next observation before it.
+                Given episode ids are kept as they are and yours to keep apart: an id that the store has already adds to
+                that episode.
             lane: the lane of all rows (default 0), or one for each.
             contiguous: False declares that the rows are independent of each other.
 

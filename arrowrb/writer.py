@@ -158,6 +158,8 @@ class Writer:
 
     def cut(self, lanes: Sequence[int], time: int) -> int:
         """Abandon the running episodes of these lanes in one commit; returns how many there were."""
+        for lane in lanes:
+            self._pending_seeds.pop(lane, None)  # of a reset that no step followed
         which = np.asarray([lane for lane in lanes if lane < self._lanes.shape[0]], np.int64)
         if which.size == 0 or not self._lanes[which, _RUNNING].any():
             return 0
@@ -263,9 +265,13 @@ class Writer:
 
     # -- lanes and segments --------------------------------------------------------------------------------------
 
-    def note_seeds(self, seeds: Sequence[tuple[int, int]]) -> None:
-        """The episodes that begin next on these lanes were reset with these seeds."""
-        self._pending_seeds.update(seeds)
+    def note_seeds(self, seeds: Sequence[tuple[int, int | None]]) -> None:
+        """The episodes that begin next on these lanes were reset with these seeds; None: without one."""
+        for lane, seed in seeds:
+            if seed is None:
+                self._pending_seeds.pop(lane, None)
+            else:
+                self._pending_seeds[lane] = seed
 
     def _note_begun(self, events: Events) -> list[int]:
         """Log the seeds of the episodes that begin; returns their lanes."""

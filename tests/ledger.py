@@ -95,8 +95,8 @@ class Ledger:
         self.cut(range(first, first + count))
         self.claimed.difference_update(range(first, first + count))
 
-    def note_seeds(self, pairs: Sequence[tuple[int, int]]) -> None:
-        self.seeds.update(dict(pairs))
+    def note_seeds(self, pairs: Sequence[tuple[int, int | None]]) -> None:
+        self.seeds.update({lane: seed for lane, seed in pairs if seed is not None})
 
 
 class LedgerStore:

@@ -178,9 +178,7 @@ class Collector:
             seeds = [int(self._sequence(lane).generate_state(1)[0]) for lane in lanes]
         self._started = True
         used = self._stepper.start(seeds)
-        noted = [(self._first + lane, used_seed) for lane, used_seed in enumerate(used) if used_seed is not None]
-        if noted:
-            self._sink.note_seeds(noted)
+        self._sink.note_seeds([(self._first + lane, used_seed) for lane, used_seed in enumerate(used)])
 
     def _collect(self) -> None:
         left = self._total - self.num_frames

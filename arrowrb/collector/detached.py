@@ -71,5 +71,5 @@ class Detached:
     def release_lanes(self, first: int, count: int) -> None:
         """Nothing to give back."""
 
-    def note_seeds(self, pairs: Sequence[tuple[int, int]]) -> None:
+    def note_seeds(self, pairs: Sequence[tuple[int, int | None]]) -> None:
         """Nowhere to note them."""

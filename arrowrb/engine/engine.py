@@ -209,8 +209,8 @@ class Engine:
             shard.writer.cut(lanes, self.clock())
             shard.after_commit()
 
-    def note_seeds(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """The episodes that begin next on these (lane, seed) were reset with these seeds."""
+    def note_seeds(self, pairs: Sequence[tuple[int, int | None]]) -> None:
+        """What the episodes that begin next on these lanes were reset with: (lane, seed), None without a seed."""
         shard = self._own()
         with shard.guard:
             shard.writer.note_seeds(pairs)
@@ -251,7 +251,7 @@ class Engine:
 
     def flush(self) -> None:
         """Make everything committed so far survive a power failure."""
-        self._own().flush()
+        self._own().flush_and_seal()
 
     @property
     def times_opened(self) -> int:

@@ -20,7 +20,7 @@ from ..rows import End, Kind, row_id_base
 from ..tiers.hot import HotSegment
 from ..writer import MAX_LANES, OpenSegment
 from .paths import ShardPaths, is_leftover
-from .tables import EPISODE, KIND, LANE, ORDINAL, STEP, read_table
+from .tables import EPISODE, KIND, LANE, ORDINAL, STEP, column_of, read_table
 
 _NEAR_SEGMENTS = 4  # a waiting copy lies at most so many segments after the tail that leads to it
 
@@ -86,21 +86,18 @@ def _sealed_ends(paths: ShardPaths, manifest: Manifest, near: set[int]) -> list[
             continue
         runs = read_table(paths.segments / entry.runs.name, entry.runs)
         base = row_id_base(manifest.shard, entry.number)
-        for run in runs.filter(runs["end"].to_numpy() == End.CONTINUED).to_pylist():
-            position = run["row_id"] - base + run["num_rows"] - 1
-            step = run["first_step"] + run["num_transitions"]
-            ends.append(
-                BlockEnd(
-                    entry.number,
-                    run["lane"],
-                    position,
-                    position + 1,
-                    run["last_ordinal"],
-                    Kind.CONTINUED,
-                    run["episode_id"],
-                    step,
-                )
-            )
+        going_on = np.flatnonzero(column_of(runs, "end") == End.CONTINUED)
+        position = column_of(runs, "row_id") - base + column_of(runs, "num_rows") - 1
+        step = column_of(runs, "first_step") + column_of(runs, "num_transitions")
+        values = (
+            column_of(runs, "lane"),
+            position,
+            column_of(runs, "last_ordinal"),
+            column_of(runs, "episode_id"),
+            step,
+        )
+        for lane, at, ordinal, episode, count in zip(*(each[going_on].tolist() for each in values), strict=True):
+            ends.append(BlockEnd(entry.number, lane, at, at + 1, ordinal, Kind.CONTINUED, episode, count))
     return ends
 
 

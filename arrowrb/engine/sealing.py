@@ -15,7 +15,18 @@ from ..schema import Schema
 from ..tiers.hot import HotSegment
 from ..writer import OpenSegment
 from .paths import ShardPaths
-from .tables import KIND, ORDINAL, TIME, Starts, block_starts, build_blocks, build_runs, encode_table, read_table
+from .tables import (
+    KIND,
+    ORDINAL,
+    TIME,
+    Starts,
+    block_starts,
+    build_blocks,
+    build_runs,
+    column_of,
+    encode_table,
+    read_table,
+)
 
 
 def write_tables(
@@ -65,10 +76,10 @@ def _starts_from(paths: ShardPaths, manifest: Manifest, hot: Mapping[int, HotSeg
         base = row_id_base(manifest.shard, entry.number)
         if entry.sealed and entry.runs is not None:
             runs = read_table(paths.segments / entry.runs.name, entry.runs)
-            first = np.flatnonzero((runs["row_id"].to_numpy() - base) % entry.block_rows == 0)
+            first = np.flatnonzero((column_of(runs, "row_id") - base) % entry.block_rows == 0)
             names = ("lane", "episode_id", "first_step", "first_ordinal", "row_id")
             for lane, episode, step, ordinal, row_id in zip(
-                *(runs[name].to_numpy()[first].tolist() for name in names), strict=True
+                *(column_of(runs, name)[first].tolist() for name in names), strict=True
             ):
                 starts.setdefault((lane, episode, step), []).append((ordinal, row_id))
         else:

@@ -40,6 +40,7 @@ from .sealing import write_tables
 from .snapshot import SegmentView
 
 PREPARE_TIMEOUT_SECONDS = 120.0
+_MOST_WAITING = 4  # closed segments that wait for a sync by the clock
 _NEAR_SEGMENTS = 4  # a waiting copy lies at most so many segments after the tail that leads to it
 
 
@@ -94,7 +95,7 @@ class ShardWriter:
         # Two threads, so that a segment is prepared in time while another is synced and sealed.
         self._preparing = Background("arrowrb-prepare", _nothing, None, self._note_error)
         self._background = Background("arrowrb-seal", self._tick, options.sync_interval, self._note_error)
-        self._submit_seals(list(self._closing))
+        self._submit_sealing()
 
     # -- opening -------------------------------------------------------------------------------------------------
 
@@ -201,29 +202,38 @@ class ShardWriter:
             self._prepared = self._preparing.submit(lambda: self._create_segment(lanes), awaited=True)
         if self.writer.has_closed():
             with Uninterrupted():
-                self._submit_seals(self._take_closed())
+                self._take_closed()
+                self._submit_sealing()
 
-    def _submit_seals(self, numbers: list[int]) -> None:
-        for number in numbers:
-            self._background.submit(partial(self._seal, number), awaited=False)
+    def _submit_sealing(self, *, at_once: bool = False) -> None:
+        if self._closing:
+            self._background.submit(partial(self._seal_closed, at_once), awaited=False)
 
-    def _take_closed(self) -> list[int]:
+    def _take_closed(self) -> None:
         closed = self.writer.take_closed()
         for segment in closed:
             self._closing[segment.entry.number] = segment
         if closed:
             self.layout_version += 1
-        return [segment.entry.number for segment in closed]
 
-    def _seal(self, number: int) -> None:
-        segment = self._closing.get(number)
-        if segment is None:
-            return  # asked for again after an error, and sealed meanwhile
-        if self.durable_watermark < segment.last_ordinal:
+    def _seal_closed(self, at_once: bool = False) -> None:
+        """Seal the closed segments whose rows are durable.
+
+        Where syncs come by the clock they are left to it: syncing what is being written slows the writer down. Only
+        when
+        many segments wait, or at once, this syncs for them.
+        """
+        waiting = sum(segment.last_ordinal > self._durable_watermark for segment in self._closing.values())
+        if waiting and (at_once or self._options.sync_interval is None or waiting > _MOST_WAITING):
             self.flush()
+        for number, segment in list(self._closing.items()):
+            if segment.last_ordinal <= self._durable_watermark:
+                self._seal(number, segment)
+
+    def _seal(self, number: int, segment: OpenSegment) -> None:
         entry = write_tables(self.paths, self._schema, self.manifest, self._hot, segment, durable=self._options.durable)
         self._replace_manifest(entry)
-        del self._closing[number]
+        self._closing.pop(number, None)
         self.layout_version += 1
 
     def views(self) -> list[SegmentView]:
@@ -247,11 +257,6 @@ class ShardWriter:
 
     # -- durability ----------------------------------------------------------------------------------------------
 
-    @property
-    def durable_watermark(self) -> int:
-        """Rows up to this ordinal survive a power failure."""
-        return self._durable_watermark
-
     def flush(self) -> None:
         """Make everything committed so far survive a power failure."""
         with self._flush_guard:
@@ -271,9 +276,15 @@ class ShardWriter:
                 raise
             self._durable_watermark = record.watermark
 
+    def flush_and_seal(self) -> None:
+        """`flush`, and let the segments that it covers be sealed."""
+        self.flush()
+        self._submit_sealing()
+
     def _tick(self) -> None:
         if self.writer.record.watermark > self._durable_watermark and self._failed is None:
             self.flush()
+            self._seal_closed()
 
     def _note_error(self, error: BaseException) -> None:
         self._error = error
@@ -288,7 +299,7 @@ class ShardWriter:
             raise
         error, self._error = self._error, None
         if error is not None:
-            self._submit_seals(list(self._closing))  # once more: there may be room by now
+            self._submit_sealing()  # once more: there may be room by now
             if isinstance(error, ArrowRBError):
                 raise error
             raise ArrowRBError(f"Background work failed: {error!r}") from error
@@ -305,6 +316,7 @@ class ShardWriter:
                     self.writer.settle()
                     self.writer.cut(self.writer.running_lanes(), self._clock())
                     self.after_commit()
+                    self._submit_sealing(at_once=True)
             self._preparing.stop(PREPARE_TIMEOUT_SECONDS)
             self._background.stop(PREPARE_TIMEOUT_SECONDS)
             if self._failed is None:

@@ -106,7 +106,8 @@ def build_runs(
         runs.end.astype(np.uint8),
         continuation,
     ]
-    return pa.Table.from_arrays([pa.array(each) for each in arrays], schema=runs_schema(schema))
+    columns = [each if isinstance(each, pa.Array) else _array(each) for each in arrays]
+    return pa.Table.from_arrays(columns, schema=runs_schema(schema))
 
 
 def _returns(schema: Schema, column: Callable[[int], NDArray[Any]], runs: Runs) -> pa.Array:
@@ -125,8 +126,8 @@ def _returns(schema: Schema, column: Callable[[int], NDArray[Any]], runs: Runs) 
         padded = np.concatenate([rewards, np.zeros((1, spec.num_elements), rewards.dtype)])
         sums[some] = np.add.reduceat(padded, edges, axis=0, dtype=np.float64)[::2]
     if not spec.shape:
-        return pa.array(sums[:, 0])
-    return pa.FixedSizeListArray.from_arrays(pa.array(sums.ravel()), spec.num_elements)
+        return _array(sums[:, 0])
+    return pa.FixedSizeListArray.from_arrays(_array(sums.ravel()), spec.num_elements)
 
 
 def block_starts(
@@ -159,10 +160,10 @@ def build_blocks(
             key = (int(lanes[last]), int(episodes[last]), int(steps[last]))
             next_block[block] = follow(starts, key, int(ordinals[last]))
     lane = np.where(rows > 0, lanes[::block_rows], -1).astype(np.int32)
-    table = {"lane": lane, "rows": rows, "next_block": next_block}
+    table: dict[str, NDArray[Any]] = {"lane": lane, "rows": rows, "next_block": next_block}
     for place, column in enumerate(schema.columns):
         table["crc32." + column.name] = _checksums(hot, place, count, block_rows)
-    return pa.table({name: pa.array(values) for name, values in table.items()})
+    return pa.Table.from_arrays([_array(values) for values in table.values()], names=list(table))
 
 
 def _checksums(hot: HotSegment, place: int, count: int, block_rows: int) -> NDArray[np.uint32]:
@@ -170,6 +171,26 @@ def _checksums(hot: HotSegment, place: int, count: int, block_rows: int) -> NDAr
     content = memoryview(hot.buffer(place, 0, hot.rows))
     size = block_rows * hot.columns[place].item_bytes
     return np.array([zlib.crc32(content[i * size : (i + 1) * size]) for i in range(count)], np.uint32)
+
+
+def _array(values: NDArray[Any]) -> pa.Array:
+    """An Arrow array over NumPy's memory. Not by `pa.array`: its first call imports pandas, which takes a second."""
+    values = np.ascontiguousarray(values)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), values.size, [None, pa.py_buffer(values)])
+
+
+def column_of(table: pa.Table, name: str) -> NDArray[Any]:
+    """A column of numbers of a table as NumPy, without a copy where it lies in one piece."""
+    parts = [
+        np.frombuffer(
+            chunk.buffers()[1], chunk.type.to_pandas_dtype(), len(chunk), chunk.offset * chunk.type.byte_width
+        )
+        for chunk in table[name].chunks
+        if len(chunk)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([np.empty(0, table.schema.field(name).type.to_pandas_dtype()), *parts])
 
 
 def encode_table(table: pa.Table) -> bytes:

@@ -46,7 +46,9 @@ class Names:
             names.append([])
             for place, column in enumerate(self.schema.columns):
                 name = prefix + column.name
-                if not (name.isascii() and name.isidentifier()) or name.casefold() in taken:
+                # Names of extras are the user's, and may be reserved words of SQL.
+                plain = name.isascii() and name.isidentifier() and column.name not in self.schema.all_extras
+                if not plain or name.casefold() in taken:
                     name = f"{prefix}column_{place}"
                 while name.casefold() in taken:
                     name += "_"
