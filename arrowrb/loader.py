@@ -191,6 +191,8 @@ class Loader:
             self._device = None if device is None else torch.device(device)
         except (RuntimeError, TypeError) as error:
             raise OptionError(f"device is {device!r}, expected a torch device: {str(error).splitlines()[0]}") from None
+        if self._device is not None and self._device.type == "cuda" and not torch.cuda.is_available():
+            raise OptionError(f"device is {device!r}, but torch finds no CUDA device here. Use device=None, or 'cpu'.")
         self._pinned = self._device is not None and self._device.type == "cuda" and torch.cuda.is_available()
         self._slabs: list[_Slab] = []
         self._count = -1
@@ -267,6 +269,8 @@ def to_torch(batch: pa.RecordBatch | pa.Table) -> dict[str, torch.Tensor]:
     """
     import torch
 
+    if not isinstance(batch, pa.RecordBatch | pa.Table):
+        raise ColumnError(f"batch is a {type(batch).__name__}, expected a pyarrow RecordBatch or Table.")
     tensors: dict[str, Any] = {}
     for field, array in zip(batch.schema, batch.columns, strict=True):
         column = _column_of(field)

@@ -17,7 +17,7 @@ from arrowrb.errors import (
     SchemaError,
 )
 from arrowrb.events import Events
-from arrowrb.schema import Schema
+from arrowrb.schema import Column, Schema
 from arrowrb.staging import DISABLED, NEXT_STEP, SAME_STEP, Layout, Stage, check_final_extras
 
 _MODES = (NEXT_STEP, SAME_STEP, DISABLED)
@@ -159,11 +159,19 @@ def check_spaces(schema: Schema, env: Any) -> None:
     ):
         for column in dict.fromkeys((*mine, *theirs)):
             if (column in mine) != (column in theirs):
-                side = "The store's schema has" if column in mine else "The environment has"
+                found = {"the store's schema": mine, "the environment": theirs}
+                has = " and ".join(f"{where} has {_described(column.name, side)}" for where, side in found.items())
                 raise SchemaError(
-                    f"{side} '{column.name}' with dtype {column.dtype} and shape {column.shape}; the other has not. "
-                    f"Give the environment that the schema was made from, or create a store for this one."
+                    f"'{column.name}' differs: {has}. Give the environment that the schema was made from"
+                    f"{f' ({schema.env_id})' if schema.env_id else ''}, or create a store for this one."
                 )
+
+
+def _described(name: str, columns: Sequence[Column]) -> str:
+    for column in columns:
+        if column.name == name:
+            return f"dtype {column.dtype}, shape {column.shape}"
+    return "no such column"
 
 
 class Recorder:
@@ -304,6 +312,7 @@ class Recorder:
         stage = self._stage
         info = {} if info is None else info
         stage.act(stage.schema.action_tree.leaves(action), extras)
+        self._check_discrete()
         check_final(self._env, self._layout, stage.schema, info)
         before, now = (stage.fresh, stage.waiting), self._engine.clock()
         try:
@@ -319,6 +328,23 @@ class Recorder:
             stage.forget()
             raise
         return row_ids
+
+    def _check_discrete(self) -> None:
+        """Refuse an action outside a Discrete space, as `Store.extend` does."""
+        stage = self._stage
+        for index, column in enumerate(stage.schema.transition_columns[2 : stage.reward_index], 2):
+            bounds = stage.schema.discrete_bounds.get(column.name)
+            if bounds is None:
+                continue
+            # A lane that this step only resets ignores its action.
+            taken = stage.outcome[index][stage.num_steps][~stage.waiting]
+            first, last = bounds[0], bounds[0] + bounds[1] - 1
+            if taken.size and not (taken.min() >= first and taken.max() <= last):
+                wrong = taken.min() if taken.min() < first else taken.max()
+                raise ColumnError(
+                    f"'{column.name}' has the value {wrong}, expected {first} to {last} (a Discrete space). "
+                    "Give the action that the environment was stepped with."
+                )
 
     def close(self) -> None:
         """Cut the episodes that run and give the lanes back. Closing twice does nothing."""

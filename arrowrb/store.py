@@ -64,8 +64,7 @@ class Store:
 
     Make one with `create`, `open` or `temporary`. Rows are visible to every reader, in this process and in
     others, as soon as the call that wrote them returns, and survive the death of the process from then on. They
-    survive a
-    power failure after `flush`, or once ``sync_interval`` has passed.
+    survive a power failure after `flush`, or once ``sync_interval`` has passed.
 
     Thread-safe: writing is serialised, sampling and SQL may run beside it.
     """
@@ -108,8 +107,7 @@ class Store:
         Args:
             path: the store's directory.
             mode: ``"r"`` reads, and follows a live writer; ``"a"`` goes on writing. Episodes that an earlier writer
-            left
-                unfinished are *cut* by ``"a"``.
+                left unfinished are *cut* by ``"a"``; ``"r"`` shows them as running.
             sync_interval: see `create`.
 
         Raises:
@@ -193,15 +191,11 @@ class Store:
 
         Args:
             batch: a RecordBatch, a Table, a dict of arrays or tensors (nested where the space is, or with dotted
-            names), or
-                a TensorDict; with columns observation, action, reward, next_observation, terminated, truncated and
-                the extras, each [n, *shape]. Optional columns ``lane``, ``episode_id`` and ``step`` say what goes on
-                with what;
-                without them a row goes on with its lane's episode if that has not ended and the observation's bits
-                agree with
-                the next observation before it.
-                Given episode ids are kept as they are and yours to keep apart: an id that the store has already adds to
-                that episode.
+                names), or a TensorDict; with columns observation, action, reward, next_observation, terminated,
+                truncated and the extras, each [n, *shape]. Optional columns ``lane``, ``episode_id`` and ``step`` say
+                what goes on with what; without them a row goes on with its lane's episode if that has not ended and
+                the observation's bits agree with the next observation before it. Given episode ids are kept as they
+                are and yours to keep apart: an id that the store has already adds to that episode.
             lane: the lane of all rows (default 0), or one for each.
             contiguous: False declares that the rows are independent of each other.
 
@@ -211,13 +205,13 @@ class Store:
         Raises:
             ColumnError: if a column is missing, unknown, or of the wrong dtype, shape or length.
         """
-        self._engine.check_open()
+        self._engine.check_writable()
         rows = encode_batch(self.schema, batch, lane=lane)
         return self._engine.ingest_external(_events(rows, self._engine, contiguous))
 
     def add(self, *, lane: int = 0, contiguous: bool = True, **columns: Any) -> int:
         """Add one transition, given by column (observation=, action=, ...); see `extend`. Returns its row id."""
-        self._engine.check_open()
+        self._engine.check_writable()
         rows = encode_row(self.schema, columns, lane=lane)
         return int(self._engine.ingest_external(_events(rows, self._engine, contiguous))[0])
 
@@ -352,6 +346,11 @@ def _batch_size(value: Any) -> int:
 def _row_ids(value: Any) -> NDArray[np.int64]:
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
+    elif hasattr(value, "column_names"):
+        raise ColumnError(
+            f"row_ids is a {type(value).__name__} of {list(value.column_names)}, expected one column. "
+            'Give table["row_id"].'
+        )
     elif hasattr(value, "combine_chunks"):
         value = value.combine_chunks().to_numpy(zero_copy_only=False)
     array = np.asarray(value)

@@ -83,3 +83,34 @@ def test_nullable_columns_always_have_a_mask(env):
     with arrowrb.Collector(Sometimes(env), schema=schema, total_frames=12, frames_per_batch=3, seed=0) as collector:
         masks = [arrowrb.to_torch(batch)["s.valid"].tolist() for batch in collector]
     assert masks == [[False] * 3] * 2 + [[True] * 3] * 2
+
+
+def test_a_recorder_refuses_actions_outside_the_space(env):
+    with arrowrb.Store.temporary(arrowrb.Schema.from_env(env)) as store, store.recorder(env) as recorder:
+        recorder.reset(*env.reset(seed=5), seed=5)
+        observation, *rest = env.step(1)
+        with pytest.raises(arrowrb.ArrowRBError, match="'action' has the value 9, expected 0 to 1"):
+            recorder.step(9, observation, *rest)
+        assert recorder.step(1, observation, *rest).size == 1
+        assert len(store) == 1
+
+
+def test_slips_get_errors_of_ours(env, tmp_path):
+    schema = arrowrb.Schema.from_env(env)
+    with arrowrb.Store.create(tmp_path / "store", schema) as store:
+        with pytest.raises(arrowrb.ArrowRBError, match=r'Give table\["row_id"\]'):
+            store.gather(store.sql("SELECT row_id FROM transitions").arrow())
+        with pytest.raises(arrowrb.ArrowRBError, match="expected a pyarrow RecordBatch"):
+            arrowrb.to_torch(3)
+        with (
+            arrowrb.Store.open(store.path) as reader,
+            pytest.raises(arrowrb.ArrowRBError, match='opened with mode="r"'),
+        ):
+            reader.add()
+    pendulum = gymnasium.make("Pendulum-v1")
+    with arrowrb.Store.temporary(schema) as store:
+        with pytest.raises(
+            arrowrb.ArrowRBError, match=r"schema has dtype float32, shape \(4,\) and the environment has"
+        ):
+            store.recorder(pendulum)
+    pendulum.close()

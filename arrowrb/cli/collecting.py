@@ -152,6 +152,6 @@ def _report(store: Store, collector: Collector, seconds: float, done: bool) -> N
     rate = f", {count / seconds:,.0f} a second" if count else ""
     print(
         f"{'Collected' if done else 'Ended early after'} {count:,} transitions in {seconds:.1f} s{rate}. "
-        f"{store.path} now holds {len(store):,} of {store.info().num_episodes:,} episodes.",
+        f"{store.path} now holds {len(store):,} transitions of {store.info().num_episodes:,} episodes.",
         file=sys.stdout if done else sys.stderr,
     )

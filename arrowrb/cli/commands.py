@@ -96,7 +96,7 @@ def collect(
     ],
     store: Annotated[Path, _STORE],
     frames: Annotated[int, typer.Option(min=-1, help="Transitions to collect; -1 goes on until Ctrl-C.")] = 10_000,
-    num_envs: Annotated[int, typer.Option(min=1, help="Environments, one lane each.")] = 1,
+    num_envs: Annotated[int, typer.Option(min=1, max=65_536, help="Environments, one lane each.")] = 1,
     vectorization_mode: Annotated[
         Literal["sync", "async", "vector_entry_point"] | None,
         typer.Option(help="How several environments are stepped; sync by default.", show_default=False),

@@ -180,6 +180,10 @@ class Engine:
             )
         return self.writer_shard
 
+    def check_writable(self) -> None:
+        """Refuse to write to what is closed, was opened for reading, or belongs to the parent process."""
+        self._own()
+
     def ingest(self, events: Events) -> NDArray[np.int64]:
         """Commit transitions: all or none. Returns their row ids, int64[n], in order of the events."""
         shard = self._own()
@@ -228,8 +232,8 @@ class Engine:
                     self._claimed.update(wanted)
                     return start
         raise OptionError(
-            f"{count} lanes from {first if first is not None else 'any'} on are not free: a store has {MAX_LANES} "
-            "lanes, and another recorder may hold these. Close it, or choose others."
+            f"num_envs asks for {count:,} neighbouring lanes{'' if first is None else f' from {first} on'}, expected "
+            f"what is free of {MAX_LANES:,}. Close the recorder that holds them, or ask for fewer or others."
         )
 
     def release_lanes(self, first: int, count: int) -> None:
