@@ -51,7 +51,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code, out, err = run("collect", "CartPole-v1", path, "--frames", str(NUM_FRAMES), "--num-envs", "2", "--seed", "3")
     assert (code, err) == (0, "")
     assert re.fullmatch(
-        rf"Collected 1,500 transitions in [\d.]+ s, [\d,]+ a second. {re.escape(str(path))} now holds 1,500 of "
+        rf"Collected 1,500 transitions in [\d.]+ s, [\d,]+ a second. {re.escape(str(path))} now holds 1,500 transitions of "
         r"\d+ episodes.\n",
         out,
     )
@@ -198,7 +198,7 @@ def test_collect_refuses_a_store_and_appends_to_it(tmp_path: Path) -> None:
     assert {each: each.read_bytes() for each in path.rglob("*") if each.is_file()} == before
     code, out, _ = run("collect", "Pendulum-v1", path, "--frames", "50", "--append")
     assert code == 0
-    assert "now holds 150 of" in out
+    assert "now holds 150 transitions of" in out
     assert "was created with float32" in fail("collect", "Pendulum-v1", path, "--append", "--float64", "keep")
     assert "observation" in fail("collect", "CartPole-v1", path, "--append")
     with arrowrb.Store.open(path) as opened:
@@ -368,7 +368,9 @@ def test_ctrl_c_keeps_what_happened(tmp_path: Path) -> None:
             process.kill()
     assert json.loads(following.stdout)["writer_pid"] == process.pid
     assert (process.returncode, out) == (130, "")
-    said = re.fullmatch(r"Ended early after ([\d,]+) transitions in .* now holds ([\d,]+) of [\d,]+ episodes.\n", err)
+    said = re.fullmatch(
+        r"Ended early after ([\d,]+) transitions in .* now holds ([\d,]+) transitions of [\d,]+ episodes.\n", err
+    )
     assert said is not None, err
     assert said[1] == said[2]
     with arrowrb.Store.open(path) as opened:

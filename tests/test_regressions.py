@@ -108,9 +108,9 @@ def test_slips_get_errors_of_ours(env, tmp_path):
         ):
             reader.add()
     pendulum = gymnasium.make("Pendulum-v1")
-    with arrowrb.Store.temporary(schema) as store:
-        with pytest.raises(
-            arrowrb.ArrowRBError, match=r"schema has dtype float32, shape \(4,\) and the environment has"
-        ):
-            store.recorder(pendulum)
+    with (
+        arrowrb.Store.temporary(schema) as store,
+        pytest.raises(arrowrb.ArrowRBError, match=r"schema has dtype float32, shape \(4,\) and the environment has"),
+    ):
+        store.recorder(pendulum)
     pendulum.close()
