@@ -198,7 +198,7 @@ def train(store: arrowrb.Store, agent: Agent, path: Path, frames: int, target: f
     return target is None
 
 
-def draw_curve(store: arrowrb.Store, path: Path) -> None:
+def draw_curve(store: arrowrb.Store, path: Path, target: float) -> None:
     """Ask the store for its own learning curve, print it and draw it."""
     print("\nThe learning curve, by decile of the episodes (SQL over the store):")
     store.sql(DECILES).show()
@@ -212,7 +212,7 @@ def draw_curve(store: arrowrb.Store, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     axes.plot(frames, returns, ".", color="0.7", markersize=4, label="an episode")
     axes.plot(frames[window - 1 :], mean, color="tab:blue", label=f"mean of {window} episodes")
-    axes.axhline(475, color="tab:green", linestyle="--", linewidth=1, label="solved")
+    axes.axhline(target, color="tab:green", linestyle="--", linewidth=1, label=f"solved: {target:g}, greedy")
     axes.set(title=f"DQN on {ENV_ID}", xlabel="frames", ylabel="return while exploring", ylim=(0, None))
     axes.legend(loc="upper left")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -280,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.no_target:
             word = "Solved" if solved else "Not solved"
             print(f"{word}: {len(store):,} frames in the store, {time.perf_counter() - began:.0f} s.")
-        draw_curve(store, options.plot or options.store.with_name(options.store.name + ".png"))
+        draw_curve(store, options.plot or options.store.with_name(options.store.name + ".png"), options.target_return)
         print(store)
     return 0 if solved or options.no_target else 1
 

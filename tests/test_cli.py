@@ -51,8 +51,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code, out, err = run("collect", "CartPole-v1", path, "--frames", str(NUM_FRAMES), "--num-envs", "2", "--seed", "3")
     assert (code, err) == (0, "")
     assert re.fullmatch(
-        rf"Collected 1,500 transitions in [\d.]+ s, [\d,]+ a second. {re.escape(str(path))} now holds 1,500 transitions of "
-        r"\d+ episodes.\n",
+        rf"Collected 1,500 transitions in [\d.]+ s, [\d,]+ a second. {re.escape(str(path))} now holds "
+        r"1,500 transitions of \d+ episodes.\n",
         out,
     )
     return path
