@@ -7,6 +7,7 @@ future; a job that nobody waits for hands its error to ``on_error``.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -20,7 +21,7 @@ class Background:
 
     Args:
         name: of the thread.
-        tick: called when ``interval`` has passed without one, between jobs.
+        tick: called when ``interval`` has passed since the last time, between jobs.
         interval: seconds; None never ticks.
         on_error: called in the thread with what a tick or a job without a waiter raised.
     """
@@ -55,16 +56,21 @@ class Background:
             raise WaitError(f"Waited {timeout:g} s for background work (preparing or sealing segments) to finish.")
 
     def _run(self) -> None:
+        due = None if self._interval is None else time.monotonic() + self._interval
         while True:
             with self._changed:
                 if not self._jobs and not self._stopping:
-                    self._changed.wait(self._interval)
-                if self._jobs:
+                    self._changed.wait(None if due is None else max(0.0, due - time.monotonic()))
+                if due is not None and self._interval is not None and time.monotonic() >= due:
+                    due = time.monotonic() + self._interval  # jobs do not put it off
+                    tick: Future[Any] = Future()
+                    future, job, awaited = tick, self._tick, False
+                elif self._jobs:
                     future, job, awaited = self._jobs.popleft()
                 elif self._stopping:
                     return
                 else:
-                    future, job, awaited = Future(), self._tick, False
+                    continue
             try:
                 future.set_result(job())
             except BaseException as error:
