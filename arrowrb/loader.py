@@ -68,7 +68,7 @@ def batch_entries(schema: Schema, columns: Sequence[str] | None, float64: str) -
         raise OptionError(f"columns is the string {columns!r}, expected a list of names. Write columns=[{columns!r}].")
     known = _known_entries(schema, float64)
     if columns is None:
-        return tuple(entry for name, entry in known.items() if name in _default_names(schema))
+        return tuple(known[name] for name in _default_names(schema))
     chosen = []
     for name in dict.fromkeys(columns):
         if name == "row_id":
