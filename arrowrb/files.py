@@ -209,12 +209,6 @@ def boot_id() -> bytes:
     return bytes.fromhex(text.replace("-", ""))
 
 
-def free_bytes(path: Path) -> int:
-    """Room left for us on the device of a path."""
-    stat = os.statvfs(path)
-    return stat.f_bavail * stat.f_frsize
-
-
 @dataclass(frozen=True, slots=True)
 class Holder:
     """Who holds a lock: process id, host, and since when (seconds since the epoch)."""

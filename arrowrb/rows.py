@@ -18,7 +18,6 @@ POSITION_BITS: Final = 24
 MAX_SHARDS: Final = 1 << 15
 MAX_SEGMENTS: Final = 1 << (SHARD_SHIFT - POSITION_BITS)
 MAX_SEGMENT_ROWS: Final = 1 << POSITION_BITS
-MAX_LANE: Final = (1 << 31) - 1
 
 
 class Kind(IntEnum):

@@ -104,5 +104,7 @@ def test_a_collector_holds_its_temporary_store() -> None:
 def test_a_collector_may_outlive_its_store(tmp_path: Path) -> None:
     with Store.create(tmp_path / "store", schema_of(False)) as store:
         collector = Collector(World, store=store)
-        next(collector)
+        count = next(collector).num_rows
     collector.close()
+    with Store.open(tmp_path / "store") as store:
+        assert len(store) == count

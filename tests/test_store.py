@@ -188,6 +188,7 @@ def test_a_half_made_store_is_completed(tmp_path):
             (half / "segments").mkdir()
         with Store.create(tmp_path / str(number), SCHEMA) as store:
             store.extend(rows(0, 10))
+            assert len(store) == 10
 
 
 def test_unwanted_files(path):

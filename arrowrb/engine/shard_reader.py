@@ -34,7 +34,6 @@ class ShardReader:
         self._boot_id = files.boot_id()
         self._hot: dict[int, hot.HotSegment] = {}
         self._stamp: tuple[int, int, int] | None = None
-        self._views: list[SegmentView] = []
         self.layout_version = 0
         self.record: Record = Record()
         self.manifest: Manifest

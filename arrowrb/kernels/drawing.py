@@ -17,7 +17,6 @@ from .memory import inline, kernel, load_u8, prefetch
 
 # Fields of a segment's shape.
 ROWS, BLOCK_ROWS, FIRST_FILL, NUM_FILLS, WHOLE, KINDS, ROW_BASE = range(7)
-SHAPE_FIELDS = 7
 _MOST_MISSES = 4096  # at least every fourth row is a transition, so this many in a row never happen by chance
 
 

@@ -8,7 +8,6 @@ from .memory import address_of, copy_item, inline, kernel, load_f64, load_i64, l
 
 # Fields of an output column.
 COLUMN, SHIFT, ITEM, CAST, TARGET = range(5)
-OUTPUT_FIELDS = 5
 OUTPUT_BYTES = 40
 _AHEAD = 8
 _LINE = 64
