@@ -187,7 +187,9 @@ def other_boot(monkeypatch):
 
 def copy_live(store: Store, to: Path) -> Path:
     """What a power failure leaves when every page happened to reach the disk."""
-    store._engine.writer_shard._background.submit(lambda: None, awaited=True).result(60)
+    writer = store._engine.writer_shard
+    for thread in (writer._preparing, writer._background):  # a folder that changes while it is copied is no moment's
+        thread.submit(lambda: None, awaited=True).result(60)
     shutil.copytree(store.path, to, ignore=shutil.ignore_patterns("lock", "writer.json"))
     return to
 

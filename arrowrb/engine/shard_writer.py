@@ -220,8 +220,7 @@ class ShardWriter:
         """Seal the closed segments whose rows are durable.
 
         Where syncs come by the clock they are left to it: syncing what is being written slows the writer down. Only
-        when
-        many segments wait, or at once, this syncs for them.
+        when many segments wait, or at once, this syncs for them.
         """
         waiting = sum(segment.last_ordinal > self._durable_watermark for segment in self._closing.values())
         if waiting and (at_once or self._options.sync_interval is None or waiting > _MOST_WAITING):
