@@ -17,6 +17,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from arrowrb.collector import Collector
 from arrowrb.errors import ClosedError, EnvironmentFault, OptionError, SchemaError
+from arrowrb.loader import to_torch
 from arrowrb.schema import Extra, Schema
 from tests.ledger import LedgerStore, by_lane, check_lane, rows_of
 from tests.worlds import INFO, FileMaker, Logged, Maker, World, episodes_of, read_log
@@ -518,3 +519,40 @@ def test_infos_are_null_where_missing() -> None:
     assert batch["score"].null_count == scores.count(None)
     assert "score.valid" not in batch.schema.names
     assert batch["next_legal"].to_pylist() == [entry[6]["legal"].tolist() for entry in log if entry[0] == "step"]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int64", "int8", "uint8", "bool"])
+@pytest.mark.parametrize("float64", ["keep", "float32"])
+def test_one_array_of_any_dtype_with_random_actions(dtype: str, float64: str) -> None:
+    """The short loop takes observations byte by byte; whatever the dtype, it is what a recorder takes from them."""
+
+    class One(gymnasium.Env[Any, Any]):
+        observation_space = gymnasium.spaces.Box(0, 1, (2, 3), np.dtype(dtype).type)
+        action_space = gymnasium.spaces.Discrete(2)
+
+        def reset(
+            self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        ) -> tuple[Any, dict[str, Any]]:
+            super().reset(seed=seed)
+            self.seen = [self._draw()]
+            episodes.append(self.seen)
+            return self.seen[0], {}
+
+        def _draw(self) -> Any:
+            return (self.np_random.random((2, 3)) * 2).astype(dtype)
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            self.seen.append(self._draw())
+            return self.seen[-1], 1.0, bool(self.np_random.random() < 0.2), False, {}
+
+    episodes: list[list[Any]] = []
+    env = One()
+    schema = Schema.from_env(env, float64=float64)
+    stored = schema.column("observation").storage
+    with Collector(env, frames_per_batch=30, total_frames=90, schema=schema, seed=3) as collector:
+        batches = [to_torch(batch) for batch in collector]
+    for name, first in (("observation", 0), ("next_observation", 1)):
+        found = np.concatenate([np.asarray(batch[name]) for batch in batches])
+        flat = [each[first : len(each) - 1 + first] for each in episodes]
+        expected = np.array([value for each in flat for value in each])[:90].astype(stored)
+        assert found.view(stored).tobytes() == expected.tobytes()

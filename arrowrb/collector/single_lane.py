@@ -88,7 +88,8 @@ class SingleLane:
         stage, stamp, limit = self._stage, self._stamp, self._limit
         step, reset = self._env.step, self._env.reset
         cell, ndarray, encode = stage.observation_cells[0], np.ndarray, self._encode
-        dtype, shape = cell.direct, cell.column.shape
+        # What is cast on the way in is not taken byte by byte.
+        dtype, shape = None if cell.column.cast_from else cell.direct, cell.column.shape
         add_observation, add_reward, add_time = self._observations.append, self._rewards.append, self._times.append
         add_end, add_final, add_begin = self._ends.append, self._finals.append, self._begins.append
         t = stage.num_steps
