@@ -55,6 +55,9 @@ class Sink(Protocol):
     def claim_lanes(self, count: int, first: int | None = None) -> int:
         """Take neighbouring lanes, the lowest free ones unless `first` says; the first."""
 
+    def times_claimed(self, lane: int) -> int:
+        """How often a lane was taken since the store was opened; part of the seeds of whoever takes it again."""
+
     def release_lanes(self, first: int, count: int) -> None:
         """Give lanes back; their running episodes are cut. Does nothing after closing."""
 
@@ -268,6 +271,9 @@ class Recorder:
             seeds = list(seed)
         if len(seeds) != count:
             raise ColumnError(f"seed has {len(seeds)} values, expected {count}. Give one number, or one a lane.")
+        for each in seeds:
+            if each is not None and not 0 <= int(each) < 1 << 64:
+                raise ColumnError(f"seed is {each}, expected 0 to 2**64 - 1, as Gymnasium's environments take.")
         chosen = range(count) if lanes is None else np.flatnonzero(lanes)
         return [(self._first + int(i), None if seeds[i] is None else int(seeds[i])) for i in chosen]
 

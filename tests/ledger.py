@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ class Ledger:
         self.cuts: list[int] = []  # row ids after which an episode was cut
         self.seeds: dict[int, int] = {}
         self.claimed: set[int] = set()
+        self.claims: Counter[int] = Counter()
         self.commits = 0
         self.episodes = 0
         self._now = 1000
@@ -89,7 +91,11 @@ class Ledger:
     def claim_lanes(self, count: int, first: int | None = None) -> int:
         start = (max(self.claimed) + 1 if self.claimed else 0) if first is None else first
         self.claimed.update(range(start, start + count))
+        self.claims.update(range(start, start + count))
         return start
+
+    def times_claimed(self, lane: int) -> int:
+        return self.claims[lane]
 
     def release_lanes(self, first: int, count: int) -> None:
         self.cut(range(first, first + count))

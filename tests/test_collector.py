@@ -19,6 +19,7 @@ from arrowrb.collector import Collector
 from arrowrb.errors import ClosedError, EnvironmentFault, OptionError, SchemaError
 from arrowrb.loader import to_torch
 from arrowrb.schema import Extra, Schema
+from arrowrb.store import Store
 from tests.ledger import LedgerStore, by_lane, check_lane, rows_of
 from tests.worlds import INFO, FileMaker, Logged, Maker, World, episodes_of, read_log
 
@@ -419,6 +420,17 @@ def test_seeds() -> None:
         single = Maker()
         next(Collector(single, seed=9))
         assert single.logs[0][0][1] == seed(0, 0, 0)
+
+
+def test_a_second_collector_does_not_record_the_same_episodes() -> None:
+    with Store.temporary(Schema.from_env(World())) as store:
+        for _ in range(3):
+            with Collector(World, num_envs=2, store=store, seed=0, frames_per_batch=40) as collector:
+                next(collector)
+        seeds = [seed for (seed,) in store.sql("SELECT seed FROM episodes WHERE seed IS NOT NULL").fetchall()]
+        assert len(seeds) == len(set(seeds)) == 6
+        lanes = store.sql("SELECT list(action ORDER BY ordinal)[:50] FROM transitions GROUP BY lane").fetchall()
+        assert len({tuple(actions) for (actions,) in lanes}) == len(lanes) == 2
 
 
 def test_the_same_seed_gives_the_same_batches_whatever_their_size() -> None:

@@ -17,6 +17,7 @@ from arrowrb.collector import Collector, Step
 from arrowrb.collector.policies import zero_lanes
 from arrowrb.errors import ColumnError, EnvironmentFault, OptionError, SchemaError
 from arrowrb.schema import Extra, Schema
+from arrowrb.store import Store
 from tests.ledger import LedgerStore, by_lane, check_lane, rows_of
 from tests.worlds import Maker, World, episodes_of
 
@@ -261,7 +262,8 @@ def _collect(init_random_frames: int, num_envs: int = 1) -> list[dict[str, Any]]
 
 @pytest.mark.parametrize("mode", ["SameStep", "Disabled", "NextStep"])
 @pytest.mark.parametrize("num_envs", [1, 3])
-def test_frames_are_stacked_for_the_policy_within_an_episode(mode: str, num_envs: int) -> None:
+@pytest.mark.parametrize("random_frames", [0, 20])
+def test_frames_are_stacked_for_the_policy_within_an_episode(mode: str, num_envs: int, random_frames: int) -> None:
     maker = Maker()
     stacks: list[Any] = []
 
@@ -271,6 +273,7 @@ def test_frames_are_stacked_for_the_policy_within_an_episode(mode: str, num_envs
         return np.zeros(num_envs, np.int64)
 
     options: dict[str, Any] = {} if num_envs == 1 else {"autoreset_mode": mode}
+    options["init_random_frames"] = random_frames
     collector = Collector(maker, policy, num_envs=num_envs, frame_stack={"observation": 3}, **options)
     batch = next(collector)
     assert batch.schema.field("observation").type.shape == [3]
@@ -335,3 +338,41 @@ def test_an_environment_may_write_into_its_action() -> None:
         for made in (env, SyncVectorEnv([lambda: Greedy(World(nested=True))] * 2)):
             for row in take(Collector(made, policy), 1):
                 assert np.all(np.abs(row["outcome"][2]) <= 1)
+
+
+@pytest.mark.parametrize("counted", ["frames_per_batch", "steps_per_batch"])
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_what_a_policy_says_of_observations_is_in_every_row(counted: str, num_envs: int) -> None:
+    """However batches are counted: the observation at a batch's end is acted on before the batch is committed."""
+    schema = Schema.from_env(World(), extras={"hidden": Extra("float32", owner="observation", nullable=True)})
+
+    def policy(observation: Any) -> Any:
+        return np.zeros(len(observation), np.int64), {"hidden": observation[:, 0].astype(np.float32)}
+
+    with Store.temporary(schema) as store:
+        made = {"num_envs": num_envs, counted: 3, "total_frames": 60}
+        with Collector(World, policy, store=store, seed=1, **made) as collector:
+            for _ in collector:
+                pass
+        table = store.sql(
+            "SELECT observation[1] AS o, hidden, next_hidden, terminated, truncated FROM transitions"
+        ).df()
+    assert (table["hidden"] == table["o"]).all()
+    missing = table["next_hidden"].isna() & ~(table["terminated"] | table["truncated"])
+    assert missing.sum() <= num_envs  # the newest of each lane, when the collector stopped
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Dict({"x": spaces.Discrete(3)}), spaces.Tuple((spaces.Box(-1, 1, (2,), np.float32),))]
+)
+def test_an_action_of_one_part_is_nested_as_its_space(space: Any) -> None:
+    class Checking(World):
+        def __init__(self) -> None:
+            super().__init__()
+            self.action_space = space
+
+        def step(self, action: Any) -> Any:
+            assert space.contains(action)
+            return super().step(action)
+
+    assert next(Collector(Checking, frames_per_batch=20)).num_rows == 20

@@ -285,3 +285,12 @@ def test_what_is_no_environment_is_refused() -> None:
     recorder.reset(np.zeros(3, np.float32), {"legal": np.zeros(4, np.int8)})
     with pytest.raises(EnvironmentFault, match="info"):
         recorder.step(0, np.zeros(3, np.float32), 0.0, False, False, [])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, [0, -5]])
+def test_seeds_out_of_range(seed: Any) -> None:
+    envs = SyncVectorEnv([World, World])
+    with Recorder(Ledger(Schema.from_env(World())), envs) as recorder:
+        observation, info = envs.reset()
+        with pytest.raises(ColumnError, match="expected 0 to"):
+            recorder.reset(observation, info, seed=seed)

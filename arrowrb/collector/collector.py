@@ -112,6 +112,7 @@ class Collector:
                 runner = Runner(policy, self.schema, layout.num_lanes, **options)
             self._sink: Sink = Detached(self.schema) if store is None else _engine(store)
             self._first = self._sink.claim_lanes(layout.num_lanes)
+            self._claims = [self._sink.times_claimed(lane) - 1 for lane in self.lanes]
         except BaseException:
             if made.owned:
                 environments.close(made.env)
@@ -135,11 +136,12 @@ class Collector:
         return self._steps if self._steps is not None else min(self._frames // lanes + 2, 1 << 16)
 
     def _sequence(self, lane: int, *more: int) -> np.random.SeedSequence:
-        """The seeds of a lane of this collector: other ones whenever the store is opened again."""
+        """The seeds of a lane of this collector: other ones whenever the store is opened, or the lane taken, again."""
         if self._seed is None:
             return np.random.SeedSequence()
-        key = (self._sink.times_opened, self._sink.shard, self._first + lane, *more)
-        return np.random.SeedSequence(self._seed, spawn_key=key)
+        key = (self._sink.times_opened, self._sink.shard, self._first + lane)
+        again = self._claims[lane] if lane < len(self._claims) else max(self._claims)
+        return np.random.SeedSequence(self._seed, spawn_key=(*key, *((2, again) if again else ()), *more))
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """The collector itself: it goes on where it was."""
@@ -185,7 +187,7 @@ class Collector:
         frames = left if self._steps is not None else min(self._frames, left)
         version, random_frames = self.policy_version, self._init_random_frames - self.num_frames
         self._stepper.run(frames=frames, steps=self._steps, version=version, random_frames=random_frames)
-        if self._looks_ahead and frames < left:
+        if self._looks_ahead and min(self._stage.num_pending, frames) < left:  # there will be another batch
             self._stepper.look_ahead(version=version, random_frames=random_frames)
 
     def _emit(self) -> pa.RecordBatch:

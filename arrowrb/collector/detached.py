@@ -68,6 +68,10 @@ class Detached:
         self._episode, self._step = np.zeros(count, np.int64), np.zeros(count, np.int64)
         return first or 0
 
+    def times_claimed(self, lane: int) -> int:  # noqa: ARG002
+        """Each collector without a store is the first."""
+        return 1
+
     def release_lanes(self, first: int, count: int) -> None:
         """Nothing to give back."""
 

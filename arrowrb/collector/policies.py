@@ -124,15 +124,25 @@ class Runner:
             ColumnError: If an action does not fit its space.
             EnvironmentFault: If the policy does not return what its protocol asks for.
         """
-        leaves = self._leaves(observation)
-        for index, depth in self._stacks.items():
-            leaves[index] = self._stack(index, depth, leaves[index], is_first)
+        leaves = self.watch(observation, is_first)
         if self._torch is None:
             result = self._call(self._policy, self._tree.build(leaves), is_first, info, version)
         else:
             result = self._call_module(leaves, is_first, info, version)
         action, extras = result
         return Decision(self._actions(action), self._extras(extras), version)
+
+    @property
+    def stacks(self) -> bool:
+        """Whether the policy sees earlier frames, so that it must `watch` steps that it does not decide."""
+        return bool(self._stacks)
+
+    def watch(self, observation: Any, is_first: NDArray[np.bool_]) -> list[Any]:
+        """Put an observation on the stacks of frames; its leaves, stacked."""
+        leaves = self._leaves(observation)
+        for index, depth in self._stacks.items():
+            leaves[index] = self._stack(index, depth, leaves[index], is_first)
+        return leaves
 
     def _extras(self, extras: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         """Extras laid out as the environment's values: of a single environment without the axis of lanes."""

@@ -26,6 +26,7 @@ def fits(stage: Stage) -> bool:
     schema = stage.schema
     return (
         stage.layout.single
+        and schema.action_tree.is_leaf
         and len(schema.observation_columns) == 1
         and bool(schema.observation_columns[0].shape)
         and schema.observation_columns[0].item_bytes <= _MOST_BYTES

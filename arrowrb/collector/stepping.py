@@ -121,7 +121,7 @@ class Stepper:
         stage = self._stage
         while stage.num_pending < frames and (steps is None or stage.num_steps < steps):
             is_random = self._runner is None or (self._decision is None and stage.num_pending < random_frames)
-            if self._short is not None and is_random:
+            if self._short is not None and is_random and not (self._runner is not None and self._runner.stacks):
                 count = min(frames - stage.num_pending, frames if steps is None else steps - stage.num_steps)
                 if self._runner is not None:
                     count = min(count, random_frames - stage.num_pending)
@@ -142,6 +142,8 @@ class Stepper:
             return decision
         stage = self._stage
         if self._runner is None or stage.num_pending < random_frames:
+            if self._runner is not None and self._runner.stacks:
+                self._runner.watch(self._observation, stage.fresh)
             return Decision(self._random.next(), None, version)
         decision = self._runner.decide(self._observation, stage.fresh, self._info, version)
         stage.note(decision.extras)

@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,6 +151,7 @@ class Engine:
         self._pid = os.getpid()
         self._guard = threading.RLock()
         self._claimed: set[int] = set()
+        self._claims: Counter[int] = Counter()
         self._layout: tuple[tuple[int, ...], Layout] | None = None
         self._snapshot: Snapshot | None = None
         self._warned = False
@@ -230,11 +232,16 @@ class Engine:
                     break
                 if self._claimed.isdisjoint(wanted):
                     self._claimed.update(wanted)
+                    self._claims.update(wanted)
                     return start
         raise OptionError(
             f"num_envs asks for {count:,} neighbouring lanes{'' if first is None else f' from {first} on'}, expected "
             f"what is free of {MAX_LANES:,}. Close the recorder that holds them, or ask for fewer or others."
         )
+
+    def times_claimed(self, lane: int) -> int:
+        """How often a lane was reserved since the store was opened."""
+        return self._claims[lane]
 
     def release_lanes(self, first: int, count: int) -> None:
         """Give lanes back; their running episodes are cut."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -46,9 +47,11 @@ def view_sql(view: str, names: Names, watermarks: dict[int, int], *, closed: boo
 
 
 def _unique(items: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Number names that differ in case only (keys of a Dict space may), as DuckDB does."""
-    taken: set[str] = set()
-    for name, sql in items:
+    """Number names that differ in case only (keys of a Dict space may): none can be told by its own name in SQL."""
+    chosen = list(items)
+    folded = Counter(name.casefold() for name, _ in chosen)
+    taken: set[str] = {name for name, count in folded.items() if count > 1}
+    for name, sql in chosen:
         given, count = name, 0
         while given.casefold() in taken:
             count += 1
