@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import io
 import json
 import os
 import secrets
@@ -20,7 +21,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -78,22 +79,40 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def publish(path: Path, content: bytes, *, sync: bool = True) -> None:
+def publish(path: Path, content: bytes, *, sync: bool = True, sync_name: bool = True) -> None:
     """Replace a file atomically: unique temporary name, sync, rename, sync the directory."""
+    with publishing(path, sync=sync, sync_name=sync_name) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def publishing(
+    path: Path, *, sync: bool = True, sync_name: bool = True, verify: Callable[[Path], None] | None = None
+) -> Iterator[io.BufferedWriter]:
+    """A file to write, which takes its name when the block ends; if that raises, nothing of it is left.
+
+    Args:
+        path: the name; what has it is replaced.
+        sync: make content and name durable.
+        sync_name: False leaves the name to a sync of the directory that follows.
+        verify: called with the temporary file when it is whole and synced; may raise.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     with explaining(path, f"writing {path.name}"):
         try:
             with open(temporary, "xb") as file:
-                file.write(content)
+                yield file
+                file.flush()
                 if sync:
-                    file.flush()
                     os.fsync(file.fileno())
+            if verify is not None:
+                verify(temporary)
             os.rename(temporary, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
             raise
-        if sync:
+        if sync and sync_name:
             sync_directory(path.parent)
 
 

@@ -17,10 +17,13 @@ class StoreInfo:
         env_id: the environment's id, where it is known.
         num_transitions: transitions that can be sampled.
         num_episodes: episodes begun.
-        num_rows: committed rows, tails included.
+        num_rows: committed rows, tails included, without those that were dropped.
+        num_evicted: transitions that retention has dropped.
         num_breaks: external rows whose observation did not agree with the row before.
-        num_segments: segments by state: open and sealed.
-        allocated_rows, allocated_bytes: room that the segments take on disk.
+        num_segments: segments by state: open and sealed (in the hot tier), and cold.
+        allocated_rows, allocated_bytes: room that the segments of the hot tier take on disk.
+        cold_rows, cold_bytes: rows and bytes of the Parquet files.
+        pinned_bytes: of files that are gone or moved, which snapshots in this process still hold.
         row_bytes: bytes of one row.
         bytes_per_transition: allocated bytes of rows in use a transition, tails included.
         writer_pid: the process that has the store open for writing, if any.
@@ -32,10 +35,14 @@ class StoreInfo:
     num_transitions: int
     num_episodes: int
     num_rows: int
+    num_evicted: int
     num_breaks: int
     num_segments: dict[str, int]
     allocated_rows: int
     allocated_bytes: int
+    cold_rows: int
+    cold_bytes: int
+    pinned_bytes: int
     row_bytes: int
     bytes_per_transition: float | None
     writer_pid: int | None
@@ -44,9 +51,12 @@ class StoreInfo:
     def summary(self) -> str:
         """One line."""
         env = f", {self.env_id}" if self.env_id else ""
+        hot, cold = self.num_segments["open"] + self.num_segments["sealed"], self.num_segments["cold"]
+        tiers = f"hot tier {human_bytes(self.allocated_bytes)} in {hot} segments"
+        if cold:
+            tiers += f", cold tier {human_bytes(self.cold_bytes)} in {cold}"
         return (
-            f"Store({self.path!r}{env}: {self.num_transitions:,} transitions, {self.num_episodes:,} episodes, "
-            f"hot tier {human_bytes(self.allocated_bytes)} in {sum(self.num_segments.values())} segments)"
+            f"Store({self.path!r}{env}: {self.num_transitions:,} transitions, {self.num_episodes:,} episodes, {tiers})"
         )
 
     def rows(self) -> list[tuple[str, str]]:
@@ -57,9 +67,12 @@ class StoreInfo:
             ("transitions", f"{self.num_transitions:,}"),
             ("episodes begun", f"{self.num_episodes:,}"),
             ("rows, tails included", f"{self.num_rows:,}"),
+            ("dropped", f"{self.num_evicted:,} transitions"),
             ("breaks", f"{self.num_breaks:,}"),
-            ("hot segments", ", ".join(f"{count} {state}" for state, count in self.num_segments.items())),
-            ("allocated", f"{human_bytes(self.allocated_bytes)} for {self.allocated_rows:,} rows"),
+            ("segments", ", ".join(f"{count} {state}" for state, count in self.num_segments.items())),
+            ("hot tier", f"{human_bytes(self.allocated_bytes)} for {self.allocated_rows:,} rows"),
+            ("cold tier", f"{human_bytes(self.cold_bytes)} for {self.cold_rows:,} rows"),
+            ("pinned", human_bytes(self.pinned_bytes)),
             ("bytes a row", f"{self.row_bytes:,}"),
         ]
         if self.bytes_per_transition is not None:
@@ -90,9 +103,11 @@ def describe(engine: Engine) -> StoreInfo:
     """Look at a store without reading its rows."""
     snapshot = engine.snapshot()
     segments = [entry for manifest in engine.manifests() for entry in manifest.segments]
+    hot = [entry for entry in segments if entry.tier == "hot"]
+    cold = [entry for entry in segments if entry.tier == "cold"]
     records = snapshot.records
     row_bytes = sum(column.item_bytes for column in engine.schema.columns)
-    num_rows = sum(record.watermark for record in records)
+    num_rows = sum(record.watermark for record in records) - sum(each.num_rows for each in snapshot.evicted)
     transitions = snapshot.num_transitions
     return StoreInfo(
         path=str(engine.path),
@@ -100,13 +115,18 @@ def describe(engine: Engine) -> StoreInfo:
         num_transitions=transitions,
         num_episodes=sum(record.num_episodes for record in records),
         num_rows=num_rows,
+        num_evicted=sum(record.num_transitions for record in records) - transitions,
         num_breaks=sum(record.num_breaks for record in records),
         num_segments={
-            "open": sum(not entry.sealed for entry in segments),
-            "sealed": sum(entry.sealed for entry in segments),
+            "open": sum(not entry.sealed for entry in hot),
+            "sealed": sum(entry.sealed for entry in hot),
+            "cold": len(cold),
         },
-        allocated_rows=sum(entry.rows for entry in segments),
-        allocated_bytes=sum(entry.bytes for entry in segments),
+        allocated_rows=sum(entry.rows for entry in hot),
+        allocated_bytes=sum(entry.bytes for entry in hot),
+        cold_rows=sum(entry.num_rows for entry in cold),
+        cold_bytes=sum(entry.bytes for entry in cold),
+        pinned_bytes=engine.pinned_bytes,
         row_bytes=row_bytes,
         bytes_per_transition=num_rows * row_bytes / transitions if transitions else None,
         writer_pid=engine.writer_pid(),

@@ -7,7 +7,8 @@ them: whoever keeps a batch, or a view of a part of it, keeps it unchanged.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from . import kernels
-from .engine import Located, Snapshot
+from .engine import Engine, Located, Snapshot
 from .errors import ColumnError, OptionError
+from .samplers import Stream, check_tiers
 from .schema import Column, Schema, Tree
 from .schema.arrays import column_numpy
 from .schema.columns import DTYPES
@@ -201,13 +202,23 @@ class Loader:
 
     def load(self, snapshot: Snapshot, located: Located) -> dict[str, Any]:
         """Read rows into a new batch: name -> tensor [n, *shape], nested where the space is, with ``row_id``."""
+        return self._assemble(self._read(snapshot, located))
+
+    def load_many(self, snapshot: Snapshot, located: Located, batch_size: int) -> list[dict[str, Any]]:
+        """Read rows for several batches of one size in one go; their tensors are parts of one slab."""
+        tensors = self._read(snapshot, located)
+        starts = range(0, located.row_ids.size, batch_size)
+        return [self._assemble([tensor[first : first + batch_size] for tensor in tensors]) for first in starts]
+
+    def _read(self, snapshot: Snapshot, located: Located) -> list[Any]:
+        """Gather rows into a slab; its tensors."""
         count = located.row_ids.size
         if count != self._count:
             self._lay_out(count)
         slab = self._take_slab(count)
-        kernels.gather(located.slots, located.positions, snapshot.layout.addresses, slab.table)
+        snapshot.gather(located, slab.table)
         slab.row_ids[:] = located.row_ids
-        return self._assemble(slab)
+        return slab.tensors
 
     def _lay_out(self, count: int) -> None:
         """Decide where each output lies in a slab for so many rows, and the table that the kernel reads."""
@@ -237,12 +248,12 @@ class Loader:
         self._slabs.append(slab)
         return slab
 
-    def _assemble(self, slab: _Slab) -> dict[str, Any]:
+    def _assemble(self, parts: Sequence[Any]) -> dict[str, Any]:
         if self._device is None:
-            tensors = [tensor.detach() for tensor in slab.tensors]
+            tensors = [tensor.detach() for tensor in parts]
         else:
             # A copy even where the slab lies on that device already: the slab is used again.
-            tensors = [tensor.to(self._device, non_blocking=self._pinned, copy=True) for tensor in slab.tensors]
+            tensors = [tensor.to(self._device, non_blocking=self._pinned, copy=True) for tensor in parts]
             if self._pinned:
                 self._torch.cuda.current_stream(self._device).synchronize()
         batch: dict[str, Any] = {}
@@ -257,6 +268,78 @@ class Loader:
                 place = stop
         batch["row_id"] = tensors[place]
         return batch
+
+
+def as_row_ids(value: Any) -> NDArray[np.int64]:
+    """Row ids given as an array, a tensor or a column, as int64[n]."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    elif hasattr(value, "column_names"):
+        raise ColumnError(
+            f"row_ids is a {type(value).__name__} of {list(value.column_names)}, expected one column. "
+            'Give table["row_id"].'
+        )
+    elif hasattr(value, "combine_chunks"):
+        value = value.combine_chunks().to_numpy(zero_copy_only=False)
+    array = np.asarray(value)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ColumnError(
+            f"row_ids has shape {array.shape} and dtype {array.dtype}, expected one dimension of int64. "
+            "Take row ids from a batch, or from SELECT row_id FROM transitions."
+        )
+    return np.require(array, np.int64, ("C", "W"))  # kernels take writable arrays; Arrow gives others
+
+
+class Sampler:
+    """An endless stream of batches from a store; made by `Store.sampler`.
+
+    Drawing is from what is visible at that moment, so rows that are written meanwhile take part, those that were drawn
+    ahead excepted. Not thread-safe: use one a thread.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        stream: Stream,
+        loader: Loader,
+        batch_size: int,
+        *,
+        prefetch: int = 0,
+        tiers: str = "all",
+    ) -> None:
+        """Not for users: see `Store.sampler`."""
+        if isinstance(prefetch, bool) or not isinstance(prefetch, int | np.integer) or prefetch < 0:
+            raise OptionError(f"prefetch is {prefetch!r}, expected a number of batches from 0 on.")
+        self._engine = engine
+        self._stream = stream
+        self._loader = loader
+        self._tiers = check_tiers(tiers)
+        self._ready: deque[dict[str, Any]] = deque()
+        self.batch_size = batch_size
+        self.prefetch = int(prefetch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        return self.sample()
+
+    def sample(self) -> dict[str, Any]:
+        """Draw the next batch: name -> tensor [batch_size, *shape], nested where the space is, with ``row_id``."""
+        if self._ready:
+            return self._ready.popleft()
+        snapshot, size = self._engine.snapshot(), self.batch_size
+        if self.prefetch == 0:
+            return self._loader.load(snapshot, self._stream.draw(snapshot, size, tiers=self._tiers))
+        # One draw a batch, so that the rows do not depend on how many are drawn ahead.
+        drawn = [self._stream.draw(snapshot, size, tiers=self._tiers) for _ in range(self.prefetch + 1)]
+        located = Located(
+            np.concatenate([each.slots for each in drawn]),
+            np.concatenate([each.positions for each in drawn]),
+            np.concatenate([each.row_ids for each in drawn]),
+        )
+        self._ready.extend(self._loader.load_many(snapshot, located, size))
+        return self._ready.popleft()
 
 
 def to_torch(batch: pa.RecordBatch | pa.Table) -> dict[str, torch.Tensor]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -35,14 +36,14 @@ class FileEntry:
     crc32: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SegmentEntry:
     """One segment: where its rows lie and, once it is sealed, what is known of them for good."""
 
     number: int
     rows: int  # allocated
     block_rows: int
-    tier: str  # "hot", "cold" or "evicted"
+    tier: str  # "hot" or "cold"
     name: str  # of the file that holds the rows
     bytes: int
     sealed: bool = False
@@ -56,6 +57,36 @@ class SegmentEntry:
     runs: FileEntry | None = None
     unknown: dict[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def text(self) -> str:
+        """As JSON. Kept, since every change of a manifest writes all of its entries."""
+        value = asdict(self)
+        value.update(value.pop("unknown"))
+        return _json(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """What retention has dropped: sums over the segments that were, and their runs, which outlive them."""
+
+    num_segments: int = 0
+    rows: int = 0  # allocated
+    num_rows: int = 0
+    num_transitions: int = 0
+    last_ordinal: int = 0
+    runs: tuple[FileEntry, ...] = ()  # oldest first; each of one segment, or merged from neighbours
+
+    def with_segment(self, entry: SegmentEntry) -> Evicted:
+        """The sums with one more sealed segment."""
+        return Evicted(
+            self.num_segments + 1,
+            self.rows + entry.rows,
+            self.num_rows + entry.num_rows,
+            self.num_transitions + entry.num_transitions,
+            max(self.last_ordinal, entry.last_ordinal),
+            self.runs if entry.runs is None else (*self.runs, entry.runs),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -67,28 +98,50 @@ class Manifest:
     times_opened: int = 0
     next_segment: int = 0  # numbers below it are used up for good
     segments: tuple[SegmentEntry, ...] = ()
+    evicted: Evicted = Evicted()
     unknown: dict[str, Any] = field(default_factory=dict)
 
     def with_segment(self, entry: SegmentEntry) -> Manifest:
         """The manifest with this segment added, or replaced where its number is listed."""
-        others = [each for each in self.segments if each.number != entry.number]
-        segments = tuple(sorted([*others, entry], key=lambda each: each.number))
-        return replace(self, segments=segments, next_segment=max(self.next_segment, entry.number + 1))
+        return self.with_segments([entry])
+
+    def with_segments(self, entries: Sequence[SegmentEntry]) -> Manifest:
+        """The manifest with these segments added, or replaced where their numbers are listed."""
+        listed = {each.number: each for each in (*self.segments, *entries)}
+        segments = tuple(listed[number] for number in sorted(listed))
+        following = max([self.next_segment, *(entry.number + 1 for entry in entries)])
+        return replace(self, segments=segments, next_segment=following)
+
+    def segment(self, number: int) -> SegmentEntry:
+        """The entry of a segment."""
+        return next(entry for entry in self.segments if entry.number == number)
+
+    def without_segment(self, entry: SegmentEntry) -> Manifest:
+        """The manifest when a segment has been evicted."""
+        segments = tuple(each for each in self.segments if each.number != entry.number)
+        return replace(self, segments=segments, evicted=self.evicted.with_segment(entry))
+
+    @property
+    def files(self) -> set[str]:
+        """Names of all files in the folder of segments that belong to the shard."""
+        tables = [file for entry in self.segments for file in (entry.blocks, entry.runs) if file is not None]
+        return {entry.name for entry in self.segments} | {file.name for file in (*tables, *self.evicted.runs)}
 
 
 def encode(manifest: Manifest) -> bytes:
     """The manifest as JSON with its checksum; keys that this version does not know are kept."""
-    body = asdict(manifest)
+    body = {each.name: getattr(manifest, each.name) for each in fields(manifest)}
+    body["evicted"] = asdict(manifest.evicted)
     body.update(body.pop("unknown"))
-    for segment in body["segments"]:
-        segment.update(segment.pop("unknown"))
-    text = _canonical(body)
+    del body["segments"]
+    entries = ",".join(entry.text for entry in manifest.segments)
+    text = f'{{"segments":[{entries}],{_json(body)[1:]}'.encode()
     header = {"format": FORMAT, "features": [], "crc32": zlib.crc32(text)}
     return json.dumps(header).encode() + b"\n" + text + b"\n"
 
 
-def _canonical(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def check_format(found: object, features: object, where: str) -> None:
@@ -124,6 +177,7 @@ def decode(content: bytes, where: str) -> Manifest:
             times_opened=_count(value.pop("times_opened")),
             next_segment=_count(value.pop("next_segment"), MAX_SEGMENTS),
             segments=segments,
+            evicted=_evicted(value.pop("evicted")),
             unknown=value,
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -160,10 +214,21 @@ def _file(value: dict[str, Any]) -> FileEntry:
     return FileEntry(_name(value["name"]), _count(value["bytes"]), _count(value["crc32"], (1 << 32) - 1))
 
 
+def _evicted(value: dict[str, Any]) -> Evicted:
+    return Evicted(
+        num_segments=_count(value["num_segments"], MAX_SEGMENTS),
+        rows=_count(value["rows"]),
+        num_rows=_count(value["num_rows"]),
+        num_transitions=_count(value["num_transitions"]),
+        last_ordinal=_count(value["last_ordinal"]),
+        runs=tuple(_file(each) for each in value["runs"]),
+    )
+
+
 def _segment(value: dict[str, Any]) -> SegmentEntry:
     value = dict(value)
     tier, sealed = value.pop("tier"), value.pop("sealed")
-    if tier not in ("hot", "cold", "evicted") or not isinstance(sealed, bool):
+    if tier not in ("hot", "cold") or not isinstance(sealed, bool) or (tier == "cold" and not sealed):
         raise ValueError(f"no segment has tier {tier!r}, sealed {sealed!r}")
     rows = _count(value.pop("rows"), MAX_SEGMENT_ROWS)
     block_rows = _count(value.pop("block_rows"), MAX_SEGMENT_ROWS)

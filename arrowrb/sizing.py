@@ -17,7 +17,7 @@ MOST_BLOCK_ROWS: Final = 512
 MIN_MAX_ROWS: Final = 1000
 _BLOCKS_A_LANE: Final = 4
 _GROWTH: Final = 3
-_SHARE_OF_MAX_ROWS: Final = 16
+_SHARE_OF_LIMIT: Final = 16
 _MOST_ELEMENTS: Final = 1 << 30
 
 
@@ -30,31 +30,43 @@ class SegmentShape:
 
 
 def shape_segment(
-    *, num_lanes: int, row_bytes: int, rows_so_far: int, max_rows: int | None = None, list_size: int = 1
+    *,
+    num_lanes: int,
+    row_bytes: int,
+    rows_so_far: int,
+    max_rows: int | None = None,
+    hot_rows: int | None = None,
+    list_size: int = 1,
 ) -> SegmentShape:
     """Choose the shape of a segment that is about to be opened.
 
-    Segments grow with the shard (each makes it four times as large) up to 64 MiB or 262,144 rows, so that a small store
-    stays small and the files of a large one stay few. There are at least four blocks a lane. With ``max_rows``, a
-    segment is at most a sixteenth of it, unless the lanes need more (32 rows each).
+    Segments grow with the shard (each makes it four times as large) up to 64 MiB or 262,144 rows, so that a small
+    store stays small and the files of a large one stay few. There are at least four blocks a lane. With ``max_rows`` or
+    ``hot_rows``, a segment is at most a sixteenth of it, unless the lanes need more (32 rows each).
 
     Args:
         num_lanes: lanes now active.
         row_bytes: bytes of a row over all columns.
         rows_so_far: rows that the shard's segments have allocated.
         max_rows: the retention limit in transitions, if there is one.
+        hot_rows: rows that the hot tier holds, if it is bounded.
         list_size: the most elements that a tensor column has in a row (Arrow's lists hold fewer than 2^31 in all).
     """
     lanes = max(1, num_lanes)
     most = max(64, min(MOST_ROWS, MOST_BYTES // max(1, row_bytes)))
     first = max(64, min(FIRST_ROWS, FIRST_BYTES // max(1, row_bytes)))
     rows = min(most, max(first, _GROWTH * rows_so_far))
-    if max_rows is not None:
-        rows = min(rows, max_rows // _SHARE_OF_MAX_ROWS)
+    limit = min((each for each in (max_rows, hot_rows) if each is not None), default=None)
+    if limit is not None:
+        rows = min(rows, max(limit // _SHARE_OF_LIMIT, LEAST_BLOCK_ROWS))
     block_rows = LEAST_BLOCK_ROWS
-    if max_rows is None:  # with many lanes, rather a larger segment than a tail every eighth row
-        while block_rows < ROOMY_BLOCK_ROWS and _BLOCKS_A_LANE * lanes * block_rows * 2 * row_bytes <= MOST_BYTES:
-            block_rows *= 2
+    # With many lanes, rather a larger segment than a tail every eighth row.
+    roomy = MAX_SEGMENT_ROWS if limit is None else limit // _SHARE_OF_LIMIT
+    while block_rows < ROOMY_BLOCK_ROWS:
+        needed = _BLOCKS_A_LANE * lanes * block_rows * 2
+        if needed * row_bytes > MOST_BYTES or needed > roomy:
+            break
+        block_rows *= 2
     while block_rows * 2 <= MOST_BLOCK_ROWS and _BLOCKS_A_LANE * lanes * block_rows * 2 <= rows:
         block_rows *= 2
     num_blocks = max(rows // block_rows, _BLOCKS_A_LANE * lanes)

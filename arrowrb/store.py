@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,13 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import sql
-from .engine import Engine, WriterOptions, create_store
+from .engine import (
+    DEFAULT_CACHE_BYTES,
+    Engine,
+    check_cache_bytes,
+    check_retention,
+    create_store,
+    writer_options,
+)
 from .errors import ClosedError, ColumnError, OptionError
 from .events import DECIDE, INDEPENDENT, Events
 from .info import StoreInfo, describe
-from .loader import Loader
+from .loader import Loader, Sampler, as_row_ids
 from .recorder import Recorder
-from .samplers import Strategy, Stream, Uniform
+from .samplers import Strategy, Stream, Uniform, check_tiers
 from .schema import Rows, Schema, encode_batch, encode_row
 
 __all__ = ["Sampler", "Store"]
@@ -32,31 +39,6 @@ _MAX_INT32 = (1 << 31) - 1
 _MAX_INT64 = (1 << 63) - 1
 _MAX_EPISODE = 1 << 62  # room for those that are assigned after it
 _MAX_STEP = 1 << 30  # room for the steps that follow
-
-
-class Sampler:
-    """An endless stream of batches from a store; made by `Store.sampler`.
-
-    Iterating draws from what is visible at that moment, so rows that are written meanwhile take part. Not
-    thread-safe: use one a thread.
-    """
-
-    def __init__(self, engine: Engine, stream: Stream, loader: Loader, batch_size: int) -> None:
-        self._engine = engine
-        self._stream = stream
-        self._loader = loader
-        self.batch_size = batch_size
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self
-
-    def __next__(self) -> dict[str, Any]:
-        return self.sample()
-
-    def sample(self) -> dict[str, Any]:
-        """Draw the next batch: name -> tensor [batch_size, *shape], nested where the space is, with ``row_id``."""
-        snapshot = self._engine.snapshot()
-        return self._loader.load(snapshot, self._stream.draw(snapshot, self.batch_size))
 
 
 class Store:
@@ -80,12 +62,30 @@ class Store:
     # -- opening and closing -------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], schema: Schema, *, sync_interval: float | None = 5.0) -> Self:
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        schema: Schema,
+        *,
+        hot_rows: int | None = None,
+        hot_bytes: int | None = None,
+        max_rows: int | None = None,
+        max_bytes: int | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        sync_interval: float | None = 5.0,
+    ) -> Self:
         """Create a store and open it for writing.
 
         Args:
             path: a directory that does not exist yet, or is empty.
             schema: what a transition holds; see `Schema.from_env`.
+            hot_rows: rows that the memory-mapped tier may have allocated; older ones are moved to Parquet in the
+                background. At least 1,000; with many lanes more is taken (256 rows a lane).
+            hot_bytes: the same in bytes. The smaller of both counts; without either, 8 GB or a quarter of the memory.
+            max_rows: transitions that are kept; the oldest beyond are dropped, a sixteenth of it at a time. At least
+                1,000; with many lanes more is kept. Where the hot tier holds as many, nothing is moved to Parquet.
+            max_bytes: bytes of segments on disk, likewise.
+            cache_bytes: for decoded parts of Parquet files, in memory.
             sync_interval: seconds between syncs to disk: at most so much of the newest is lost when the power fails
                 (nothing is lost when the process dies). None syncs only on `flush` and `close`.
 
@@ -96,18 +96,32 @@ class Store:
             raise OptionError(
                 f"schema is a {type(schema).__name__}, expected a Schema. Make one with Schema.from_env(env)."
             )
-        options = _writer_options(sync_interval)
-        create_store(Path(path), schema)
-        return cls(Engine(Path(path), writable=True, options=options))
+        options = writer_options(sync_interval, hot_rows, hot_bytes)
+        max_rows, max_bytes = check_retention(max_rows, max_bytes)
+        cache_bytes = check_cache_bytes(cache_bytes)
+        create_store(Path(path), schema, max_rows=max_rows, max_bytes=max_bytes)
+        return cls(Engine(Path(path), writable=True, options=options, cache_bytes=cache_bytes))
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, mode: str = "r", sync_interval: float | None = 5.0) -> Self:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        mode: str = "r",
+        hot_rows: int | None = None,
+        hot_bytes: int | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        sync_interval: float | None = 5.0,
+    ) -> Self:
         """Open a store. Opening never destroys anything.
 
         Args:
             path: the store's directory.
             mode: ``"r"`` reads, and follows a live writer; ``"a"`` goes on writing. Episodes that an earlier writer
                 left unfinished are *cut* by ``"a"``; ``"r"`` shows them as running.
+            hot_rows: for this writer, see `create`; likewise `hot_bytes`. How much is kept is fixed by `create`.
+            hot_bytes: see `create`.
+            cache_bytes: see `create`.
             sync_interval: see `create`.
 
         Raises:
@@ -117,16 +131,29 @@ class Store:
         """
         if mode not in ("r", "a"):
             raise OptionError(f'mode is {mode!r}, expected "r" (read and follow) or "a" (go on writing).')
-        return cls(Engine(Path(path), writable=mode == "a", options=_writer_options(sync_interval)))
+        options = writer_options(sync_interval, hot_rows, hot_bytes)
+        cache_bytes = check_cache_bytes(cache_bytes)
+        return cls(Engine(Path(path), writable=mode == "a", options=options, cache_bytes=cache_bytes))
 
     @classmethod
-    def temporary(cls, schema: Schema) -> Self:
-        """A store in a temporary directory, which is removed on `close` or when the program ends."""
+    def temporary(
+        cls,
+        schema: Schema,
+        *,
+        hot_rows: int | None = None,
+        hot_bytes: int | None = None,
+        max_rows: int | None = None,
+        max_bytes: int | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> Self:
+        """A store in a temporary directory, which is removed on `close` or when the program ends; see `create`."""
+        options = writer_options(None, hot_rows, hot_bytes, durable=False)
+        max_rows, max_bytes = check_retention(max_rows, max_bytes)
+        cache_bytes = check_cache_bytes(cache_bytes)
         path = Path(tempfile.mkdtemp(prefix="arrowrb-"))
         try:
-            create_store(path, schema, durable=False)
-            options = WriterOptions(sync_interval=None, durable=False)
-            return cls(Engine(path, writable=True, options=options), temporary=True)
+            create_store(path, schema, max_rows=max_rows, max_bytes=max_bytes, durable=False)
+            return cls(Engine(path, writable=True, options=options, cache_bytes=cache_bytes), temporary=True)
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
@@ -234,6 +261,7 @@ class Store:
         columns: Sequence[str] | None = None,
         float64: str = "keep",
         device: Any = None,
+        tiers: str = "all",
         seed: int | None = None,
     ) -> dict[str, Any]:
         """Draw transitions uniformly, with replacement, from all that are visible now.
@@ -243,6 +271,7 @@ class Store:
             columns: names to read (``["observation", "reward"]``); None reads all but the system columns.
             float64: ``"keep"``, or ``"float32"`` to cast float64 columns while they are read.
             device: a torch device to move the batch to.
+            tiers: ``"all"``, or ``"hot"`` to leave out what lies in Parquet: faster, and no longer uniform over all.
             seed: draws the same rows whenever the store holds the same; None goes on with a stream of its own.
 
         Returns:
@@ -256,9 +285,9 @@ class Store:
         if seed is None:
             with self._stream_guard:
                 self._stream = self._stream or Uniform().start(None)
-                located = self._stream.draw(snapshot, size)
+                located = self._stream.draw(snapshot, size, tiers=check_tiers(tiers))
         else:
-            located = Uniform().start(seed).draw(snapshot, size)
+            located = Uniform().start(seed).draw(snapshot, size, tiers=check_tiers(tiers))
         return self._loader(columns, float64, device).load(snapshot, located)
 
     def gather(
@@ -269,7 +298,7 @@ class Store:
         Raises:
             RowError: if a row id names no transition.
         """
-        ids = _row_ids(row_ids)
+        ids = as_row_ids(row_ids)
         snapshot = self._engine.snapshot()
         return self._loader(columns, float64, device).load(snapshot, snapshot.locate(ids))
 
@@ -281,6 +310,8 @@ class Store:
         columns: Sequence[str] | None = None,
         float64: str = "keep",
         device: Any = None,
+        prefetch: int = 0,
+        tiers: str = "all",
         seed: int | None = None,
     ) -> Sampler:
         """An endless stream of batches: ``for batch in store.sampler(batch_size=256): ...``.
@@ -288,16 +319,21 @@ class Store:
         Args:
             strategy: how to draw; `Uniform()` by default.
             batch_size: transitions a batch.
-            columns: see `sample`; likewise `float64` and `device`.
+            columns: see `sample`; likewise `float64`, `device` and `tiers`.
             float64: see `sample`.
             device: see `sample`.
-            seed: the same seed over the same rows draws the same batches.
+            prefetch: how many batches are drawn ahead of the one that is asked for. They are read together, so that
+                what lies in Parquet is decoded once for all of them: 31 is good where much does. Each batch may lag
+                so many batches behind what is written, and holds the memory of all of them.
+            tiers: see `sample`.
+            seed: the same seed over the same rows draws the same batches, whatever tier they lie in.
         """
         chosen: object = Uniform() if strategy is None else strategy
         if not isinstance(chosen, Strategy):
             raise OptionError(f"strategy is {chosen!r}, expected a strategy such as arrowrb.Uniform().")
         loader = Loader(self.schema, columns=columns, float64=float64, device=device)
-        return Sampler(self._engine, chosen.start(seed), loader, _batch_size(batch_size))
+        stream, size = chosen.start(seed), _batch_size(batch_size)
+        return Sampler(self._engine, stream, loader, size, prefetch=prefetch, tiers=tiers)
 
     def sql(
         self, query: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None, *, threads: int | None = None
@@ -323,12 +359,6 @@ class Store:
         return loader
 
 
-def _writer_options(sync_interval: float | None) -> WriterOptions:
-    if sync_interval is not None and not sync_interval > 0:
-        raise OptionError(f"sync_interval is {sync_interval!r}, expected seconds above 0, or None.")
-    return WriterOptions(sync_interval=sync_interval)
-
-
 def _remove(engine: Engine, owner: int) -> None:
     if os.getpid() != owner:
         return  # a forked child that ends must not take its parent's store with it
@@ -341,25 +371,6 @@ def _batch_size(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise OptionError(f"batch_size is {value!r}, expected a whole number from 1 on.")
     return int(value)
-
-
-def _row_ids(value: Any) -> NDArray[np.int64]:
-    if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
-    elif hasattr(value, "column_names"):
-        raise ColumnError(
-            f"row_ids is a {type(value).__name__} of {list(value.column_names)}, expected one column. "
-            'Give table["row_id"].'
-        )
-    elif hasattr(value, "combine_chunks"):
-        value = value.combine_chunks().to_numpy(zero_copy_only=False)
-    array = np.asarray(value)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ColumnError(
-            f"row_ids has shape {array.shape} and dtype {array.dtype}, expected one dimension of int64. "
-            "Take row ids from a batch, or from SELECT row_id FROM transitions."
-        )
-    return np.require(array, np.int64, ("C", "W"))  # kernels take writable arrays; Arrow gives others
 
 
 def _events(rows: Rows, engine: Engine, contiguous: bool) -> Events:

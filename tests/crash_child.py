@@ -16,7 +16,8 @@ import numpy as np
 from gymnasium import spaces
 
 from arrowrb import kernels
-from arrowrb.engine import shard_writer
+from arrowrb.engine import Engine, WriterOptions, segments
+from arrowrb.retention import Limits
 from arrowrb.schema import Extra, Schema
 from arrowrb.sizing import SegmentShape
 from arrowrb.store import Store
@@ -70,10 +71,11 @@ def write(store: str, progress: str, seed: int, most: int) -> None:
     """Go on with a store until killed, or until so many rows are there; then close it."""
     rng = np.random.default_rng(seed)
     descriptor = os.open(progress, os.O_RDWR | os.O_CREAT)
-    shard_writer.shape_segment = tiny
+    segments.shape_segment = tiny
     if not Path(store, "store.json").exists():
         Store.create(store, SCHEMA).close()
-    with Store.open(store, mode="a", sync_interval=0.02) as opened:
+    limits = Limits(hot_rows=seed % 2 or None)  # a hot tier of eight segments, or of all
+    with Store(Engine(Path(store), writable=True, options=WriterOptions(0.02, limits=limits))) as opened:
         number = len(opened)
         while number < most:
             count = int(rng.integers(1, 40))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from gymnasium import spaces
 
 from arrowrb.schema import Extra, Schema
@@ -188,11 +189,30 @@ def _raw(array) -> np.ndarray:
     return np.frombuffer(buffer, np.uint8, rows * size).reshape(rows, size)
 
 
-def read_raw(path: Path) -> dict[str, np.ndarray]:
-    """The bytes of each column of a hot file, uint8[rows, bytes of an item]."""
+def read_raw(path: Path, entry: dict) -> dict[str, np.ndarray]:
+    """The bytes of each column of a file, uint8[rows, bytes of an item], by position."""
+    if entry["tier"] == "cold":
+        return _read_parquet(path, entry)
     with pa.memory_map(str(path)) as source:
         batch = pa.ipc.open_file(source).get_batch(0)
         return {name: _raw(batch.column(name)).copy() for name in batch.schema.names}
+
+
+def _read_parquet(path: Path, entry: dict) -> dict[str, np.ndarray]:
+    table = pq.read_table(path)
+    assert table.num_rows == entry["num_rows"]
+    positions = table["row_id"].to_numpy() & 0xFFFFFF
+    assert (np.diff(positions) > 0).all()
+    raw = {}
+    for name in table.column_names[1:]:
+        array = table[name].combine_chunks()
+        valid = array.is_valid().to_numpy(zero_copy_only=False)
+        present = array.drop_null()
+        values = _raw(present) if len(present) else np.zeros((0, array.type.bit_width // 8), np.uint8)
+        assert valid.all() or name in OUTCOME
+        raw[name] = np.zeros((entry["rows"], values.shape[1]), np.uint8)
+        raw[name][positions[valid]] = values
+    return raw
 
 
 def read_segments(store: Path) -> list[Segment]:
@@ -202,7 +222,7 @@ def read_segments(store: Path) -> list[Segment]:
     for entry in manifest["segments"]:
         path = store / "shards" / "00000" / "segments" / entry["name"]
         assert path.stat().st_size == entry["bytes"]
-        raw = read_raw(path)
+        raw = read_raw(path, entry)
         assert len(raw["kind"]) == entry["rows"]
         dtypes = {"ordinal": "<i8", "time": "<i8", "episode_id": "<i8", "lane": "<i4", "step": "<i4", "kind": "u1"}
         system = {name: raw[name].view(dtype)[:, 0] for name, dtype in dtypes.items()}

@@ -26,11 +26,12 @@ from model import (
     row_bytes,
 )
 
-from arrowrb.engine import tables
+from arrowrb.engine import Engine, WriterOptions, create_store, tables
 from arrowrb.errors import RowError
 from arrowrb.events import BEGIN, CONTINUE, Events
 from arrowrb.loader import Loader
 from arrowrb.manifest import FileEntry
+from arrowrb.retention import Limits
 from arrowrb.samplers import generator_state
 from arrowrb.store import Store
 
@@ -38,15 +39,21 @@ from arrowrb.store import Store
 class Pair:
     """A store, its model, and the row ids that the store gave for the model's transitions."""
 
-    def __init__(self, path: Path, seed: int, num_lanes: int) -> None:
+    def __init__(self, path: Path, seed: int, num_lanes: int, limits: Limits | None = None) -> None:
         self.path = path
+        self.limits = limits or Limits()
         self.rng = np.random.default_rng(seed)
         self.num_lanes = num_lanes
         self.model = Model()
         self.row_ids: list[int] = []
         self.held: list[tuple] = []
-        self.store = Store.create(path, SCHEMA, sync_interval=None)
+        create_store(path, SCHEMA)
+        self.store = self._open()
         self.reader = Store.open(path)
+
+    def _open(self) -> Store:
+        """With limits that users may not set so low."""
+        return Store(Engine(self.path, writable=True, options=WriterOptions(None, True, self.limits)))
 
     # -- writing
 
@@ -204,7 +211,13 @@ class Pair:
     def reopen(self) -> None:
         self.store.close()
         self.model.cut()
-        self.store = Store.open(self.path, mode="a", sync_interval=None)
+        self.store = self._open()
+
+    def settle(self) -> None:
+        """Wait for the writer's threads."""
+        writer = self.store._engine.writer_shard
+        for thread in (writer._preparing, writer._background):
+            thread.submit(lambda: None, awaited=True).result(60)
 
     def close(self) -> None:
         self.store.close()
@@ -263,6 +276,7 @@ def _take(value, index):
 
 def check_files(pair: Pair) -> None:
     """The hot files by bare pyarrow: kinds, order, blocks, continuations, and the tables of sealed segments."""
+    pair.settle()
     watermark = pair.store.info().num_rows
     segments = read_segments(pair.path)
     rows = committed(segments, watermark)
@@ -305,11 +319,15 @@ def check_files(pair: Pair) -> None:
 
 
 def check_blocks(blocks, segment, path) -> None:
-    """Lanes and checksums of the blocks: every byte of every column, rows that were never written included."""
+    """Lanes, kinds and checksums of the blocks: every byte of every column, zeros where nothing is."""
     rows = segment.block_rows
+    assert b"".join(blocks["kinds"].to_pylist()) == segment.system["kind"].tobytes()
     lanes = [segment.system["lane"][i * rows] if n else -1 for i, n in enumerate(blocks["rows"].to_pylist())]
     assert blocks["lane"].to_pylist() == lanes
-    for name, values in read_raw(path).items():
+    raw = read_raw(path, segment.entry)
+    kinds = raw["kind"][:, 0]
+    for name, values in raw.items():
+        values[(kinds != TRANSITION) if name in OUTCOME else (kinds == 0)] = 0
         found = [zlib.crc32(values[i : i + rows].tobytes()) for i in range(0, len(values), rows)]
         assert blocks["crc32." + name].to_pylist() == found
 

@@ -17,7 +17,7 @@ import pytest
 from crash_child import SCHEMA, check_rows, rows, tiny
 
 from arrowrb import files
-from arrowrb.engine import shard_writer
+from arrowrb.engine import segments
 from arrowrb.errors import FullError, LockedError, ReadOnlyError, StoreError
 from arrowrb.store import Store
 
@@ -93,7 +93,7 @@ def check_store(store, *, closed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_at_random_moments(tmp_path, zygote, seed, monkeypatch):
-    monkeypatch.setattr(shard_writer, "shape_segment", tiny)
+    monkeypatch.setattr(segments, "shape_segment", tiny)
     rng = np.random.default_rng(seed)
     store, progress, found = tmp_path / "store", tmp_path / "progress", 0
     for attempt in range(9):
@@ -121,6 +121,11 @@ def test_killed_at_random_moments(tmp_path, zygote, seed, monkeypatch):
     assert zygote.ended() == 0
     with Store.open(store) as reader:
         assert check_store(reader, closed=True) >= found + 300
+        tiers = {entry.tier for manifest in reader._engine.manifests() for entry in manifest.segments}
+        assert "hot" in tiers
+        folder = store / "shards" / "00000" / "segments"
+        listed = set().union(*(manifest.files for manifest in reader._engine.manifests()))
+        assert {path.name for path in folder.iterdir()} == listed  # nothing is left over
 
 
 def test_second_writer_and_takeover(tmp_path, zygote):
@@ -195,7 +200,7 @@ def copy_live(store: Store, to: Path) -> Path:
 
 
 def test_power_failure(tmp_path, other_boot, monkeypatch):
-    monkeypatch.setattr(shard_writer, "shape_segment", tiny)
+    monkeypatch.setattr(segments, "shape_segment", tiny)
     path, given = tmp_path / "0", set()
     store = Store.create(path, SCHEMA, sync_interval=None)
     number = 0
@@ -290,7 +295,7 @@ def test_interrupted_flush_is_not_a_failed_sync(tmp_path, monkeypatch):
 
 def test_full_disk(tmp_path, monkeypatch):
     """Segments that cannot be allocated: an exception, nothing lost, and it goes on when there is room."""
-    monkeypatch.setattr(shard_writer, "shape_segment", tiny)
+    monkeypatch.setattr(segments, "shape_segment", tiny)
     real, full = os.posix_fallocate, []
 
     def allocate(descriptor, offset, size):
@@ -319,13 +324,13 @@ def test_full_disk(tmp_path, monkeypatch):
 
 def test_sealing_is_tried_again(tmp_path, monkeypatch):
     """A segment whose tables found no room is sealed once there is some."""
-    monkeypatch.setattr(shard_writer, "shape_segment", tiny)
+    monkeypatch.setattr(segments, "shape_segment", tiny)
     real, full = files.publish, [True]
 
-    def publish(path, content, *, sync=True):
+    def publish(path, content, **options):
         if full and ".runs." in path.name:
             raise FullError(28, "No room left", str(path))
-        real(path, content, sync=sync)
+        real(path, content, **options)
 
     monkeypatch.setattr(files, "publish", publish)
     number = 0

@@ -16,7 +16,7 @@ import pytest
 from crash_child import SCHEMA, check_rows, rows, tiny
 from gymnasium import spaces
 
-from arrowrb.engine import shard_writer
+from arrowrb.engine import segments
 from arrowrb.errors import (
     ArrowRBError,
     ClosedError,
@@ -35,7 +35,7 @@ from arrowrb.store import Store
 @pytest.fixture
 def path(tmp_path, monkeypatch):
     """A closed store of 600 rows in several segments, some sealed."""
-    monkeypatch.setattr(shard_writer, "shape_segment", tiny)
+    monkeypatch.setattr(segments, "shape_segment", tiny)
     with Store.create(tmp_path / "store", SCHEMA, sync_interval=None) as store:
         for number in range(0, 600, 50):
             store.extend(rows(number, 50))

@@ -14,8 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from model import random_observations, random_outcomes, read_manifest, read_segments
 from model_pair import Pair
 
-from arrowrb.engine import shard_writer
+from arrowrb.engine import segments
 from arrowrb.errors import FullError, RowError
+from arrowrb.retention import Limits
 from arrowrb.sizing import SegmentShape
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*do not go on where.*:UserWarning")
@@ -30,12 +31,14 @@ def tiny(block_rows):
     return shape
 
 
+@pytest.mark.parametrize("hot_rows", [None, 1], ids=["hot", "both tiers"])
 @pytest.mark.parametrize(
     ("num_lanes", "block_rows", "rounds"), [(1, 2, 60), (1, 16, 60), (3, 3, 40), (17, 4, 30), (200, 2, 10)]
 )
-def test_random_operations(tmp_path, monkeypatch, num_lanes, block_rows, rounds):
-    monkeypatch.setattr(shard_writer, "shape_segment", tiny(block_rows))
-    pair = Pair(tmp_path / "store", seed=num_lanes * 100 + block_rows, num_lanes=num_lanes)
+def test_random_operations(tmp_path, monkeypatch, num_lanes, block_rows, rounds, hot_rows):
+    monkeypatch.setattr(segments, "shape_segment", tiny(block_rows))
+    limits = Limits(hot_rows=hot_rows)
+    pair = Pair(tmp_path / "store", seed=num_lanes * 100 + block_rows, num_lanes=num_lanes, limits=limits)
     rng = np.random.default_rng(num_lanes)
     for number in range(rounds):
         how = rng.random()
@@ -57,13 +60,14 @@ def test_random_operations(tmp_path, monkeypatch, num_lanes, block_rows, rounds)
     pair.check(deep=True)
     sealed = [entry for entry in read_manifest(pair.path)["segments"] if entry["sealed"]]
     assert sealed
+    assert any(entry["tier"] == "cold" for entry in sealed) == (hot_rows is not None)
     pair.close()
     pair.check_held()
 
 
 def test_slow_lanes_are_moved(tmp_path, monkeypatch):
     """One lane runs, others take a row now and then: their blocks do not keep segments open."""
-    monkeypatch.setattr(shard_writer, "shape_segment", tiny(4))
+    monkeypatch.setattr(segments, "shape_segment", tiny(4))
     pair = Pair(tmp_path / "store", seed=5, num_lanes=6)
     pair.extend(24, ids=False, contiguous=True, how="extend")
     pair.num_lanes = 1
@@ -86,7 +90,7 @@ def test_slow_lanes_are_moved(tmp_path, monkeypatch):
 
 def test_same_ids_twice(tmp_path, monkeypatch):
     """The same rows with the same ids, three times over: runs go on in their own copy."""
-    monkeypatch.setattr(shard_writer, "shape_segment", tiny(4))
+    monkeypatch.setattr(segments, "shape_segment", tiny(4))
     pair = Pair(tmp_path / "store", seed=9, num_lanes=1)
     rng = np.random.default_rng(1)
     count = 30
@@ -106,13 +110,16 @@ class Machine(RuleBasedStateMachine):
     """Hypothesis chooses the operations and shrinks what fails."""
 
     @initialize(
-        seed=st.integers(0, 2**32 - 1), lanes=st.sampled_from([1, 2, 5, 30]), block_rows=st.sampled_from([2, 3, 5, 16])
+        seed=st.integers(0, 2**32 - 1),
+        lanes=st.sampled_from([1, 2, 5, 30]),
+        block_rows=st.sampled_from([2, 3, 5, 16]),
+        hot_rows=st.sampled_from([None, 1]),
     )
-    def start(self, seed, lanes, block_rows):
+    def start(self, seed, lanes, block_rows, hot_rows):
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(shard_writer, "shape_segment", tiny(block_rows))
+        self.patch.setattr(segments, "shape_segment", tiny(block_rows))
         self.folder = Path(tempfile.mkdtemp(prefix="arrowrb-test-"))
-        self.pair = Pair(self.folder / "store", seed, lanes)
+        self.pair = Pair(self.folder / "store", seed, lanes, Limits(hot_rows=hot_rows))
 
     @rule(count=st.integers(0, 40), ids=st.booleans(), contiguous=st.booleans())
     def extend(self, count, ids, contiguous):

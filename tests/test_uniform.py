@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from model import SCHEMA, as_batch, random_observations, random_outcomes
 
-from arrowrb.engine import shard_writer
+from arrowrb.engine import segments
 from arrowrb.errors import CorruptError, EmptyError, OptionError
 from arrowrb.samplers import Uniform, generator_state
 from arrowrb.sizing import SegmentShape
@@ -39,7 +39,7 @@ def test_mixes_of_segments(tmp_path, monkeypatch, block_rows):
     def shape(*, num_lanes, **_):
         return SegmentShape(4 * num_lanes * block_rows, block_rows)
 
-    monkeypatch.setattr(shard_writer, "shape_segment", shape)
+    monkeypatch.setattr(segments, "shape_segment", shape)
     rng = np.random.default_rng(block_rows)
     ids = []
     path = tmp_path / "store"
@@ -68,7 +68,7 @@ def test_many_lanes_with_one_row_each(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*do not go on where.*:UserWarning")
 def test_trials_are_bounded_at_any_fill(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_writer, "shape_segment", lambda num_lanes, **_: SegmentShape(64 * num_lanes, 16))
+    monkeypatch.setattr(segments, "shape_segment", lambda num_lanes, **_: SegmentShape(64 * num_lanes, 16))
     rng = np.random.default_rng(0)
     with Store.create(tmp_path / "store", SCHEMA, sync_interval=None) as store:
         for number in range(60):
@@ -113,7 +113,7 @@ def test_a_record_without_rows_is_an_error_not_a_loop(tmp_path):
         fill(store, np.random.default_rng(0), 100, 0)
         for view in store._engine.snapshot().layout.views:
             for place in (0, 6):
-                store._engine.writer_shard._hot[view.entry.number].column(place)[:] = 0
+                store._engine.writer_shard.segments.state.hot[view.entry.number].column(place)[:] = 0
         with pytest.raises(CorruptError, match="store is damaged"):
             store.sample(3)
         with Store.open(tmp_path / "store") as reader, pytest.raises(CorruptError, match="store is damaged"):

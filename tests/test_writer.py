@@ -10,7 +10,7 @@ from model import SCHEMA, as_batch, random_observations, random_outcomes, row_by
 from model_pair import Pair
 
 from arrowrb import writer as writer_module
-from arrowrb.engine import shard_writer
+from arrowrb.engine import segments
 from arrowrb.errors import ColumnError, OptionError, UsageError
 from arrowrb.events import CONTINUE, Events
 from arrowrb.sizing import SegmentShape
@@ -47,7 +47,7 @@ _SAFE = ("settle", "_rescan", "take_closed", "has_closed")
 
 @pytest.fixture
 def pair(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_writer, "shape_segment", lambda num_lanes, **_: SegmentShape(16 * num_lanes, 4))
+    monkeypatch.setattr(segments, "shape_segment", lambda num_lanes, **_: SegmentShape(16 * num_lanes, 4))
     pair = Pair(tmp_path / "store", seed=3, num_lanes=3)
     yield pair
     pair.close()

@@ -1,9 +1,14 @@
 """The shared mutable core: shards that are written or followed, and snapshots over all of them.
 
 paths           where things lie
+options         what a store is opened with
 snapshot        what readers see: layout, watermark, draw domain
 tables          block and run tables
-shard_writer    lock, segments coming and going, durability
+state           what a shard consists of at one moment
+reading         gathering rows of both tiers; the cache of decoded row groups
+tiering         moving a segment to the cold tier, and what eviction leaves
+segments        a writer's segments: they come, move and go
+shard_writer    lock, what happens after a commit, durability
 reopening       what an earlier writer left
 sealing         what is known for good of a closed segment
 shard_reader    following a writer through its files
@@ -14,15 +19,19 @@ engine          all shards of a store
 from __future__ import annotations
 
 from .engine import Engine, create_store, now_microseconds, read_store_file
-from .shard_writer import WriterOptions
+from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_cache_bytes, check_retention, writer_options
 from .snapshot import Located, Snapshot
 
 __all__ = [
+    "DEFAULT_CACHE_BYTES",
     "Engine",
     "Located",
     "Snapshot",
     "WriterOptions",
+    "check_cache_bytes",
+    "check_retention",
     "create_store",
     "now_microseconds",
     "read_store_file",
+    "writer_options",
 ]

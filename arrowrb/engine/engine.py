@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +35,11 @@ from ..manifest import Manifest, check_format
 from ..schema import Schema
 from ..seeds import SeedEntry
 from ..writer import MAX_LANES
+from .options import DEFAULT_CACHE_BYTES, WriterOptions
 from .paths import STORE_FILE, find_foreign, list_shards, shard_paths
+from .reading import GroupCache
 from .shard_reader import ShardReader
-from .shard_writer import ShardWriter, WriterOptions
+from .shard_writer import ShardWriter
 from .snapshot import Layout, Snapshot
 
 _MAX_STORE_FILE_BYTES = 256 << 20
@@ -59,9 +60,17 @@ class StoreFile:
     schema: Schema
     created: float
     max_rows: int | None = None
+    max_bytes: int | None = None
 
 
-def create_store(path: Path, schema: Schema, *, max_rows: int | None = None, durable: bool = True) -> None:
+def create_store(
+    path: Path,
+    schema: Schema,
+    *,
+    max_rows: int | None = None,
+    max_bytes: int | None = None,
+    durable: bool = True,
+) -> None:
     """Lay out an empty store with one shard. A crash in between leaves a folder that create completes.
 
     Raises:
@@ -90,6 +99,7 @@ def create_store(path: Path, schema: Schema, *, max_rows: int | None = None, dur
             "id": secrets.token_hex(16),
             "created": time.time(),
             "max_rows": max_rows,
+            "max_bytes": max_bytes,
             "schema": schema.to_json(),
         }
         files.publish(path / STORE_FILE, json.dumps(content, indent=1, allow_nan=False).encode(), sync=durable)
@@ -123,10 +133,10 @@ def read_store_file(path: Path) -> StoreFile:
         if not isinstance(content, dict):
             raise TypeError("it is no object")
         check_format(content.get("format"), content.get("features"), str(file))
-        max_rows = content.get("max_rows")
-        if not isinstance(content["id"], str) or not (max_rows is None or isinstance(max_rows, int)):
-            raise TypeError("id or max_rows is of the wrong type")
-        return StoreFile(content["id"], Schema.from_json(content["schema"]), float(content["created"]), max_rows)
+        limits = [content.get("max_rows"), content.get("max_bytes")]
+        if not isinstance(content["id"], str) or not all(each is None or type(each) is int for each in limits):
+            raise TypeError("id, max_rows or max_bytes is of the wrong type")
+        return StoreFile(content["id"], Schema.from_json(content["schema"]), float(content["created"]), *limits)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CorruptError(f"{file} is damaged: {error}.") from None
 
@@ -140,6 +150,7 @@ class Engine:
         *,
         writable: bool,
         options: WriterOptions | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
         clock: Callable[[], int] = now_microseconds,
     ) -> None:
         files.check_platform()
@@ -155,13 +166,21 @@ class Engine:
         self._layout: tuple[tuple[int, ...], Layout] | None = None
         self._snapshot: Snapshot | None = None
         self._warned = False
+        self.cache = GroupCache(cache_bytes)
         self.writer_shard: ShardWriter | None = None
         numbers = list_shards(path)
         if not numbers:
             raise CorruptError(f"{path} has no shard: the store is damaged.")
         if writable:
-            options = replace(options or WriterOptions(), max_rows=self.file.max_rows)
-            self.writer_shard = ShardWriter(shard_paths(path, 0), self.schema, self.file.store_id, options, clock)
+            options = options or WriterOptions()
+            limits = replace(options.limits, max_rows=self.file.max_rows, max_bytes=self.file.max_bytes)
+            self.writer_shard = ShardWriter(
+                shard_paths(path, 0),
+                self.schema,
+                self.file.store_id,
+                replace(options, limits=limits),
+                clock,
+            )
             self._guard = self.writer_shard.guard
         self._readers = [
             ShardReader(shard_paths(path, number), self.schema, self.file.store_id)
@@ -189,6 +208,7 @@ class Engine:
     def ingest(self, events: Events) -> NDArray[np.int64]:
         """Commit transitions: all or none. Returns their row ids, int64[n], in order of the events."""
         shard = self._own()
+        shard.wait_for_room()  # before the guard, so that others can read meanwhile
         with shard.guard:
             shard.check()
             row_ids = shard.writer.ingest(events)
@@ -287,28 +307,38 @@ class Engine:
         with self._guard:
             for reader in self._readers:
                 reader.refresh()
-            shards: list[Any] = sorted(
-                [*self._readers, *([self.writer_shard] if self.writer_shard else [])],
-                key=lambda shard: shard.paths.root,
-            )
-            versions = tuple(shard.layout_version for shard in shards)
-            records = tuple(shard.writer.record if isinstance(shard, ShardWriter) else shard.record for shard in shards)
+            shards: list[ShardReader | ShardWriter] = [*self._readers]
+            if self.writer_shard is not None:
+                shards.append(self.writer_shard)
+            looks = [shard.look() for shard in sorted(shards, key=lambda shard: shard.paths.root)]
+            versions = tuple(look.version for look in looks)
+            records = tuple(look.record for look in looks)
             last = self._snapshot
             if last is not None and self._layout is not None and self._layout[0] == versions:
                 if last.layout is self._layout[1] and last.records == records:
                     return last
             else:
-                views = [view for shard in shards for view in shard.views()]
-                self._layout = (versions, Layout(self.schema, views))
+                views = [view for look in looks for view in look.views()]
+                leaving = [view for look in looks for view in look.leaving()]
+                self._layout = (versions, Layout(self.schema, views, self.cache, leaving))
             layout = self._layout[1]
-            count = sum(record.num_transitions for record in records)
-            self._snapshot = Snapshot(layout, records, count, layout.copy_live())
+            count = sum(look.num_transitions for look in looks)
+            evicted = tuple(look.evicted for look in looks)
+            self._snapshot = Snapshot(layout, records, count, evicted, layout.copy_live())
             return self._snapshot
 
     def manifests(self) -> list[Manifest]:
         """The manifests of all shards, as last seen."""
         own = [self.writer_shard.manifest] if self.writer_shard is not None else []
         return sorted([*own, *(reader.manifest for reader in self._readers)], key=lambda each: each.shard)
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes of files that are gone or moved, which snapshots in this process still hold."""
+        shards: list[ShardReader | ShardWriter] = [*self._readers]
+        if self.writer_shard is not None:
+            shards.append(self.writer_shard)
+        return sum(shard.pinned_bytes for shard in shards)
 
     def writer_pid(self) -> int | None:
         """The process that has the store open for writing, as far as can be seen from here."""

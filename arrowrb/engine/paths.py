@@ -12,7 +12,7 @@ from ..errors import CorruptError
 
 STORE_FILE: Final = "store.json"
 _SHARD: Final = re.compile(r"\d{5}")
-_SEGMENT_FILE: Final = re.compile(r"\d{8}(\.runs|\.blocks)?\.arrow|\..*\.tmp")
+_SEGMENT_FILE: Final = re.compile(r"\d{8}(\.runs|\.blocks)?\.arrow|\d{8}\.parquet|\d{8}-\d{8}\.runs\.arrow|\..*\.tmp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,16 @@ def is_leftover(name: str) -> bool:
 def segment_name(number: int) -> str:
     """The name of a hot segment's file."""
     return f"{number:08d}.arrow"
+
+
+def cold_name(number: int) -> str:
+    """The name of a cold segment's file."""
+    return f"{number:08d}.parquet"
+
+
+def merged_name(first: str, last: str) -> str:
+    """The name of a run table that is merged from neighbours, by their names."""
+    return f"{first[:8]}-{last.partition('.')[0][-8:]}.runs.arrow"
 
 
 def identity(store_id: str, shard: int, number: int) -> str:

@@ -27,9 +27,7 @@ _NEAR_SEGMENTS = 4  # a waiting copy lies at most so many segments after the tai
 
 def remove_leftovers(paths: ShardPaths, manifest: Manifest) -> None:
     """Remove files of ours that nothing lists; only the lock's holder may."""
-    listed = {entry.name for entry in manifest.segments}
-    listed |= {file.name for entry in manifest.segments for file in (entry.blocks, entry.runs) if file is not None}
-    for folder, known in ((paths.segments, listed), (paths.root, None)):
+    for folder, known in ((paths.segments, manifest.files), (paths.root, None)):
         for path in folder.iterdir():
             if known is None:
                 ours = path.name.startswith(".") and path.name.endswith(".tmp")

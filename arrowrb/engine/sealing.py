@@ -38,7 +38,7 @@ def write_tables(
     *,
     durable: bool,
 ) -> SegmentEntry:
-    """Write a closed segment's tables beside it; returns its entry as sealed."""
+    """Write a closed segment's tables beside it, whose names are to be synced; returns its entry as sealed."""
     entry, mapped = segment.entry, segment.hot
     base = row_id_base(manifest.shard, entry.number)
     starts = _starts_from(paths, manifest, hot, entry.number)
@@ -49,7 +49,7 @@ def write_tables(
     for suffix, table in (("runs", runs), ("blocks", blocks)):
         content = encode_table(table)
         path = paths.segments / f"{entry.number:08d}.{suffix}.arrow"
-        files.publish(path, content, sync=durable)
+        files.publish(path, content, sync=durable, sync_name=False)
         written.append(FileEntry(path.name, len(content), zlib.crc32(content)))
     times = mapped.column(TIME)[kinds != 0]
     ordinals = mapped.column(ORDINAL)[kinds != 0]
@@ -71,7 +71,7 @@ def _starts_from(paths: ShardPaths, manifest: Manifest, hot: Mapping[int, HotSeg
     """Where episodes go on: first rows of the blocks of this segment and of those that came after it."""
     starts: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
     for entry in manifest.segments:
-        if entry.number < number or entry.tier != "hot":
+        if entry.number < number:
             continue
         base = row_id_base(manifest.shard, entry.number)
         if entry.sealed and entry.runs is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 
 from .. import commits, files
 from .. import manifest as manifests
@@ -17,8 +18,11 @@ from ..files import Holder
 from ..manifest import Manifest, SegmentEntry
 from ..schema import Schema
 from ..tiers import hot
+from ..tiers.cold import ColdSegment
 from .paths import ShardPaths, identity
 from .snapshot import SegmentView
+from .state import Look, ShardState
+from .tiering import open_cold
 
 _TRIES = 20
 
@@ -32,38 +36,75 @@ class ShardReader:
         self._store_id = store_id
         self._commits = CommitFile(paths.visible)
         self._boot_id = files.boot_id()
-        self._hot: dict[int, hot.HotSegment] = {}
         self._stamp: tuple[int, int, int] | None = None
-        self.layout_version = 0
+        self._state: ShardState | None = None
+        self._retired: list[weakref.ref[files.Mapping]] = []
         self.record: Record = Record()
-        self.manifest: Manifest
         self.refresh()
 
     def refresh(self) -> None:
-        """Move on to the newest commit."""
+        """Move on to the newest commit and manifest."""
         for _ in range(_TRIES):
             record = self._newest()
-            if record is self.record and self._stamp is not None:
-                return  # no commit since; what the manifest says of sealing can wait for the next
             stamp = self._stat()
             if stamp == self._stamp:
                 self.record = record
                 return
             try:
-                listed = manifests.read(self.paths.manifest, self.paths.number)
-                mapped = {entry.number: self._map(entry) for entry in listed.segments if entry.tier == "hot"}
+                state = self._read_state()
             except FileNotFoundError:
                 continue
             except StoreError as error:
                 if isinstance(error.__cause__, FileNotFoundError):
                     continue
                 raise
-            self.manifest, self._hot, self._stamp, self.record = listed, mapped, stamp, record
-            self.layout_version += 1
+            if record.watermark < _reach(state.manifest):
+                continue  # segments have gone or moved that are younger than this record: there is a newer one
+            self._take(state, stamp, record)
             return
         raise StoreError(
             f"{self.paths.root}: files that the manifest lists keep disappearing. Is another program removing them?"
         )
+
+    def _read_state(self) -> ShardState:
+        """The manifest as it is now, with its segments mapped; those that were mapped before are kept."""
+        listed = manifests.read(self.paths.manifest, self.paths.number)
+        known = self._state or ShardState(listed)
+        mapped: dict[int, hot.HotSegment] = {}
+        moved: dict[int, ColdSegment] = {}
+        for entry in listed.segments:
+            if entry.tier == "hot":
+                mapped[entry.number] = known.hot.get(entry.number) or self._map(entry)
+            else:
+                moved[entry.number] = known.cold.get(entry.number) or open_cold(
+                    self.paths, self._schema, self._store_id, entry
+                )
+        return ShardState(listed, mapped, moved, version=known.version + 1)
+
+    def _take(self, state: ShardState, stamp: tuple[int, int, int], record: Record) -> None:
+        if self._state is not None:
+            before: list[hot.HotSegment | ColdSegment] = [*self._state.hot.values(), *self._state.cold.values()]
+            kept = {id(segment) for segment in (*state.hot.values(), *state.cold.values())}
+            self._retired += [weakref.ref(each.mapping) for each in before if id(each) not in kept]
+        self._state, self._stamp, self.record = state, stamp, record
+
+    @property
+    def manifest(self) -> Manifest:
+        """The list of segments, as last seen."""
+        return self._seen.manifest
+
+    @property
+    def _seen(self) -> ShardState:
+        if self._state is None:
+            raise StoreError(f"{self.paths.root} was not read yet.")
+        return self._state
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes of files that are gone or moved, which snapshots in this process still hold."""
+        held = [(ref, mapping) for ref in self._retired if (mapping := ref()) is not None]
+        self._retired = [ref for ref, _ in held]
+        return sum(mapping.size for _, mapping in held)
 
     def _newest(self) -> Record:
         visible = self._commits.read()
@@ -78,30 +119,31 @@ class ShardReader:
         return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
     def _map(self, entry: SegmentEntry) -> hot.HotSegment:
-        known = self._hot.get(entry.number)
-        if known is not None:
-            return known
-        name = identity(self._store_id, self.manifest_shard, entry.number)
+        name = identity(self._store_id, self.paths.number, entry.number)
         path = self.paths.segments / entry.name
         return hot.open_segment(path, self._schema, name, entry.rows, entry.bytes)
 
-    @property
-    def manifest_shard(self) -> int:
-        """The shard's number, by its folder."""
-        return int(self.paths.root.name)
+    def look(self) -> Look:
+        """What readers see."""
+        state, record = self._seen, self.record
+        evicted = state.manifest.evicted
+        count = record.num_transitions - evicted.num_transitions
+        return Look(state.version, record, count, evicted, lambda: self._views(state, record), tuple)
 
-    def views(self) -> list[SegmentView]:
-        """The shard's segments as readers see them.
+    def _views(self, state: ShardState, record: Record) -> list[SegmentView]:
+        """The shard's segments.
 
         A segment may have been sealed after the watermark was taken; until it is passed, rows are told by their
         ordinals.
         """
-        views = []
-        for entry in self.manifest.segments:
+        views, shard = [], self.paths.number
+        for entry in state.manifest.segments:
+            closed = entry.sealed and entry.last_ordinal <= record.watermark
+            whole = closed and 2 * entry.num_rows >= entry.rows
             if entry.tier == "hot":
-                closed = entry.sealed and entry.last_ordinal <= self.record.watermark
-                whole = closed and 2 * entry.num_rows >= entry.rows
-                views.append(SegmentView(self.manifest_shard, entry, self._hot[entry.number], closed, whole))
+                views.append(SegmentView(shard, entry, closed, whole, hot=state.hot[entry.number]))
+            else:
+                views.append(SegmentView(shard, entry, closed, whole, cold=state.cold[entry.number]))
         return views
 
     def holder(self) -> Holder | None:
@@ -114,3 +156,9 @@ class ShardReader:
                 except ProcessLookupError:
                     return None
         return holder
+
+
+def _reach(manifest: Manifest) -> int:
+    """The ordinal of the newest row that is not in the hot tier any more."""
+    cold = [entry.last_ordinal for entry in manifest.segments if entry.tier == "cold"]
+    return max(manifest.evicted.last_ordinal, *cold, 0)

@@ -6,17 +6,17 @@ Order of things, and what a crash in between leaves:
   writer), then the commit that uses it;
 - sealing: all rows made durable, tables written beside, then the manifest says sealed (a crash leaves an open
   segment without free blocks, which the next writer seals);
-- flush: segments synced, then the durable record (a crash leaves the durable record before, in force).
+- flush: segments synced, then the durable record (a crash leaves the durable record before, in force);
+- demotion and eviction: see `tiering`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,36 +27,23 @@ from .. import manifest as manifests
 from ..commits import CommitFile, DurableFile
 from ..errors import ArrowRBError, LockedError, ReadOnlyError, WaitError
 from ..interrupts import Uninterrupted
-from ..manifest import SegmentEntry
+from ..manifest import Manifest
+from ..retention import HotTier, Piece, choose_demotions, choose_evictions, is_tight
 from ..schema import Schema
 from ..seeds import SeedLog
-from ..sizing import shape_segment
-from ..tiers import hot
 from ..writer import OpenSegment, Writer
 from .background import Background
-from .paths import ShardPaths, identity, segment_name
+from .options import WriterOptions
+from .paths import ShardPaths
 from .reopening import remove_leftovers, survey
 from .sealing import write_tables
-from .snapshot import SegmentView
+from .segments import Segments
+from .state import Look
 
 PREPARE_TIMEOUT_SECONDS = 120.0
 _MOST_WAITING = 4  # closed segments that wait for a sync by the clock
+_MOST_DEMOTED = 4  # segments that one change of the manifest moves
 _NEAR_SEGMENTS = 4  # a waiting copy lies at most so many segments after the tail that leads to it
-
-
-@dataclass(frozen=True, slots=True)
-class WriterOptions:
-    """What a writer is opened with.
-
-    Attributes:
-        sync_interval: seconds between syncs; at most so much is lost when the power fails. None never syncs by time.
-        durable: whether to sync at all (temporary stores do not).
-        max_rows: the retention limit, for the size of segments.
-    """
-
-    sync_interval: float | None = 5.0
-    durable: bool = True
-    max_rows: int | None = None
 
 
 class ShardWriter:
@@ -76,16 +63,15 @@ class ShardWriter:
         self._store_id = store_id
         self._options = options
         self._clock = clock
-        self._manifest_guard = threading.Lock()
         self._flush_guard = threading.Lock()
+        self._room = threading.Condition()
         self._prepared: Future[OpenSegment] | None = None
-        self._hot: dict[int, hot.HotSegment] = {}
+        self._tight = False
+        self._working = False
         self._closing: dict[int, OpenSegment] = {}  # closed, not sealed yet
         self._error: BaseException | None = None
         self._failed: str | None = None
-        self._next_number = 0
         self._durable_watermark = 0
-        self.layout_version = 0
         self._lock = files.Lock(paths.lock, paths.holder)
         try:
             self._recover()
@@ -95,7 +81,10 @@ class ShardWriter:
         # Two threads, so that a segment is prepared in time while another is synced and sealed.
         self._preparing = Background("arrowrb-prepare", _nothing, None, self._note_error)
         self._background = Background("arrowrb-seal", self._tick, options.sync_interval, self._note_error)
-        self._submit_sealing()
+        self.segments.changed = self._review
+        self._evict_beyond()
+        self._review()
+        self._submit_work()
 
     # -- opening -------------------------------------------------------------------------------------------------
 
@@ -103,17 +92,24 @@ class ShardWriter:
         """Bring the shard's files into the state that the trusted commit record describes. Safe to repeat."""
         paths = self.paths
         listed = manifests.read(paths.manifest, paths.number)
-        self.manifest = replace(listed, times_opened=listed.times_opened + 1, sequence=listed.sequence + 1)
+        manifest = replace(listed, times_opened=listed.times_opened + 1, sequence=listed.sequence + 1)
         visible, durable = commits.read_file(paths.visible), commits.read_file(paths.durable)
         record, unclean = commits.trusted(visible, durable, files.boot_id())
         remove_leftovers(paths, listed)
         sequence = 1 + max(each.sequence for each in (visible, durable) if each is not None)
-        self._hot = {entry.number: self._map(entry) for entry in self.manifest.segments if entry.tier == "hot"}
-        segments, plans = survey(paths, self.manifest, self._hot, record)
+        self.segments = Segments(
+            paths,
+            self._schema,
+            self._store_id,
+            manifest,
+            limits=self._options.limits,
+            durable=self._options.durable,
+        )
+        segments, plans = survey(paths, manifest, self.segments.state.hot, record)
         if unclean:
             # Rows beyond the record may have been seen under their ids before the power failed.
             segments = [replace(each, used_blocks=each.entry.rows // each.entry.block_rows) for each in segments]
-        manifests.write(paths.manifest, self.manifest, sync=self._options.durable)
+        manifests.write(paths.manifest, manifest, sync=self._options.durable)
         self._commits = CommitFile(paths.visible, writable=True)
         record = replace(record, sequence=sequence, boot_id=files.boot_id(), clean=False)
         self._commits.write(record)
@@ -122,7 +118,7 @@ class ShardWriter:
             # From now on there may be rows beyond it, whose ids a restart of the machine must not give out again.
             self._durable.write(replace(durable, sequence=sequence, clean=False), sync=self._options.durable)
         self._seeds = SeedLog(paths.seeds, record.watermark)
-        self.writer = Writer(self._schema, self.manifest.shard, self._commits, self._seeds, record, self._need_segment)
+        self.writer = Writer(self._schema, manifest.shard, self._commits, self._seeds, record, self._need_segment)
         slots = {segment.entry.number: slot for slot, segment in enumerate(segments)}
         kept = [plan for plan in plans if plan.running or not unclean]
         places = [(p.lane, slots[p.segment], p.cursor, p.stop, p.running, p.episode_id, p.step) for p in kept]
@@ -133,52 +129,50 @@ class ShardWriter:
         if self.writer.has_closed():
             self._take_closed()
 
-    def _map(self, entry: SegmentEntry) -> hot.HotSegment:
-        name = identity(self._store_id, self.manifest.shard, entry.number)
-        path = self.paths.segments / entry.name
-        return hot.open_segment(path, self._schema, name, entry.rows, entry.bytes, writable=not entry.sealed)
-
     # -- segments ------------------------------------------------------------------------------------------------
 
-    def _create_segment(self, num_lanes: int) -> OpenSegment:
-        with self._manifest_guard:
-            number = max(self.manifest.next_segment, self._next_number)
-            self._next_number = number + 1
-        shape = shape_segment(
-            num_lanes=num_lanes,
-            row_bytes=sum(column.item_bytes for column in self._schema.columns),
-            rows_so_far=sum(entry.rows for entry in self.manifest.segments),
-            max_rows=self._options.max_rows,
-            list_size=max(c.num_elements for c in self._schema.columns if c.encoding != "binary"),
-        )
-        path = self.paths.segments / segment_name(number)
-        name = identity(self._store_id, self.manifest.shard, number)
-        size = hot.create(path, self._schema, name, shape.rows, sync=self._options.durable)
-        try:
-            mapped = hot.open_segment(path, self._schema, name, shape.rows, size, writable=True)
-            if self._options.durable:
-                files.sync_directory(self.paths.segments)
-            hot.warm(mapped)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                path.unlink()
-            raise
-        entry = SegmentEntry(number, shape.rows, shape.block_rows, "hot", path.name, size)
-        self._hot[number] = mapped
-        # Where this fails the manifest may list the file all the same; if not, the next writer removes it.
-        self._replace_manifest(entry)
-        return OpenSegment(entry, mapped, np.zeros(shape.rows // shape.block_rows, np.int32))
+    @property
+    def manifest(self) -> Manifest:
+        """The list of segments."""
+        return self.segments.state.manifest
 
-    def _replace_manifest(self, entry: SegmentEntry) -> None:
-        with self._manifest_guard:
-            changed = self.manifest.with_segment(entry)
-            changed = replace(changed, sequence=self.manifest.sequence + 1)
-            manifests.write(self.paths.manifest, changed, sync=self._options.durable)
-            self.manifest = changed
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes of files that are gone, which snapshots in this process still hold."""
+        return self.segments.pinned_bytes
+
+    def _tier(self) -> HotTier:
+        return self.segments.tier(self.writer.active_lanes())
+
+    def _pieces(self) -> list[Piece]:
+        closing = dict(self._closing)  # before the state: what leaves it meanwhile is sealed there
+        return self.segments.state.pieces(closing)
+
+    def _review(self) -> None:
+        """Decide anew whether writing has to wait for the hot tier."""
+        tight = is_tight(self._pieces(), self._tier())
+        with self._room:
+            self._tight = tight
+            self._room.notify_all()
+
+    def wait_for_room(self) -> None:
+        """Return when the hot tier has room for another segment, or background work has failed (see `check`)."""
+        if not self._tight:
+            return
+        self._submit_work()
+        with self._room:
+            free = self._room.wait_for(
+                lambda: not self._tight or self._error is not None or self._failed is not None, PREPARE_TIMEOUT_SECONDS
+            )
+        if not free:
+            raise WaitError(
+                f"Waited {PREPARE_TIMEOUT_SECONDS:g} s for room in the hot tier of {self.paths.segments}: segments are "
+                "written faster than the disk takes them into the cold tier. Write less, or allow more by hot_bytes."
+            )
 
     def _need_segment(self, num_lanes: int) -> OpenSegment:
         if self._prepared is None:
-            segment = self._create_segment(num_lanes)
+            segment = self.segments.create(num_lanes)
         else:
             try:
                 segment = self._prepared.result(PREPARE_TIMEOUT_SECONDS)
@@ -192,67 +186,101 @@ class ShardWriter:
                     self._prepared = None  # the next call tries anew: there may be room by then
                 raise
             self._prepared = None
-        self.layout_version += 1
+        self.segments.touch()
         return segment
 
     def after_commit(self) -> None:
-        """Ask for the next segment and for sealing where it is time; by counts only. The caller holds ``guard``."""
+        """Ask for the next segment, for sealing and eviction where it is time; by counts only.
+
+        The caller holds ``guard``.
+        """
         if self._prepared is None and self.writer.segments and self.writer.wants_segment():
             lanes = self.writer.active_lanes()
-            self._prepared = self._preparing.submit(lambda: self._create_segment(lanes), awaited=True)
-        if self.writer.has_closed():
+            self._prepared = self._preparing.submit(lambda: self.segments.create(lanes), awaited=True)
+        closed = self.writer.has_closed()
+        if closed:
             with Uninterrupted():
                 self._take_closed()
-                self._submit_sealing()
-
-    def _submit_sealing(self, *, at_once: bool = False) -> None:
-        if self._closing:
-            self._background.submit(partial(self._seal_closed, at_once), awaited=False)
+        if self._evict_beyond() or closed:
+            self._submit_work()
 
     def _take_closed(self) -> None:
         closed = self.writer.take_closed()
         for segment in closed:
             self._closing[segment.entry.number] = segment
         if closed:
-            self.layout_version += 1
+            self.segments.touch()
+
+    def _evict_beyond(self) -> bool:
+        """Take segments beyond the limits out of what can be sampled; their files go in the background."""
+        limits = self.segments.limits
+        live = self.writer.record.num_transitions - self.segments.state.num_evicted
+        if limits.max_bytes is None and (limits.max_rows is None or live <= limits.max_rows):
+            return False
+        chosen = choose_evictions(self._pieces(), limits, live)
+        if chosen:
+            self.segments.leave(chosen)
+        return bool(chosen)
+
+    # -- background work -----------------------------------------------------------------------------------------
+
+    def _submit_work(self, *, at_once: bool = False) -> None:
+        if at_once or not self._working:
+            self._working = True
+            self._background.submit(partial(self._work, at_once), awaited=False)
+
+    def _work(self, at_once: bool = False) -> None:
+        """Seal, evict and demote what is due."""
+        self._working = False
+        self._seal_closed(at_once)
+        while self.segments.evict_one() or self._demote_some():
+            pass
+        self.segments.merge_runs()
+
+    def _demote_some(self) -> bool:
+        """Move the oldest segments beyond the hot tier's bound to the cold tier; returns whether there were any."""
+        chosen = choose_demotions(self._pieces(), self._tier())[:_MOST_DEMOTED]
+        if chosen:
+            self.segments.demote([piece.number for piece in chosen])
+        return bool(chosen)
 
     def _seal_closed(self, at_once: bool = False) -> None:
         """Seal the closed segments whose rows are durable.
 
         Where syncs come by the clock they are left to it: syncing what is being written slows the writer down. Only
-        when many segments wait, or at once, this syncs for them.
+        when many segments wait, when the hot tier is full, or at once, this syncs for them.
         """
         waiting = sum(segment.last_ordinal > self._durable_watermark for segment in self._closing.values())
-        if waiting and (at_once or self._options.sync_interval is None or waiting > _MOST_WAITING):
+        at_once = at_once or self._options.sync_interval is None or waiting > _MOST_WAITING
+        if waiting and (at_once or self._tier().exceeds(with_next=2)):
             self.flush()
-        for number, segment in list(self._closing.items()):
-            if segment.last_ordinal <= self._durable_watermark:
-                self._seal(number, segment)
+        ready = [each for each in list(self._closing.values()) if each.last_ordinal <= self._durable_watermark]
+        if ready:
+            self._seal(ready)
 
-    def _seal(self, number: int, segment: OpenSegment) -> None:
-        entry = write_tables(self.paths, self._schema, self.manifest, self._hot, segment, durable=self._options.durable)
-        self._replace_manifest(entry)
-        self._closing.pop(number, None)
-        self.layout_version += 1
+    def _seal(self, segments: Sequence[OpenSegment]) -> None:
+        durable, sealed = self._options.durable, self.manifest
+        for segment in segments:
+            hot = self.segments.state.hot
+            entry = write_tables(self.paths, self._schema, sealed, hot, segment, durable=durable)
+            sealed = sealed.with_segment(entry)
+        entries = [sealed.segment(segment.entry.number) for segment in segments]
+        self.segments.update(lambda manifest: manifest.with_segments(entries))
+        for entry in entries:
+            self._closing.pop(entry.number, None)
 
-    def views(self) -> list[SegmentView]:
-        """The shard's segments as readers see them; the caller holds ``guard``."""
-        open_fills = {segment.entry.number: segment.fills for segment in self.writer.segments}
-        closing = dict(self._closing)  # before the manifest: what leaves it meanwhile is sealed there
-        views = []
-        for entry in self.manifest.segments:
-            if entry.tier != "hot":
-                continue
-            mapped = self._hot[entry.number]
-            if entry.sealed:
-                views.append(SegmentView(self.manifest.shard, entry, mapped, True, 2 * entry.num_rows >= entry.rows))
-            elif entry.number in closing:
-                fills = closing[entry.number].fills
-                whole = 2 * int(fills.sum()) >= entry.rows
-                views.append(SegmentView(self.manifest.shard, entry, mapped, True, whole))
-            elif entry.number in open_fills:
-                views.append(SegmentView(self.manifest.shard, entry, mapped, False, False, open_fills[entry.number]))
-        return views
+    def look(self) -> Look:
+        """What readers see; the caller holds ``guard``."""
+        closing = dict(self._closing)  # before the state: what leaves it meanwhile is sealed there
+        state, record, opened = self.segments.state, self.writer.record, tuple(self.writer.segments)
+        return Look(
+            state.version,
+            record,
+            record.num_transitions - state.num_evicted,
+            state.manifest.evicted,
+            lambda: state.views(closing, opened, leaving=False),
+            lambda: state.views(closing, opened, leaving=True),
+        )
 
     # -- durability ----------------------------------------------------------------------------------------------
 
@@ -278,15 +306,17 @@ class ShardWriter:
     def flush_and_seal(self) -> None:
         """`flush`, and let the segments that it covers be sealed."""
         self.flush()
-        self._submit_sealing()
+        self._submit_work()
 
     def _tick(self) -> None:
         if self.writer.record.watermark > self._durable_watermark and self._failed is None:
             self.flush()
-            self._seal_closed()
+            self._work()
 
     def _note_error(self, error: BaseException) -> None:
-        self._error = error
+        with self._room:
+            self._error = error
+            self._room.notify_all()
 
     def check(self) -> None:
         """Raise what the background thread ran into; refuse to write after a failed sync, or without the lock."""
@@ -298,7 +328,7 @@ class ShardWriter:
             raise
         error, self._error = self._error, None
         if error is not None:
-            self._submit_sealing()  # once more: there may be room by now
+            self._submit_work()  # once more: there may be room by now
             if isinstance(error, ArrowRBError):
                 raise error
             raise ArrowRBError(f"Background work failed: {error!r}") from error
@@ -315,7 +345,7 @@ class ShardWriter:
                     self.writer.settle()
                     self.writer.cut(self.writer.running_lanes(), self._clock())
                     self.after_commit()
-                    self._submit_sealing(at_once=True)
+                    self._submit_work(at_once=True)
             self._preparing.stop(PREPARE_TIMEOUT_SECONDS)
             self._background.stop(PREPARE_TIMEOUT_SECONDS)
             if self._failed is None:

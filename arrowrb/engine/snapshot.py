@@ -17,13 +17,18 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..commits import Record
 from ..errors import CorruptError, EmptyError, RowError
-from ..manifest import SegmentEntry
+from ..manifest import Evicted, SegmentEntry
 from ..rows import POSITION_BITS, SHARD_SHIFT, row_id_base
 from ..schema import Schema
+from ..tiers.cold import ColdSegment
 from ..tiers.hot import HotSegment
+from . import reading
+from .reading import GroupCache
 
 _ORDINAL: Final = 0
 _KIND: Final = 6
+_NUM_FILLS: Final = 3
+_WHOLE: Final = 4
 _SHAPE_FIELDS: Final = 7
 
 
@@ -34,7 +39,8 @@ class SegmentView:
     Attributes:
         shard: the shard's number.
         entry: its place in the manifest.
-        hot: its mapping.
+        hot: its mapping, where it lies in the hot tier.
+        cold: its mapping, where it lies in the cold tier.
         closed: every row that it will ever have is at or below the watermark; ``kind`` alone tells what is visible.
         whole: closed and at least half full, so that draws may take the segment as one extent.
         live: the writer's own counts of committed rows, one a block, which move on; None where they are read off
@@ -43,10 +49,22 @@ class SegmentView:
 
     shard: int
     entry: SegmentEntry
-    hot: HotSegment
     closed: bool
     whole: bool
+    hot: HotSegment | None = None
+    cold: ColdSegment | None = None
     live: NDArray[np.int32] | None = None
+
+    def column(self, index: int) -> NDArray[Any]:
+        """A column, all allocated rows; without a copy in the hot tier, decoded in the cold one."""
+        return self.cold.column(index) if self.hot is None and self.cold is not None else self.in_hot.column(index)
+
+    @property
+    def in_hot(self) -> HotSegment:
+        """Its mapping in the hot tier, which it has unless it is cold."""
+        if self.hot is None:
+            raise CorruptError(f"Segment {self.entry.name} is in no tier.")
+        return self.hot
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +77,33 @@ class Located:
 
 
 class Layout:
-    """The segments of all shards, in order of shard and number, with the tables that kernels read."""
+    """The segments of all shards, in order of shard and number, with the tables that kernels read.
 
-    def __init__(self, schema: Schema, views: Sequence[SegmentView]) -> None:
+    How rows are drawn does not depend on the tier that a segment is in: extents and kinds are the same in both.
+    """
+
+    def __init__(
+        self, schema: Schema, views: Sequence[SegmentView], cache: GroupCache, leaving: Sequence[SegmentView] = ()
+    ) -> None:
         self.schema = schema
         self.views = tuple(views)
+        self.leaving = tuple(leaving)
+        self.cache = cache
         count = len(self.views)
         self.addresses = np.zeros((count, len(schema.columns)), np.int64)
         self.shapes = np.zeros((count, _SHAPE_FIELDS), np.int64)
         self._counted = [slot for slot, view in enumerate(self.views) if not view.whole]
         self._cache: tuple[tuple[int, ...], NDArray[np.int32]] | None = None
         num_fills = 0
+        self.cold_table = np.zeros((count, 5), np.int64)
+        self.cold = {slot: view.cold for slot, view in enumerate(self.views) if view.cold is not None}
         for slot, view in enumerate(self.views):
-            self.addresses[slot] = view.hot.addresses
+            if view.cold is not None:
+                self.cold_table[slot] = view.cold.table_row()
+                kinds = view.cold.kinds.__array_interface__["data"][0]
+            else:
+                self.addresses[slot] = view.in_hot.addresses
+                kinds = self.addresses[slot, _KIND]
             blocks = 0 if view.whole else view.entry.rows // view.entry.block_rows
             self.shapes[slot] = (
                 view.entry.rows,
@@ -79,7 +111,7 @@ class Layout:
                 num_fills,
                 blocks,
                 view.whole,
-                self.addresses[slot, _KIND],
+                kinds,
                 row_id_base(view.shard, view.entry.number),
             )
             num_fills += blocks
@@ -119,6 +151,8 @@ class Layout:
             part = fills[first : first + count]
             if view.live is not None:
                 part[:] = next(own)
+            elif view.cold is not None:
+                part[:] = view.cold.fills
             else:
                 ordinals = int(self.addresses[slot, _ORDINAL])
                 kernels.advance(ordinals, view.entry.block_rows, watermarks[view.shard], part)
@@ -146,12 +180,14 @@ class Snapshot:
         layout: the segments.
         records: the commit of each shard, in order of shard.
         num_transitions: transitions that can be sampled.
+        evicted: of each shard, what retention has dropped.
         live: the writer's counts of committed rows at that commit.
     """
 
     layout: Layout
     records: tuple[Record, ...]
     num_transitions: int
+    evicted: tuple[Evicted, ...] = ()
     live: Sequence[NDArray[np.int32]] = field(repr=False, default=())
 
     @cached_property
@@ -162,25 +198,37 @@ class Snapshot:
     @cached_property
     def domain(self) -> Domain:
         """The extents of committed rows."""
+        return self._lay_out(self.layout.shapes)
+
+    @cached_property
+    def hot_domain(self) -> Domain:
+        """The extents of committed rows in the hot tier."""
+        shapes = self.layout.shapes.copy()
+        for slot in self.layout.cold:
+            shapes[slot, _NUM_FILLS] = shapes[slot, _WHOLE] = 0
+        return self._lay_out(shapes)
+
+    def _lay_out(self, shapes: NDArray[np.int64]) -> Domain:
         layout = self.layout
         start = np.empty(layout.num_extents + 1, np.int64)
         slot = np.empty(layout.num_extents + 1, np.int32)
         first = np.empty(layout.num_extents + 1, np.int64)
         guide = np.empty(2 * layout.num_extents + 16, np.int32)
         result = np.zeros(2, np.int64)
-        kernels.build_domain(layout.shapes, self.fills, start, slot, first, guide, result)
+        kernels.build_domain(shapes, self.fills, start, slot, first, guide, result)
         return Domain(start, slot, first, guide, int(result[0]), int(result[1]))
 
-    def draw_uniform(self, state: NDArray[np.uint64], count: int) -> Located:
+    def draw_uniform(self, state: NDArray[np.uint64], count: int, *, tiers: str = "all") -> Located:
         """Draw transitions uniformly with replacement.
 
         Args:
             state: the generator's state, uint64[4], advanced in place.
             count: how many.
+            tiers: ``"all"``, or ``"hot"`` to leave out what lies in the cold tier.
         """
         if self.num_transitions == 0:
             raise EmptyError("There is no transition to sample: the store is empty. Collect or extend first.")
-        domain = self.domain
+        domain = self.domain if tiers == "all" else self.hot_domain
         located = Located(*(np.empty(count, np.int64) for _ in range(3)))
         found = kernels.draw(
             state,
@@ -196,6 +244,8 @@ class Snapshot:
             located.row_ids,
         )
         if found < count:
+            if tiers == "hot" and self.layout.cold:
+                raise EmptyError('The hot tier holds no transition: all lie in the cold one. Draw with tiers="all".')
             raise CorruptError(
                 f"The commit record speaks of {self.num_transitions:,} transitions, but the segments hold none or "
                 "next to none. The store is damaged."
@@ -219,16 +269,23 @@ class Snapshot:
             )
         return Located(slots, positions, row_ids)
 
+    def gather(self, located: Located, outputs: NDArray[np.int64]) -> None:
+        """Copy rows to where a table of outputs (see the gather kernel) says, whatever tier they lie in."""
+        if self.layout.cold:
+            reading.gather(self.layout, located, outputs, self.layout.cache)
+        else:
+            kernels.gather(located.slots, located.positions, self.layout.addresses, outputs)
+
     def column(self, slot: int, index: int) -> NDArray[Any]:
-        """A column of one segment, all allocated rows, without a copy."""
-        return self.layout.views[slot].hot.column(index)
+        """A column of one segment, all allocated rows; without a copy in the hot tier."""
+        return self.layout.views[slot].column(index)
 
     def visible_kinds(self, slot: int) -> NDArray[np.uint8]:
         """The kinds of one segment's rows with 0 where a row is not visible here. A copy."""
         view = self.layout.views[slot]
         watermark = self.records[view.shard].watermark
-        kinds: NDArray[np.uint8] = view.hot.column(_KIND).copy()
+        kinds: NDArray[np.uint8] = (view.column(_KIND) if view.cold is None else view.cold.kinds).copy()
         if not view.closed:
-            ordinals = view.hot.column(_ORDINAL)
+            ordinals = view.column(_ORDINAL)
             kinds[(ordinals < 1) | (ordinals > watermark)] = 0
         return kinds

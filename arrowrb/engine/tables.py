@@ -1,6 +1,7 @@
 """Block and run tables: what sealing knows for good about a segment, so that nothing has to search its rows.
 
-*Blocks*: lane, committed rows, row id of the lane's next block (-1: none), and a CRC-32 of each column's bytes.
+*Blocks*: lane, committed rows, row id of the lane's next block (-1: none), the rows' kinds (by which rows are drawn
+when they lie in Parquet), and a CRC-32 of each column's bytes.
 *Runs*: one row a run of an episode, with its return, times, end and continuation. A segment's runs outlive its rows.
 Both are small Arrow IPC files beside the segment; their own checksums stand in the manifest.
 """
@@ -16,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from .. import files
 from ..errors import CorruptError
-from ..files import read_file
-from ..manifest import FileEntry
+from ..manifest import FileEntry, SegmentEntry
 from ..rows import End, Kind, Runs, find_runs
 from ..schema import Schema
 from ..tiers.hot import HotSegment
@@ -160,17 +161,65 @@ def build_blocks(
             key = (int(lanes[last]), int(episodes[last]), int(steps[last]))
             next_block[block] = follow(starts, key, int(ordinals[last]))
     lane = np.where(rows > 0, lanes[::block_rows], -1).astype(np.int32)
-    table: dict[str, NDArray[Any]] = {"lane": lane, "rows": rows, "next_block": next_block}
+    table: dict[str, pa.Array] = {"lane": _array(lane), "rows": _array(rows), "next_block": _array(next_block)}
+    kind_bytes = pa.py_buffer(np.ascontiguousarray(kinds))
+    table["kinds"] = pa.Array.from_buffers(pa.binary(block_rows), count, [None, kind_bytes])
     for place, column in enumerate(schema.columns):
-        table["crc32." + column.name] = _checksums(hot, place, count, block_rows)
-    return pa.Table.from_arrays([_array(values) for values in table.values()], names=list(table))
+        values = settled(schema, place, hot.column)
+        table["crc32." + column.name] = _array(checksums(values, block_rows))
+    return pa.Table.from_arrays(list(table.values()), names=list(table))
 
 
-def _checksums(hot: HotSegment, place: int, count: int, block_rows: int) -> NDArray[np.uint32]:
+def read_blocks(path: Path, entry: SegmentEntry) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """From a mapped block table: the blocks' committed rows, int64[blocks], and the rows' kinds, uint8[rows].
+
+    The kinds are a view of the mapping, which they keep alive.
+    """
+    if entry.blocks is None:
+        raise CorruptError(f"{path.name} is missing in the manifest, though its segment is sealed.")
+    mapping = files.Mapping(path, size=entry.blocks.bytes)
+    content = pa.foreign_buffer(mapping.address, mapping.size, base=mapping)
+    if zlib.crc32(content) != entry.blocks.crc32:
+        raise CorruptError(f"{path.name} is damaged: its checksum is not what the manifest says.")
+    try:
+        table = decode_table(content)
+        fills, kinds = column_of(table, "rows"), table["kinds"].chunk(0)
+    except (pa.ArrowException, KeyError, IndexError) as error:
+        raise CorruptError(f"{path.name} is damaged: {error}.") from None
+    blocks = entry.rows // entry.block_rows
+    bad = fills.size != blocks or kinds.type != pa.binary(entry.block_rows) or kinds.offset or kinds.null_count
+    if bad or len(kinds) != blocks or (fills < 0).any() or (fills > entry.block_rows).any():
+        raise CorruptError(f"{path.name} is damaged: it does not describe its segment.")
+    offset = kinds.buffers()[1].address - mapping.address
+    whole = mapping.array(offset, entry.rows, np.uint8)
+    if np.count_nonzero(whole) != fills.sum() or fills.sum() != entry.num_rows:
+        raise CorruptError(f"{path.name} is damaged: its blocks and kinds do not agree.")
+    return fills, whole
+
+
+def settled(schema: Schema, place: int, column: Callable[[int], NDArray[Any]]) -> NDArray[Any]:
+    """A column with zeros where nothing is: rows without a commit, what tails do not have, extras that are missing.
+
+    There the hot tier may hold what an interrupted commit left; this is what checksums are of, and both tiers agree.
+    """
+    spec, values, kinds = schema.columns[place], column(place), column(KIND)
+    wanted = kinds == Kind.TRANSITION if spec.owner == "transition" else kinds != 0
+    mask = schema.masks.get(spec.name)
+    if mask is not None:
+        names = [each.name for each in schema.columns]
+        wanted &= column(names.index(mask)) != 0
+    if wanted.all():
+        return values
+    copied = values.copy()
+    copied[~wanted] = 0
+    return copied
+
+
+def checksums(values: NDArray[Any], block_rows: int) -> NDArray[np.uint32]:
     """CRC-32 of each block's bytes of a column."""
-    content = memoryview(hot.buffer(place, 0, hot.rows))
-    size = block_rows * hot.columns[place].item_bytes
-    return np.array([zlib.crc32(content[i * size : (i + 1) * size]) for i in range(count)], np.uint32)
+    content = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+    size = len(content) // len(values) * block_rows
+    return np.array([zlib.crc32(content[i : i + size]) for i in range(0, len(content), size)], np.uint32)
 
 
 def _array(values: NDArray[Any]) -> pa.Array:
@@ -193,10 +242,10 @@ def column_of(table: pa.Table, name: str) -> NDArray[Any]:
     return np.concatenate([np.empty(0, table.schema.field(name).type.to_pandas_dtype()), *parts])
 
 
-def encode_table(table: pa.Table) -> bytes:
+def encode_table(table: pa.Table, *, compression: str | None = None) -> bytes:
     """An Arrow IPC file of a table."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue())
 
@@ -208,7 +257,7 @@ def decode_table(content: Any) -> pa.Table:
 
 def read_table(path: Path, file: FileEntry) -> pa.Table:
     """Read a table that the manifest lists, and check it against its size and checksum."""
-    content = read_file(path, "reading a table", most=file.bytes)
+    content = files.read_file(path, "reading a table", most=file.bytes)
     if len(content) != file.bytes or zlib.crc32(content) != file.crc32:
         raise CorruptError(f"{path.name} is damaged: its size or checksum is not what the manifest says.")
     try:

@@ -22,6 +22,10 @@ _HOMES: Final = {
     "find_missing": "gathering",
     "gather": "gathering",
     "locate": "gathering",
+    "count_missing": "mixing",
+    "find_places": "mixing",
+    "gather_found": "mixing",
+    "gather_places": "mixing",
     "fence": "memory",
 }
 

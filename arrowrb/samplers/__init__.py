@@ -6,7 +6,7 @@ kinds, runs), never files.
 
 from __future__ import annotations
 
-from .strategy import Strategy, Stream, generator_state
+from .strategy import Strategy, Stream, check_tiers, generator_state
 from .uniform import Uniform
 
-__all__ = ["Strategy", "Stream", "Uniform", "generator_state"]
+__all__ = ["Strategy", "Stream", "Uniform", "check_tiers", "generator_state"]

@@ -18,8 +18,10 @@ class Stream(Protocol):
     give the same rows.
     """
 
-    def draw(self, snapshot: Snapshot, count: int) -> Located:
+    def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Located:
         """Choose ``count`` transitions of a snapshot; the arrays are fresh, the caller's to keep.
+
+        ``tiers`` is ``"all"``, or ``"hot"`` to leave out the cold one.
 
         Raises:
             EmptyError: if there is nothing to draw.
@@ -34,6 +36,13 @@ class Strategy(Protocol):
     def start(self, seed: int | None) -> Stream:
         """A new stream; ``seed`` None takes one from the system."""
         ...
+
+
+def check_tiers(tiers: object) -> str:
+    """Which tiers to draw from, checked."""
+    if tiers not in ("all", "hot"):
+        raise OptionError(f'tiers is {tiers!r}, expected "all" or "hot".')
+    return str(tiers)
 
 
 def generator_state(seed: int | None) -> NDArray[np.uint64]:

@@ -14,9 +14,9 @@ class _UniformStream:
     def __init__(self, seed: int | None) -> None:
         self._state = generator_state(seed)
 
-    def draw(self, snapshot: Snapshot, count: int) -> Located:
+    def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Located:
         """Choose ``count`` transitions uniformly, with replacement."""
-        return snapshot.draw_uniform(self._state, count)
+        return snapshot.draw_uniform(self._state, count, tiers=tiers)
 
 
 @dataclass(frozen=True, slots=True)

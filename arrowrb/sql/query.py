@@ -10,6 +10,7 @@ import contextlib
 import html
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
@@ -18,11 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 from ..engine import Engine, Snapshot
-from ..errors import OptionError, QueryError
+from ..errors import OptionError, QueryError, StoreError
+from .ahead import Ahead
 from .guard import VIEWS, Statement, check, describe
 from .relations import tables_of
 from .summaries import build_episodes, build_segments, read_runs
-from .views import source_name, view_sql
+from .views import COLD, source_name, view_sql
 
 if TYPE_CHECKING:
     import pandas
@@ -32,6 +34,7 @@ _MAX_THREADS: Final = 1024
 _KEPT_DATABASES: Final = 4
 _HTML_ROWS: Final = 20
 _INTERRUPT_SECONDS: Final = 0.05
+_TRIES: Final = 20
 _databases: dict[tuple[int, int | None], Any] = {}
 _guard = threading.Lock()
 
@@ -59,15 +62,35 @@ def run(
     """
     count = _check_threads(threads)
     values = _check_parameters(parameters)
-    snapshot = engine.snapshot()
     cursor = _cursor(count)
+    ahead: list[Ahead] = []
     try:
         statement = check(cursor, query)
-        relation = _bind(engine, snapshot, cursor, statement, values)
+        snapshot, relation = _bind_anew(engine, cursor, statement, values, ahead)
     except BaseException:
+        _let_go(ahead)
         cursor.close()
         raise
-    return Query(statement.text, snapshot, cursor, relation)
+    return Query(statement.text, snapshot, cursor, relation, ahead)
+
+
+def _let_go(ahead: list[Ahead]) -> None:
+    for functions in ahead:
+        functions.remove()
+
+
+def _bind_anew(
+    engine: Engine, cursor: Any, statement: Statement, values: list[Any] | dict[str, Any] | None, ahead: list[Ahead]
+) -> tuple[Snapshot, Any]:
+    """Bind to a snapshot whose tables are all there: run tables of evicted segments are merged now and then."""
+    for attempt in range(_TRIES):
+        snapshot = engine.snapshot()
+        try:
+            return snapshot, _bind(engine, snapshot, cursor, statement, values, ahead)
+        except StoreError as error:
+            if not isinstance(error.__cause__, FileNotFoundError) or attempt == _TRIES - 1:
+                raise
+    raise StoreError(f"{engine.path}: tables of episodes keep disappearing.")
 
 
 class Query:
@@ -77,8 +100,10 @@ class Query:
     that snapshot as long as it lives. Thread-safe.
     """
 
-    def __init__(self, text: str, snapshot: Snapshot, cursor: Any, relation: Any) -> None:
+    def __init__(self, text: str, snapshot: Snapshot, cursor: Any, relation: Any, ahead: list[Ahead]) -> None:
         self._text = text
+        # Functions are the database's, not the cursor's. The relation may outlive this, and needs them.
+        weakref.finalize(relation, _let_go, ahead)
         self._snapshot = snapshot  # pins the memory that the relation reads
         self._cursor = cursor
         self._relation = relation
@@ -274,7 +299,12 @@ def _open_database(threads: int | None) -> Any:
 
 
 def _bind(
-    engine: Engine, snapshot: Snapshot, cursor: Any, statement: Statement, values: list[Any] | dict[str, Any] | None
+    engine: Engine,
+    snapshot: Snapshot,
+    cursor: Any,
+    statement: Statement,
+    values: list[Any] | dict[str, Any] | None,
+    ahead: list[Ahead],
 ) -> Any:
     """Register the views that a statement needs, and bind it."""
     import duckdb
@@ -284,7 +314,7 @@ def _bind(
 
     with _explaining():
         for view in sorted(statement.views):
-            _register(engine, snapshot, cursor, view)
+            _register(engine, snapshot, cursor, view, ahead)
         try:
             return bind()
         except duckdb.CatalogException:
@@ -293,11 +323,11 @@ def _bind(
                 raise
             # The syntax tree did not tell of a view, or there is no such table: then the message lists them all.
             for view in sorted(missing):
-                _register(engine, snapshot, cursor, view)
+                _register(engine, snapshot, cursor, view, ahead)
             return bind()
 
 
-def _register(engine: Engine, snapshot: Snapshot, cursor: Any, view: str) -> None:
+def _register(engine: Engine, snapshot: Snapshot, cursor: Any, view: str, ahead: list[Ahead]) -> None:
     """Put one view of a snapshot under its name."""
     if view == "episodes":
         runs = read_runs(snapshot, engine.path)
@@ -307,9 +337,17 @@ def _register(engine: Engine, snapshot: Snapshot, cursor: Any, view: str) -> Non
         cursor.register(view, build_segments(snapshot))
         return
     tables = tables_of(snapshot.layout)
-    ahead = view == "transitions"
+    shows_next = view == "transitions"
     watermarks = {shard: snapshot.records[shard].watermark for shard in tables.open_shards}
-    closed = any(each.closed for each in tables.views) or not tables.views
+    closed = tables.has_closed or not tables.views
     for shard in (*((None,) if closed else ()), *watermarks):
-        cursor.register(source_name(view, shard), tables.table(ahead=ahead, shard=shard))
-    cursor.execute(f"CREATE TEMP VIEW {view} AS {view_sql(view, tables.names, watermarks, closed=closed)}")
+        cursor.register(source_name(view, shard), tables.table(ahead=shows_next, shard=shard))
+    functions: dict[str, str] | None = None
+    if tables.cold is not None:
+        cursor.register(COLD, tables.cold)
+        functions = {}
+        if shows_next:
+            ahead.append(Ahead(snapshot, cursor))
+            functions = ahead[-1].names
+    text = view_sql(view, tables.names, watermarks, closed=closed, ahead=functions)
+    cursor.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS {text}")

@@ -5,7 +5,8 @@ what it keeps, and measured no faster. A row's id is ``base + position``: the ba
 segment, the positions are one array that all segments share, so that row ids cost no memory.
 
 Segments that are *closed* (all of their rows are at or below the watermark) make one table, in which ``kind`` alone
-says what is visible; those that are open make one a shard, which is filtered by the shard's watermark too.
+says what is visible; those that are open make one a shard, which is filtered by the shard's watermark too. Segments
+in the cold tier make one dataset over their mapped Parquet files, which filters and projections reach.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ import pyarrow as pa
 from ..engine.snapshot import Layout, SegmentView
 from ..rows import row_id_base
 from ..schema import Column, Schema
+from ..tiers import cold
 
 BASE: Final = "row_base"
 POSITION: Final = "row_position"
@@ -93,11 +95,27 @@ class Relations:
         """
         table = self._made.get((ahead, shard))
         if table is None:
-            chosen = [view for view in self.views if (None if view.closed else view.shard) == shard]
+            hot = [view for view in self.views if view.cold is None]
+            chosen = [view for view in hot if (None if view.closed else view.shard) == shard]
             batches = [_batch(view, self.names, ahead=ahead) for view in chosen]
             schema = batches[0].schema if batches else _empty_schema(self.names, ahead=ahead)
             table = self._made.setdefault((ahead, shard), pa.Table.from_batches(batches, schema=schema))
         return table
+
+    @cached_property
+    def has_closed(self) -> bool:
+        """Whether there is a table of closed segments."""
+        return any(view.closed and view.cold is None for view in self.views)
+
+    @cached_property
+    def cold(self) -> Any:
+        """The dataset of the cold segments, or None; its columns have the names of the files."""
+        import pyarrow.dataset as ds
+
+        fragments = [view.cold.fragment for view in self.views if view.cold is not None]
+        if not fragments:
+            return None
+        return ds.FileSystemDataset(fragments, _cold_schema(self.names.schema), ds.ParquetFileFormat())
 
 
 _relations: weakref.WeakKeyDictionary[Layout, Relations] = weakref.WeakKeyDictionary()
@@ -133,18 +151,29 @@ def _batch(view: SegmentView, names: Names, *, ahead: bool) -> pa.RecordBatch:
         POSITION: _shared_positions(rows),
     }
     for place, column in enumerate(names.schema.columns):
-        arrays[names.own[place]] = _array(column, view.hot.buffer(place, 0, rows), rows)
+        arrays[names.own[place]] = _array(column, view.in_hot.buffer(place, 0, rows), rows)
         if ahead and column.owner == "observation":
-            arrays[names.next[place]] = _array(column, view.hot.buffer(place, 1, rows + 1), rows)
+            arrays[names.next[place]] = _array(column, view.in_hot.buffer(place, 1, rows + 1), rows)
     return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
+
+
+def _cold_schema(schema: Schema) -> pa.Schema:
+    """What DuckDB sees of cold files: as they are, but for float16, which it does not read from Arrow."""
+    fields = [pa.field(cold.ROW_ID, pa.int64())]
+    for column, name in zip(schema.columns, cold.column_names(schema.columns), strict=True):
+        kind = cold.stored_type(column)
+        if column.dtype == "float16" and column.encoding != "binary":
+            kind = pa.list_(pa.float32(), column.num_elements) if column.shape else pa.float32()
+        fields.append(pa.field(name, kind))
+    return pa.schema(fields)
 
 
 def _empty_schema(names: Names, *, ahead: bool) -> pa.Schema:
     fields = [pa.field(BASE, pa.run_end_encoded(pa.int32(), pa.int64())), pa.field(POSITION, pa.int32())]
     for place, column in enumerate(names.schema.columns):
-        fields.append(pa.field(names.own[place], _arrow_type(column)))
+        fields.append(pa.field(names.own[place], arrow_type(column)))
         if ahead and column.owner == "observation":
-            fields.append(pa.field(names.next[place], _arrow_type(column)))
+            fields.append(pa.field(names.next[place], arrow_type(column)))
     return pa.schema(fields)
 
 
@@ -153,7 +182,8 @@ def _element_type(column: Column) -> pa.DataType:
     return pa.uint16() if column.dtype == "float16" else pa.from_numpy_dtype(column.storage)
 
 
-def _arrow_type(column: Column) -> pa.DataType:
+def arrow_type(column: Column) -> pa.DataType:
+    """What DuckDB sees of a column: lists of numbers, or bytes."""
     if column.encoding == "binary":
         return pa.binary(column.item_bytes)
     element = _element_type(column)
@@ -161,7 +191,7 @@ def _arrow_type(column: Column) -> pa.DataType:
 
 
 def _array(column: Column, content: pa.Buffer, rows: int) -> pa.Array:
-    kind = _arrow_type(column)
+    kind = arrow_type(column)
     if column.encoding != "tensor":
         return pa.Array.from_buffers(kind, rows, [None, content])
     child = pa.Array.from_buffers(_element_type(column), rows * column.num_elements, [None, content])

@@ -33,22 +33,27 @@ def read_runs(snapshot: Snapshot, root: Any) -> pa.Table:
         snapshot: what is visible.
         root: the store's directory, where run tables lie beside their segments.
     """
-    parts = []
-    for slot, view in enumerate(snapshot.layout.views):
+    layout, parts = snapshot.layout, []
+    for shard, evicted in enumerate(snapshot.evicted):
+        folder = shard_paths(root, shard).segments
+        parts += [(shard, tables.read_table(folder / file.name, file)) for file in evicted.runs]
+    for slot, view in [*((None, view) for view in layout.leaving), *enumerate(layout.views)]:
         runs = _stored_runs(view, root)
         if runs is None:
             runs = tables.build_runs(
-                snapshot.layout.schema,
-                view.hot.column,
-                snapshot.visible_kinds(slot),
+                layout.schema,
+                view.column,
+                view.column(tables.KIND) if slot is None else snapshot.visible_kinds(slot),
                 block_rows=view.entry.block_rows,
                 base=row_id_base(view.shard, view.entry.number),
                 starts={},
             )
-        parts.append(runs.append_column("shard", pa.array(np.full(runs.num_rows, view.shard, np.int64))))
+        parts.append((view.shard, runs))
     if not parts:
-        parts = [tables.runs_schema(snapshot.layout.schema).append(pa.field("shard", pa.int64())).empty_table()]
-    return pa.concat_tables(parts)
+        parts = [(0, tables.runs_schema(layout.schema).empty_table())]
+    return pa.concat_tables(
+        [runs.append_column("shard", pa.array(np.full(runs.num_rows, shard, np.int64))) for shard, runs in parts]
+    )
 
 
 def _stored_runs(view: SegmentView, root: Any) -> pa.Table | None:
@@ -183,7 +188,7 @@ def _segment(snapshot: Snapshot, slot: int, view: SegmentView) -> dict[str, Any]
     visible = np.flatnonzero(kinds)
     row |= {"num_rows": int(visible.size), "num_transitions": int(np.count_nonzero(kinds == Kind.TRANSITION))}
     if visible.size:
-        ordinals, times = view.hot.column(tables.ORDINAL)[visible], view.hot.column(tables.TIME)[visible]
+        ordinals, times = view.column(tables.ORDINAL)[visible], view.column(tables.TIME)[visible]
         row |= {"first_ordinal": int(ordinals.min()), "last_ordinal": int(ordinals.max())}
         row |= {"first_time": int(times.min()), "last_time": int(times.max())}
     return row

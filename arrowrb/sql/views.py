@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from ..rows import Kind
 from ..schema import Column, Schema
+from ..tiers import cold
 from .relations import BASE, POSITION, Names
 
 _SHOWN_SYSTEM: Final = ("ordinal", "time", "lane", "episode_id", "step", "policy_version")
@@ -25,7 +27,12 @@ def source_name(view: str, shard: int | None) -> str:
     return f"_{view}_closed" if shard is None else f"_{view}_open_{shard}"
 
 
-def view_sql(view: str, names: Names, watermarks: dict[int, int], *, closed: bool) -> str:
+COLD: Final = "_cold"
+
+
+def view_sql(
+    view: str, names: Names, watermarks: dict[int, int], *, closed: bool, ahead: Mapping[str, str] | None
+) -> str:
     """The SELECT behind ``transitions`` or ``steps``.
 
     Args:
@@ -33,6 +40,8 @@ def view_sql(view: str, names: Names, watermarks: dict[int, int], *, closed: boo
         names: the tables' columns.
         watermarks: the watermark of each shard that has open segments.
         closed: whether there is a table of closed segments.
+        ahead: where there are cold segments: from observation columns to functions of a row id that give the next
+            row's value.
     """
     kinds = (Kind.TRANSITION,) if view == "transitions" else (Kind.TRANSITION, Kind.FINAL, Kind.CUT)
     wanted = f"kind IN ({', '.join(str(int(kind)) for kind in kinds)})" if len(kinds) > 1 else f"kind = {int(kinds[0])}"
@@ -41,9 +50,44 @@ def view_sql(view: str, names: Names, watermarks: dict[int, int], *, closed: boo
         f"SELECT * FROM {source_name(view, shard)} WHERE {wanted} AND ordinal BETWEEN 1 AND {watermark}"
         for shard, watermark in watermarks.items()
     ]
-    items = _transition_items(names) if view == "transitions" else _step_items(names)
-    columns = ",\n  ".join(f"{sql} AS {quote(name)}" for name, sql in _unique(items))
-    return f"SELECT {columns}\nFROM ({' UNION ALL '.join(sources)})"
+    parts = []
+    if sources:
+        own, behind = _reader(names, names.own), _reader(names, names.next)
+        parts.append((_Source(f"{BASE} + {POSITION}", own, behind, False), f"({' UNION ALL '.join(sources)})"))
+    if ahead is not None:
+        parts.append((_cold_source(names.schema, ahead), f"{COLD} WHERE {wanted}"))
+    selects = []
+    for source, table in parts:
+        items = _transition_items(names, source) if view == "transitions" else _step_items(names, source)
+        columns = ",\n  ".join(f"{sql} AS {quote(name)}" for name, sql in _unique(items))
+        selects.append(f"SELECT {columns}\nFROM {table}")
+    return "\nUNION ALL\n".join(selects)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """How a view reads its columns from a table: row ids, own values and those of the row behind."""
+
+    row_id: str
+    own: Callable[[str], str]
+    behind: Callable[[str], str]
+    has_nulls: bool  # what a tail does not have is NULL already
+
+
+def _cold_source(schema: Schema, ahead: Mapping[str, str]) -> _Source:
+    """Cold files hold NULL where nothing is. The row behind is looked up by row id, for rows that are shown only."""
+    columns = {column.name: column for column in schema.columns}
+    files = dict(zip(columns, cold.column_names(schema.columns), strict=True))
+
+    def own(name: str) -> str:
+        return _value_sql(columns[name], quote(files[name]), floats=True)
+
+    def behind(name: str) -> str:
+        value = _value_sql(columns[name], f"{ahead[name]}({cold.ROW_ID})")
+        mask = schema.masks.get(name)
+        return value if mask is None else f"CASE WHEN {ahead[mask]}({cold.ROW_ID}) <> 0 THEN {value} END"
+
+    return _Source(cold.ROW_ID, own, behind, True)
 
 
 def _unique(items: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -60,11 +104,10 @@ def _unique(items: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
         yield given, sql
 
 
-def _transition_items(names: Names) -> Iterator[tuple[str, str]]:
+def _transition_items(names: Names, source: _Source) -> Iterator[tuple[str, str]]:
     """(name, SQL) of the columns of ``transitions``, in order."""
-    schema = names.schema
-    own, behind = _reader(names, names.own), _reader(names, names.next)
-    yield "row_id", f"{BASE} + {POSITION}"
+    schema, own, behind = names.schema, source.own, source.behind
+    yield "row_id", source.row_id
     for name in _SHOWN_SYSTEM:
         yield name, own(name)
     observation, observation_extras = _observation_names(schema)
@@ -80,11 +123,10 @@ def _transition_items(names: Names) -> Iterator[tuple[str, str]]:
         yield "next_" + name, behind(name)
 
 
-def _step_items(names: Names) -> Iterator[tuple[str, str]]:
+def _step_items(names: Names, source: _Source) -> Iterator[tuple[str, str]]:
     """(name, SQL) of the columns of ``steps``, in order: NULL is what a tail does not have."""
-    schema = names.schema
-    own = _reader(names, names.own)
-    yield "row_id", f"{BASE} + {POSITION}"
+    schema, own = names.schema, source.own
+    yield "row_id", source.row_id
     yield "kind", "kind"
     for name in _SHOWN_SYSTEM:
         yield name, own(name)
@@ -93,7 +135,7 @@ def _step_items(names: Names) -> Iterator[tuple[str, str]]:
     for name in observation:
         yield name, own(name)
     for name in (*action, "reward", "terminated", "truncated", *extras):
-        yield name, f"CASE WHEN kind = {int(Kind.TRANSITION)} THEN {own(name)} END"
+        yield name, own(name) if source.has_nulls else f"CASE WHEN kind = {int(Kind.TRANSITION)} THEN {own(name)} END"
     for name in observation_extras:
         yield name, own(name)
 
@@ -127,14 +169,17 @@ def _reader(names: Names, plain: tuple[str, ...]) -> Callable[[str], str]:
     return read
 
 
-def _value_sql(column: Column, plain: str) -> str:
-    """The SQL of a column's value: flags as BOOLEAN, short floats as FLOAT, all else as it lies in the table."""
+def _value_sql(column: Column, plain: str, *, floats: bool = False) -> str:
+    """The SQL of a column's value: flags as BOOLEAN, short floats as FLOAT, all else as it lies in the table.
+
+    ``floats``: float16 comes as FLOAT already.
+    """
     if column.encoding == "binary":
         return plain
     size = column.num_elements
     if column.dtype == "bool":
         return f"CAST({plain} AS BOOLEAN[{size}])" if column.shape else f"({plain} <> 0)"
-    if column.dtype in _FLOATS:
+    if column.dtype in _FLOATS and not (floats and column.dtype == "float16"):
         if column.shape:
             each = f"list_transform(CAST({plain} AS USMALLINT[]), lambda bits: {_float_sql('bits', column.dtype)})"
             return f"CAST({each} AS FLOAT[{size}])"

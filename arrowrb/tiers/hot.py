@@ -107,22 +107,26 @@ def _write_skeleton(batch: pa.RecordBatch, descriptor: int | None) -> int:
 def create(path: Path, schema: Schema, identity: str, rows: int, *, sync: bool) -> int:
     """Create a segment file with all its space allocated; returns its size.
 
-    Only the metadata is written: allocated space reads as zeros, and syncing it costs little. A crash in the middle
-    leaves a file that no manifest lists.
+    Only the metadata is written: allocated space reads as zeros, and syncing it costs little. The file takes its name
+    when it is whole. A crash in the middle leaves a file that no manifest lists.
     """
     fields = file_schema(schema, identity)
     padding = -_body_start(schema.columns, fields) % PAGE
     batch = _empty_batch(schema.columns, file_schema(schema, identity, padding), rows)
     size = _write_skeleton(batch, None)
-    descriptor = allocate(path, size)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()  # of an earlier try
+    descriptor = allocate(temporary, size)
     try:
         with explaining(path, "creating a segment"):
             _write_skeleton(batch, descriptor)
-        if sync:
-            sync_descriptor(descriptor, path)
+            if sync:
+                sync_descriptor(descriptor, path)
+            os.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(path)
+            os.unlink(temporary)
         raise
     finally:
         os.close(descriptor)

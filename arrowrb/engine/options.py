@@ -1,0 +1,67 @@
+"""What a store is opened with: numbers of users, checked."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from ..errors import OptionError
+from ..retention import Limits
+
+MIN_LIMIT_ROWS: Final = 1000
+MIN_LIMIT_BYTES: Final = 1 << 20
+_MOST_HOT_BYTES: Final = 8 << 30
+DEFAULT_CACHE_BYTES: Final = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class WriterOptions:
+    """What a writer is opened with.
+
+    Attributes:
+        sync_interval: seconds between syncs; at most so much is lost when the power fails. None never syncs by time.
+        durable: whether to sync at all (temporary stores do not).
+        limits: what the shard may hold.
+    """
+
+    sync_interval: float | None = 5.0
+    durable: bool = True
+    limits: Limits = field(default_factory=Limits)
+
+
+def writer_options(
+    sync_interval: float | None, hot_rows: int | None, hot_bytes: int | None, *, durable: bool = True
+) -> WriterOptions:
+    """Options of `Store.create` and `Store.open`, checked; without a bound the hot tier takes a part of the memory."""
+    if sync_interval is not None and not sync_interval > 0:
+        raise OptionError(f"sync_interval is {sync_interval!r}, expected seconds above 0, or None.")
+    rows = check_limit("hot_rows", hot_rows, MIN_LIMIT_ROWS)
+    num_bytes = check_limit("hot_bytes", hot_bytes, MIN_LIMIT_BYTES)
+    if rows is None and num_bytes is None:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        num_bytes = max(min(_MOST_HOT_BYTES, memory // 4), MIN_LIMIT_BYTES)
+    return WriterOptions(sync_interval, durable, Limits(hot_rows=rows, hot_bytes=num_bytes))
+
+
+def check_retention(max_rows: int | None, max_bytes: int | None) -> tuple[int | None, int | None]:
+    """How much a store keeps, checked."""
+    return check_limit("max_rows", max_rows, MIN_LIMIT_ROWS), check_limit("max_bytes", max_bytes, MIN_LIMIT_BYTES)
+
+
+def check_limit(name: str, value: Any, least: int) -> int | None:
+    """A bound, or None for none."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise OptionError(f"{name} is {value!r}, expected a whole number of at least {least:,}, or None.")
+    return int(value)
+
+
+def check_cache_bytes(value: Any) -> int:
+    """The size of the cache, checked."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise OptionError(f"cache_bytes is {value!r}, expected a whole number from 0 on.")
+    return int(value)

@@ -1,0 +1,225 @@
+"""The segments of a shard that is written: the manifest's one owner.
+
+What the threads of a writer see is one immutable state, which is replaced whole. Replacing the manifest file takes as
+long as a sync, and only those who do it wait for each other; the state in memory is replaced at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from .. import files
+from .. import manifest as manifests
+from ..manifest import Manifest, SegmentEntry
+from ..retention import HotTier, Limits, Piece
+from ..schema import Schema
+from ..sizing import SegmentShape, shape_segment
+from ..tiers import hot
+from ..tiers.cold import ColdSegment
+from ..tiers.hot import HotSegment
+from ..writer import OpenSegment
+from .paths import ShardPaths, identity, segment_name
+from .state import ShardState
+from .tiering import demote, merge_runs, open_cold, remove_files
+
+_T = TypeVar("_T")
+
+
+class Segments:
+    """Segments that come, move and go. Thread-safe.
+
+    Attributes:
+        state: the manifest and the mappings, as they are now.
+        limits: what the shard may hold.
+        row_bytes: bytes of a row.
+        changed: called after each change, by the thread that made it.
+    """
+
+    def __init__(
+        self,
+        paths: ShardPaths,
+        schema: Schema,
+        store_id: str,
+        manifest: Manifest,
+        *,
+        limits: Limits,
+        durable: bool,
+    ) -> None:
+        self._paths = paths
+        self._schema = schema
+        self._store_id = store_id
+        self._durable = durable
+        self._manifest_guard = threading.Lock()
+        self._state_guard = threading.Lock()
+        self._retired: list[weakref.ref[files.Mapping]] = []
+        self._next_number = 0
+        self.row_bytes = sum(column.item_bytes for column in schema.columns)
+        bounded = not limits.keeps_all_hot(self.row_bytes)
+        self.limits = limits if bounded else replace(limits, hot_rows=None, hot_bytes=None)
+        self.changed: Callable[[], None] = _nothing
+        entries = manifest.segments
+        self.state = ShardState(
+            manifest,
+            {entry.number: self._map(entry) for entry in entries if entry.tier == "hot"},
+            {entry.number: open_cold(paths, schema, store_id, entry) for entry in entries if entry.tier == "cold"},
+        )
+
+    def _map(self, entry: SegmentEntry) -> hot.HotSegment:
+        name = identity(self._store_id, self._paths.number, entry.number)
+        path = self._paths.segments / entry.name
+        return hot.open_segment(path, self._schema, name, entry.rows, entry.bytes, writable=not entry.sealed)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The list of segments."""
+        return self.state.manifest
+
+    def shape(self, num_lanes: int) -> SegmentShape:
+        """How large the next segment is."""
+        limits = self.limits
+        bounds = [each for each in (limits.hot_rows, limits.hot_bytes and limits.hot_bytes // self.row_bytes) if each]
+        return shape_segment(
+            num_lanes=num_lanes,
+            row_bytes=self.row_bytes,
+            rows_so_far=self.state.rows_so_far,
+            max_rows=limits.max_rows,
+            hot_rows=min(bounds, default=None),
+            list_size=max(c.num_elements for c in self._schema.columns if c.encoding != "binary"),
+        )
+
+    def create(self, num_lanes: int) -> OpenSegment:
+        """Allocate and map the next segment's file, and list it."""
+        with self._manifest_guard:
+            number = max(self.manifest.next_segment, self._next_number)
+            self._next_number = number + 1
+        shape = self.shape(num_lanes)
+        path = self._paths.segments / segment_name(number)
+        name = identity(self._store_id, self._paths.number, number)
+        size = hot.create(path, self._schema, name, shape.rows, sync=self._durable)
+        try:
+            mapped = hot.open_segment(path, self._schema, name, shape.rows, size, writable=True)
+            hot.warm(mapped)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
+        entry = SegmentEntry(number, shape.rows, shape.block_rows, "hot", path.name, size)
+        # Where this fails the manifest may list the file all the same; if not, the next writer removes it.
+        self.update(lambda manifest: manifest.with_segment(entry), hot={number: mapped})
+        return OpenSegment(entry, mapped, np.zeros(shape.rows // shape.block_rows, np.int32))
+
+    def update(
+        self,
+        change: Callable[[Manifest], Manifest],
+        *,
+        hot: Mapping[int, HotSegment | None] | None = None,
+        cold: Mapping[int, ColdSegment | None] | None = None,
+    ) -> None:
+        """Make the names of new files durable, replace the manifest file, then the state in memory.
+
+        None takes a segment away.
+        """
+        with self._manifest_guard:
+            if self._durable:
+                files.sync_directory(self._paths.segments)
+            changed = change(self.manifest)
+            changed = replace(changed, sequence=self.manifest.sequence + 1)
+            manifests.write(self._paths.manifest, changed, sync=self._durable)
+            listed = {entry.number for entry in changed.segments}
+            with self._state_guard:
+                state = self.state
+                self.state = replace(
+                    state,
+                    manifest=changed,
+                    hot=_updated(state.hot, hot or {}),
+                    cold=_updated(state.cold, cold or {}),
+                    leaving={number: count for number, count in state.leaving.items() if number in listed},
+                    version=state.version + 1,
+                )
+        self.changed()
+
+    def touch(self) -> None:
+        """Note that the views of segments are others now."""
+        with self._state_guard:
+            self.state = replace(self.state, version=self.state.version + 1)
+
+    def leave(self, pieces: Sequence[Piece]) -> None:
+        """Take segments out of what can be sampled; `evict` drops them when they are sealed."""
+        with self._state_guard:
+            leaving = {**self.state.leaving, **{piece.number: piece.num_transitions for piece in pieces}}
+            self.state = replace(self.state, leaving=leaving, version=self.state.version + 1)
+
+    def evict_one(self) -> bool:
+        """Drop the oldest segment that leaves and is sealed, for good; returns whether there was one."""
+        state = self.state
+        entry = next((each for each in state.manifest.segments if each.sealed and each.number in state.leaving), None)
+        if entry is None:
+            return False
+        self.retire(entry.number)
+        gone = {entry.number: None}
+        self.update(lambda manifest: manifest.without_segment(entry), hot=gone, cold=gone)
+        remove_files(self._paths, [entry.name, *([entry.blocks.name] if entry.blocks is not None else [])])
+        return True
+
+    def demote(self, numbers: Sequence[int]) -> None:
+        """Move sealed segments to the cold tier."""
+        state, entries, moved = self.state, [], {}
+        for number in numbers:
+            entry, segment = demote(
+                self._paths,
+                self._schema,
+                self._store_id,
+                state.manifest.segment(number),
+                state.hot[number],
+                durable=self._durable,
+            )
+            entries.append(entry)
+            moved[number] = segment
+            self.retire(number)
+        self.update(lambda manifest: manifest.with_segments(entries), hot=dict.fromkeys(numbers), cold=moved)
+        remove_files(self._paths, [state.manifest.segment(number).name for number in numbers])
+
+    def merge_runs(self) -> None:
+        """Keep the run tables of evicted segments few."""
+        runs = self.manifest.evicted.runs
+        merged = merge_runs(self._paths, runs, durable=self._durable)
+        if merged != runs:
+            self.update(lambda manifest: replace(manifest, evicted=replace(manifest.evicted, runs=merged)))
+            remove_files(self._paths, sorted({file.name for file in runs} - {file.name for file in merged}))
+
+    def tier(self, num_lanes: int) -> HotTier:
+        """How full the hot tier is."""
+        entries = [entry for entry in self.manifest.segments if entry.tier == "hot"]
+        rows, num_bytes = sum(entry.rows for entry in entries), sum(entry.bytes for entry in entries)
+        step = self.shape(max(1, num_lanes)).rows
+        return HotTier(rows, num_bytes, step, step * self.row_bytes, self.limits)
+
+    def retire(self, number: int) -> None:
+        """Remember a mapping that only snapshots will hold, to tell how much they pin."""
+        state = self.state
+        segment = state.hot.get(number) or state.cold.get(number)
+        if segment is not None:
+            self._retired.append(weakref.ref(segment.mapping))
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes of files that are gone, which snapshots in this process still hold."""
+        held = [(ref, mapping) for ref in self._retired if (mapping := ref()) is not None]
+        self._retired = [ref for ref, _ in held]
+        return sum(mapping.size for _, mapping in held)
+
+
+def _updated(before: Mapping[int, _T], changes: Mapping[int, _T | None]) -> dict[int, _T]:
+    merged = {**before, **changes}
+    return {number: value for number, value in merged.items() if value is not None}
+
+
+def _nothing() -> None:
+    """Until somebody wants to know of changes."""

@@ -1,0 +1,98 @@
+"""What a shard consists of at one moment, as its writer's threads see it: replaced whole, never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..commits import Record
+from ..manifest import Evicted, Manifest
+from ..retention import Piece
+from ..tiers.cold import ColdSegment
+from ..tiers.hot import HotSegment
+from ..writer import OpenSegment
+from .snapshot import SegmentView
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a snapshot takes from a shard.
+
+    Attributes:
+        version: another one whenever segments came, went or moved.
+        record: the newest commit.
+        num_transitions: that are not evicted.
+        evicted: what retention has dropped.
+        views: makes the views of the segments that can be read.
+        leaving: makes those of segments that are evicted, whose files are not gone yet: their runs count still.
+    """
+
+    version: int
+    record: Record
+    num_transitions: int
+    evicted: Evicted
+    views: Callable[[], Sequence[SegmentView]]
+    leaving: Callable[[], Sequence[SegmentView]]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardState:
+    """The manifest and the mappings of its segments.
+
+    Attributes:
+        manifest: as it lies on disk.
+        hot: mappings by number, of segments that are being prepared too.
+        cold: likewise.
+        leaving: numbers of segments that are evicted, and their transitions; the manifest lists them until their
+            tables are written.
+        version: counts the changes that snapshots must see.
+    """
+
+    manifest: Manifest
+    hot: Mapping[int, HotSegment] = field(default_factory=dict)
+    cold: Mapping[int, ColdSegment] = field(default_factory=dict)
+    leaving: Mapping[int, int] = field(default_factory=dict)
+    version: int = 0
+
+    @property
+    def num_evicted(self) -> int:
+        """Transitions that were committed and can be sampled no more."""
+        return self.manifest.evicted.num_transitions + sum(self.leaving.values())
+
+    @property
+    def rows_so_far(self) -> int:
+        """Rows that were ever allocated."""
+        return self.manifest.evicted.rows + sum(entry.rows for entry in self.manifest.segments)
+
+    def pieces(self, closing: Mapping[int, OpenSegment]) -> list[Piece]:
+        """The segments that are not leaving, as limits see them. ``closing`` are closed and not sealed."""
+        pieces = []
+        for entry in self.manifest.segments:
+            number = entry.number
+            if number in self.leaving:
+                continue
+            transitions = closing[number].num_transitions if number in closing else entry.num_transitions
+            closed = entry.sealed or number in closing
+            pieces.append(Piece(number, entry.tier, closed, entry.sealed, entry.rows, entry.bytes, transitions))
+        return pieces
+
+    def views(
+        self, closing: Mapping[int, OpenSegment], opened: Sequence[OpenSegment], *, leaving: bool
+    ) -> list[SegmentView]:
+        """Views of the segments that stay, or of those that leave; the caller holds the guard of commits."""
+        open_fills = {segment.entry.number: segment.fills for segment in opened}
+        shard, views = self.manifest.shard, []
+        for entry in self.manifest.segments:
+            number = entry.number
+            if (number in self.leaving) != leaving:
+                continue
+            if entry.tier == "cold":
+                views.append(SegmentView(shard, entry, True, 2 * entry.num_rows >= entry.rows, cold=self.cold[number]))
+            elif entry.sealed:
+                views.append(SegmentView(shard, entry, True, 2 * entry.num_rows >= entry.rows, self.hot[number]))
+            elif number in closing:
+                whole = 2 * int(closing[number].fills.sum()) >= entry.rows
+                views.append(SegmentView(shard, entry, True, whole, self.hot[number]))
+            elif number in open_fills:
+                views.append(SegmentView(shard, entry, False, False, self.hot[number], live=open_fills[number]))
+        return views

@@ -1,0 +1,337 @@
+"""The cold tier: a segment is one Parquet file, which any Parquet reader can open.
+
+Only committed rows are in it, in order of position, with their ``row_id`` beside the columns of the hot tier. What a
+tail does not have (action, reward, ...) is NULL, and so is a nullable extra where it is not valid. The block table
+tells which row of the file a position is, and, by a byte a row, of which kind: drawing looks at nothing else.
+
+A row group is the unit of random access. Its size was measured: SQL over row groups of 4,096 narrow rows takes three
+times as long as over 32,768, while draws, which decode each group once for many batches, do not care. Rows with
+images decode faster than they compress, and are read one by one more often: their groups are smaller.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ..errors import ArrowRBError, CorruptError
+from ..files import Mapping, publishing
+from ..rows import Kind
+from ..schema import Column, Schema
+from .hot import HotSegment
+
+ROW_ID: Final = "row_id"
+_IDENTITY: Final = b"arrowrb.segment"
+_GROUP_ROWS: Final = b"arrowrb.group_rows"
+_MOST_GROUP_ROWS: Final = 1 << 15
+_LEAST_GROUP_ROWS: Final = 1 << 5
+_NARROW_ROW_BYTES: Final = 1 << 10
+_NARROW_GROUP_BYTES: Final = 4 << 20
+_WIDE_GROUP_BYTES: Final = 1 << 20
+_KIND: Final = 6
+_serials = itertools.count()
+
+
+def group_rows(schema: Schema) -> int:
+    """Rows of a row group, a power of two."""
+    row_bytes = sum(column.item_bytes for column in schema.columns)
+    target = _NARROW_GROUP_BYTES if row_bytes <= _NARROW_ROW_BYTES else _WIDE_GROUP_BYTES
+    rows = _MOST_GROUP_ROWS
+    while rows > _LEAST_GROUP_ROWS and rows * row_bytes > target:
+        rows //= 2
+    return rows
+
+
+def column_names(columns: Sequence[Column]) -> list[str]:
+    """Names of the columns in the file: their own, numbered where they differ in case only, which SQL ignores."""
+    taken = {ROW_ID}
+    names = []
+    for column in columns:
+        name, count = column.name, 0
+        while name.casefold() in taken:
+            count += 1
+            name = f"{column.name}_{count}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def stored_type(column: Column) -> pa.DataType:
+    """The Arrow type in the file: that of the hot tier, tensors as lists of their numbers."""
+    kind = column.arrow_type
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return pa.list_(pa.field("element", kind.value_type, nullable=False), column.num_elements)
+    return kind
+
+
+def file_schema(schema: Schema, identity: str) -> pa.Schema:
+    """The file's schema, which names the segment in its metadata."""
+    masked = set(schema.masks)
+    fields = [pa.field(ROW_ID, pa.int64(), nullable=False)]
+    for column, name in zip(schema.columns, column_names(schema.columns), strict=True):
+        nullable = column.owner == "transition" or column.name in masked
+        field = column.field(name=name)
+        fields.append(pa.field(name, stored_type(column), nullable=nullable, metadata=field.metadata))
+    metadata = {_IDENTITY: identity.encode(), _GROUP_ROWS: str(group_rows(schema)).encode()}
+    return pa.schema(fields, metadata=metadata)
+
+
+def write(path: Path, schema: Schema, identity: str, hot: HotSegment, base: int, *, sync: bool) -> int:
+    """Write a sealed hot segment as Parquet, read it back and compare, then give it its name; returns its size.
+
+    With ``sync`` the content is durable; the name is when the directory has been synced.
+
+    Raises:
+        CorruptError: if what was read back differs.
+    """
+    positions = np.flatnonzero(hot.column(_KIND))
+    fields = file_schema(schema, identity)
+    size = 0
+
+    def verify(temporary: Path) -> None:
+        nonlocal size
+        mapping = Mapping(temporary)
+        size = mapping.size
+        _compare(mapping, schema, hot, positions)
+
+    with publishing(path, sync=sync, sync_name=False, verify=verify) as file:
+        writer = pq.ParquetWriter(
+            file,
+            fields,
+            compression="lz4",
+            use_dictionary=False,
+            column_encoding=_encodings(schema),
+            write_statistics=[ROW_ID, *_scalars(schema)],
+            write_page_checksum=True,
+        )
+        with writer:
+            rows = group_rows(schema)
+            for first in range(0, max(positions.size, 1), rows):
+                chosen = positions[first : first + rows]
+                writer.write_batch(_batch(schema, fields, hot, base, chosen), row_group_size=rows)
+    return size
+
+
+def _scalars(schema: Schema) -> list[str]:
+    names = column_names(schema.columns)
+    return [name for name, column in zip(names, schema.columns, strict=True) if not column.shape]
+
+
+def _encodings(schema: Schema) -> dict[str, str]:
+    """By leaf: floats by the bytes of equal weight together, integers by their differences, bytes as they are."""
+    encodings = {ROW_ID: "DELTA_BINARY_PACKED"}
+    for column, name in zip(schema.columns, column_names(schema.columns), strict=True):
+        leaf = name + ".list.element" if column.encoding == "tensor" else name
+        if column.encoding == "binary":
+            encodings[leaf] = "PLAIN"
+        elif column.storage.kind == "f":
+            encodings[leaf] = "BYTE_STREAM_SPLIT"
+        else:
+            encodings[leaf] = "DELTA_BINARY_PACKED"
+    return encodings
+
+
+def _batch(
+    schema: Schema, fields: pa.Schema, hot: HotSegment, base: int, positions: NDArray[np.int64]
+) -> pa.RecordBatch:
+    """Some rows of a hot segment as they lie in the file."""
+    count = positions.size
+    adjoin = count > 0 and positions[-1] - positions[0] == count - 1
+    kinds = hot.column(_KIND)[positions]
+    absent = _bits(kinds == Kind.TRANSITION)
+    places = {column.name: place for place, column in enumerate(schema.columns)}
+    arrays = [pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(positions + base)])]
+    for place, column in enumerate(schema.columns):
+        if adjoin:
+            content = hot.buffer(place, int(positions[0]), int(positions[0]) + count)
+        else:
+            content = pa.py_buffer(np.ascontiguousarray(hot.column(place)[positions]))
+        validity = absent if column.owner == "transition" else None
+        if column.name in schema.masks:
+            flags = hot.column(places[schema.masks[column.name]])[positions] != 0
+            validity = _bits(flags & (kinds == Kind.TRANSITION) if column.owner == "transition" else flags)
+        kind = fields.field(place + 1).type
+        if pa.types.is_fixed_size_list(kind):
+            items = pa.Array.from_buffers(kind.value_type, count * column.num_elements, [None, content])
+            arrays.append(pa.Array.from_buffers(kind, count, [validity], children=[items]))
+        else:
+            arrays.append(pa.Array.from_buffers(kind, count, [validity, content]))
+    return pa.RecordBatch.from_arrays(arrays, schema=fields)
+
+
+def _bits(valid: NDArray[np.bool_]) -> pa.Buffer | None:
+    return None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+
+
+def _compare(mapping: Mapping, schema: Schema, hot: HotSegment, positions: NDArray[np.int64]) -> None:
+    """Refuse a file that does not hold what the hot segment holds, bit for bit."""
+    file = _open(mapping, mapping.path.name)
+    if file.metadata.num_rows != positions.size:
+        raise CorruptError(f"{mapping.path.name} holds {file.metadata.num_rows:,} rows, expected {positions.size:,}.")
+    rows = group_rows(schema)
+    names = column_names(schema.columns)
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, use_threads=False)
+        chosen = positions[group * rows : (group + 1) * rows]
+        for place, (column, name) in enumerate(zip(schema.columns, names, strict=True)):
+            array = table.column(name).combine_chunks()
+            found = _values(array, column)
+            expected = hot.column(place)[chosen]
+            if array.null_count:
+                valid = _validity(array)
+                found, expected = found[valid], expected[valid]
+            if found.tobytes() != expected.tobytes():
+                raise CorruptError(
+                    f"Column {column.name!r} was not read back from {mapping.path.name} as it was written. The disk "
+                    "may be failing; the segment stays in the hot tier."
+                )
+
+
+def _validity(array: pa.Array) -> NDArray[np.bool_]:
+    bits = np.frombuffer(array.buffers()[0], np.uint8)
+    whole = np.unpackbits(bits, count=array.offset + len(array), bitorder="little")
+    return whole[array.offset :].view(np.bool_)
+
+
+def _values(array: pa.Array, column: Column) -> NDArray[Any]:
+    """Decoded values [n, *shape], without a copy; what is NULL holds anything."""
+    first, count = array.offset, len(array)
+    if pa.types.is_fixed_size_list(array.type):
+        first, array = first * column.num_elements + array.values.offset, array.values
+    buffer = array.buffers()[1]
+    if count == 0 or buffer is None:
+        return np.zeros((count, *column.shape), column.storage)
+    each = column.num_elements
+    start = first * column.storage.itemsize
+    if column.encoding == "binary":
+        start = first * column.item_bytes
+    return np.frombuffer(buffer, column.storage, count * each, start).reshape(count, *column.shape)
+
+
+def _open(mapping: Mapping, name: str) -> pq.ParquetFile:
+    content = pa.foreign_buffer(mapping.address, mapping.size, base=mapping)
+    try:
+        return pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptError(f"Segment {name} is damaged: {error}.") from None
+
+
+class ColdSegment:
+    """One mapped Parquet file with its block table's knowledge; decodes row groups.
+
+    Attributes:
+        serial: a number of its own, for caches.
+        mapping: the file's.
+        rows, block_rows: allocated when it was hot; positions count in these.
+        kinds: uint8[rows], 0 where nothing was committed.
+        fills: int32[blocks], committed rows.
+        starts: int64[blocks], the row of the file at which each block begins.
+        group_shift: a row group has ``1 << group_shift`` rows.
+        decoded: int64[groups, columns], addresses of columns that a cache holds decoded; 0: it does not.
+        used: uint8[groups], set by whoever reads decoded columns.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        schema: Schema,
+        identity: str,
+        size: int,
+        *,
+        block_rows: int,
+        fills: NDArray[np.int64],
+        kinds: NDArray[np.uint8],
+    ) -> None:
+        """Map a segment's file and check that it is what the manifest says."""
+        try:
+            self.mapping = Mapping(path, size=size)
+            self._file = _open(self.mapping, path.name)
+        except ArrowRBError as error:
+            raise CorruptError(f"Segment {path.name} cannot be used: {error}") from (
+                error.__cause__ if isinstance(error.__cause__, FileNotFoundError) else None
+            )
+        self.serial = next(_serials)
+        self.columns = schema.columns
+        self.rows, self.block_rows, self.kinds = kinds.size, block_rows, kinds
+        self.fills = fills.astype(np.int32)
+        self.starts = np.concatenate([[0], np.cumsum(fills)[:-1]]).astype(np.int64)
+        self._masked = [column.name in schema.masks for column in schema.columns]
+        self._names = column_names(schema.columns)
+        self._check(schema, identity, int(fills.sum()))
+        num_groups = self._file.num_row_groups
+        self.decoded = np.zeros((max(num_groups, 1), len(schema.columns)), np.int64)
+        self.used = np.zeros(max(num_groups, 1), np.uint8)
+
+    def _check(self, schema: Schema, identity: str, num_rows: int) -> None:
+        """Refuse a file of another segment or schema."""
+        name = self.mapping.path.name
+        metadata = self._file.schema_arrow.metadata or {}
+        if metadata.get(_IDENTITY) != identity.encode():
+            raise CorruptError(f"Segment {name} belongs to another segment or store.")
+        if not self._file.schema_arrow.equals(file_schema(schema, identity), check_metadata=False):
+            raise CorruptError(f"Segment {name} has other columns than the store's schema.")
+        groups = metadata.get(_GROUP_ROWS, b"")
+        rows = int(groups) if groups.isdigit() else 0
+        counts = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
+        whole = all(count == rows for count in counts[:-1]) and (not counts or counts[-1] <= rows)
+        if rows < 1 or rows & (rows - 1) or not whole or sum(counts) != num_rows:
+            raise CorruptError(f"Segment {name} has other row groups than it says.")
+        self.group_shift = rows.bit_length() - 1
+
+    def table_row(self) -> tuple[int, int, int, int, int]:
+        """What kernels need to know of it; the addresses live as long as it does."""
+        starts, decoded, used = (each.__array_interface__["data"][0] for each in (self.starts, self.decoded, self.used))
+        return starts, self.block_rows, self.group_shift, decoded, used
+
+    @cached_property
+    def fragment(self) -> Any:
+        """The file as a fragment of an Arrow dataset, over the mapping: it needs no file name."""
+        import pyarrow.dataset as ds
+
+        content = pa.foreign_buffer(self.mapping.address, self.mapping.size, base=self.mapping)
+        return ds.ParquetFileFormat().make_fragment(content)
+
+    def decode(self, group: int, places: Sequence[int]) -> list[NDArray[Any]]:
+        """Columns (by place in the schema) of one row group, each [rows, *shape], contiguous.
+
+        Values that are NULL are zero bytes where a mask tells of them, and anything otherwise (in tails).
+        """
+        content = pa.foreign_buffer(self.mapping.address, self.mapping.size, base=self.mapping)
+        names = [self._names[place] for place in places]
+        try:
+            # A file object of its own: one is not for several threads.
+            file = pq.ParquetFile(
+                pa.BufferReader(content), metadata=self._file.metadata, page_checksum_verification=True
+            )
+            table = file.read_row_group(group, columns=names)
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptError(f"Segment {self.mapping.path.name} is damaged: {error}.") from None
+        decoded = []
+        for place, name in zip(places, names, strict=True):
+            array = table.column(name).combine_chunks()
+            values = _values(array, self.columns[place])
+            if array.null_count and self._masked[place]:
+                values = values.copy()
+                values[~_validity(array)] = 0
+            decoded.append(values)
+        return decoded
+
+    def column(self, place: int) -> NDArray[Any]:
+        """A whole column as it lay in the hot tier, [rows, *shape]: zeros where nothing was committed, or is NULL."""
+        column = self.columns[place]
+        whole = np.zeros((self.rows, *column.shape), column.storage)
+        positions, step = np.flatnonzero(self.kinds), 1 << self.group_shift
+        for group in range(self._file.num_row_groups):
+            chosen = positions[group * step : (group + 1) * step]
+            whole[chosen] = self.decode(group, [place])[0]
+        if column.owner == "transition":
+            whole[self.kinds != Kind.TRANSITION] = 0
+        return whole
