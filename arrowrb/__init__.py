@@ -25,40 +25,104 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .collector import Collector, Evaluation, evaluate
-    from .errors import ArrowRBError
-    from .loader import to_torch
+    from .collector import Collector, Evaluation, Step, evaluate
+    from .errors import (
+        ArrowRBError,
+        ClosedError,
+        ColumnError,
+        CorruptError,
+        EmptyError,
+        EnvironmentFault,
+        FormatError,
+        FullError,
+        LockedError,
+        OptionError,
+        QueryError,
+        ReadOnlyError,
+        RowError,
+        SchemaError,
+        StoreError,
+        StoreExistsError,
+        StoreNotFoundError,
+        UsageError,
+        WaitError,
+    )
+    from .info import StoreInfo
+    from .loader import Sampler, to_torch
     from .recorder import Recorder
     from .samplers import Uniform
     from .schema import Extra, Schema
-    from .store import Sampler, Store
+    from .sql import Query
+    from .store import Store
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ArrowRBError",
+    "ClosedError",
     "Collector",
+    "ColumnError",
+    "CorruptError",
+    "EmptyError",
+    "EnvironmentFault",
     "Evaluation",
     "Extra",
+    "FormatError",
+    "FullError",
+    "LockedError",
+    "OptionError",
+    "Query",
+    "QueryError",
+    "ReadOnlyError",
     "Recorder",
+    "RowError",
     "Sampler",
     "Schema",
+    "SchemaError",
+    "Step",
     "Store",
+    "StoreError",
+    "StoreExistsError",
+    "StoreInfo",
+    "StoreNotFoundError",
     "Uniform",
+    "UsageError",
+    "WaitError",
     "evaluate",
     "to_torch",
 ]
 
 _HOMES = {
     "ArrowRBError": "errors",
+    "ClosedError": "errors",
     "Collector": "collector",
+    "ColumnError": "errors",
+    "CorruptError": "errors",
+    "EmptyError": "errors",
+    "EnvironmentFault": "errors",
     "Evaluation": "collector",
     "Extra": "schema",
+    "FormatError": "errors",
+    "FullError": "errors",
+    "LockedError": "errors",
+    "OptionError": "errors",
+    "Query": "sql",
+    "QueryError": "errors",
+    "ReadOnlyError": "errors",
     "Recorder": "recorder",
-    "Sampler": "store",
+    "RowError": "errors",
+    "Sampler": "loader",
     "Schema": "schema",
+    "SchemaError": "errors",
+    "Step": "collector",
     "Store": "store",
+    "StoreError": "errors",
+    "StoreExistsError": "errors",
+    "StoreInfo": "info",
+    "StoreNotFoundError": "errors",
     "Uniform": "samplers",
+    "UsageError": "errors",
+    "WaitError": "errors",
     "evaluate": "collector",
     "to_torch": "loader",
 }

@@ -269,7 +269,11 @@ class Lock:
             _held[self._key] = path
         self._pid = os.getpid()
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-        publish(holder_path, json.dumps(holder).encode(), sync=False)
+        try:
+            publish(holder_path, json.dumps(holder).encode(), sync=False)
+        except BaseException:
+            self.release()
+            raise
 
     def _take(self) -> None:
         try:
@@ -310,7 +314,7 @@ class Lock:
             return
         with _held_guard:
             if _held.pop(self._key, None) is not None:
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):
                     os.unlink(self._holder_path)
                 os.close(self._descriptor)
 

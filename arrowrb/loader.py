@@ -63,21 +63,37 @@ def batch_entries(schema: Schema, columns: Sequence[str] | None, float64: str) -
             a leaf of it (``observation.camera``), or a system column (``episode_id``, ``step``, ...).
         float64: ``keep``, or ``float32`` to cast float64 columns on the way.
     """
-    if float64 not in FLOAT64_CHOICES:
+    if not isinstance(float64, str) or float64 not in FLOAT64_CHOICES:
         raise OptionError(f"float64 is {float64!r}, expected one of {', '.join(map(repr, FLOAT64_CHOICES))}.")
     if isinstance(columns, str):
         raise OptionError(f"columns is the string {columns!r}, expected a list of names. Write columns=[{columns!r}].")
     known = _known_entries(schema, float64)
     if columns is None:
         return tuple(known[name] for name in _default_names(schema))
-    chosen = []
-    for name in dict.fromkeys(columns):
+    try:
+        names = list(dict.fromkeys(columns))
+    except TypeError:
+        raise OptionError(f"columns is {columns!r}, expected a list of names, or None for all.") from None
+    chosen: dict[str, Entry] = {}
+    for name in names:
         if name == "row_id":
             continue  # always there
         if name not in known:
             raise ColumnError(f"Column {name!r} is unknown, expected one of {', '.join(known)}.")
-        chosen.append(known[name])
-    return tuple(chosen)
+        chosen[name] = known[name]
+        mask = _mask_of(schema, name)
+        if mask is not None:
+            chosen[mask] = known[mask]  # without it a missing value could not be told from 0
+    return tuple(chosen.values())
+
+
+def _mask_of(schema: Schema, name: str) -> str | None:
+    """The flags of a nullable column, under the name that goes with it."""
+    for prefix in ("", "next_"):
+        mask = schema.masks.get(name.removeprefix(prefix))
+        if mask is not None and name.startswith(prefix):
+            return prefix + mask
+    return None
 
 
 def _default_names(schema: Schema) -> list[str]:
@@ -190,7 +206,7 @@ class Loader:
         self._items = [schema.columns[output.column].item_bytes for output in self._outputs]
         try:
             self._device = None if device is None else torch.device(device)
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
             raise OptionError(f"device is {device!r}, expected a torch device: {str(error).splitlines()[0]}") from None
         if self._device is not None and self._device.type == "cuda" and not torch.cuda.is_available():
             raise OptionError(f"device is {device!r}, but torch finds no CUDA device here. Use device=None, or 'cpu'.")
@@ -281,7 +297,10 @@ def as_row_ids(value: Any) -> NDArray[np.int64]:
         )
     elif hasattr(value, "combine_chunks"):
         value = value.combine_chunks().to_numpy(zero_copy_only=False)
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.zeros((0, 0), object)  # lists of different lengths
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ColumnError(
             f"row_ids has shape {array.shape} and dtype {array.dtype}, expected one dimension of int64. "

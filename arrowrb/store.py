@@ -21,11 +21,12 @@ from .engine import (
     DEFAULT_CACHE_BYTES,
     Engine,
     check_cache_bytes,
+    check_path,
     check_retention,
     create_store,
     writer_options,
 )
-from .errors import ClosedError, ColumnError, OptionError
+from .errors import ClosedError, ColumnError, OptionError, StoreError
 from .events import DECIDE, INDEPENDENT, Events
 from .info import StoreInfo, describe
 from .loader import Loader, Sampler, as_row_ids
@@ -92,15 +93,13 @@ class Store:
         Raises:
             StoreExistsError: if a store, or anything else, is there already.
         """
-        if not isinstance(schema, Schema):
-            raise OptionError(
-                f"schema is a {type(schema).__name__}, expected a Schema. Make one with Schema.from_env(env)."
-            )
+        _check_schema(schema)
         options = writer_options(sync_interval, hot_rows, hot_bytes)
         max_rows, max_bytes = check_retention(max_rows, max_bytes)
         cache_bytes = check_cache_bytes(cache_bytes)
-        create_store(Path(path), schema, max_rows=max_rows, max_bytes=max_bytes)
-        return cls(Engine(Path(path), writable=True, options=options, cache_bytes=cache_bytes))
+        place = check_path(path)
+        create_store(place, schema, max_rows=max_rows, max_bytes=max_bytes)
+        return cls(Engine(place, writable=True, options=options, cache_bytes=cache_bytes))
 
     @classmethod
     def open(
@@ -129,11 +128,11 @@ class Store:
             LockedError: if another process writes (``"a"``); names its pid.
             FormatError: if it was written by a newer version.
         """
-        if mode not in ("r", "a"):
+        if not isinstance(mode, str) or mode not in ("r", "a"):
             raise OptionError(f'mode is {mode!r}, expected "r" (read and follow) or "a" (go on writing).')
         options = writer_options(sync_interval, hot_rows, hot_bytes)
         cache_bytes = check_cache_bytes(cache_bytes)
-        return cls(Engine(Path(path), writable=mode == "a", options=options, cache_bytes=cache_bytes))
+        return cls(Engine(check_path(path), writable=mode == "a", options=options, cache_bytes=cache_bytes))
 
     @classmethod
     def temporary(
@@ -147,10 +146,14 @@ class Store:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> Self:
         """A store in a temporary directory, which is removed on `close` or when the program ends; see `create`."""
+        _check_schema(schema)
         options = writer_options(None, hot_rows, hot_bytes, durable=False)
         max_rows, max_bytes = check_retention(max_rows, max_bytes)
         cache_bytes = check_cache_bytes(cache_bytes)
-        path = Path(tempfile.mkdtemp(prefix="arrowrb-"))
+        try:
+            path = Path(tempfile.mkdtemp(prefix="arrowrb-"))
+        except OSError as error:
+            raise StoreError(f"No temporary folder can be made: {error}. Set TMPDIR to one that exists.") from error
         try:
             create_store(path, schema, max_rows=max_rows, max_bytes=max_bytes, durable=False)
             return cls(Engine(path, writable=True, options=options, cache_bytes=cache_bytes), temporary=True)
@@ -359,6 +362,13 @@ class Store:
         return loader
 
 
+def _check_schema(schema: object) -> None:
+    if not isinstance(schema, Schema):
+        raise OptionError(
+            f"schema is a {type(schema).__name__}, expected a Schema. Make one with Schema.from_env(env)."
+        )
+
+
 def _remove(engine: Engine, owner: int) -> None:
     if os.getpid() != owner:
         return  # a forked child that ends must not take its parent's store with it
@@ -368,13 +378,15 @@ def _remove(engine: Engine, owner: int) -> None:
 
 
 def _batch_size(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise OptionError(f"batch_size is {value!r}, expected a whole number from 1 on.")
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= _MAX_INT32:
+        raise OptionError(f"batch_size is {value!r}, expected a whole number of 1 to {_MAX_INT32:,}.")
     return int(value)
 
 
 def _events(rows: Rows, engine: Engine, contiguous: bool) -> Events:
     """External rows as events: o_t lies in ``arrived``, o_{t+1} in ``final``."""
+    if not isinstance(contiguous, bool | np.bool_):
+        raise OptionError(f"contiguous is {contiguous!r}, expected True or False, for all rows of the batch.")
     n = rows.num_rows
     index = np.arange(n)
     return Events(

@@ -402,3 +402,43 @@ def test_the_script_is_installed() -> None:
         [script, "--version"], capture_output=True, text=True, timeout=60, check=True, env=environment
     )
     assert done.stdout == f"arrowrb {arrowrb.__version__}\n"
+
+
+@pytest.mark.parametrize("query", ["SELECT 'infinity'::timestamp AS t", "SELECT '290000-01-01'::date AS t"])
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_values_that_python_cannot_hold(store: Path, query: str, form: str) -> None:
+    code, out, err = run("sql", store, query, "--format", form)
+    assert (code, err) == (0, "")
+    assert re.search(r"\d{6}", out)
+
+
+def test_plans_are_shown_whole(store: Path) -> None:
+    code, out, _ = run("sql", store, "EXPLAIN SELECT count(*) FROM transitions")
+    assert code == 0
+    assert "Aggregate" in out
+    assert len(out.splitlines()) > 8
+
+
+def test_encodings_and_streams_that_lack_something(store: Path) -> None:
+    """ASCII terminals, a closed stdout, and readers that leave."""
+    query = [*COMMAND, "sql", str(store), "SELECT 'grün' AS colour"]
+    done = subprocess.run(query, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"gr\\xfcn" in done.stdout
+    for command in (["info", str(store)], ["sql", str(store), "SELECT * FROM transitions", "--limit", "0"]):
+        text = " ".join([*COMMAND, *(f"'{each}'" for each in command)])
+        closed = subprocess.run(f"{text} >&-", shell=True, capture_output=True, text=True, check=False)
+        assert closed.returncode == 0, closed.stderr
+        left = subprocess.run(f"{text} | true", shell=True, capture_output=True, text=True, check=False)
+        assert "Traceback" not in left.stderr
+
+
+def test_limits_of_a_new_store(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    options = ["--frames", "6000", "--hot-rows", "1000", "--max-rows", "4000", "--frames-per-batch", "250"]
+    code, _, err = run("collect", "CartPole-v1", path, *options)
+    assert (code, err) == (0, "")
+    with arrowrb.Store.open(path) as store:
+        assert 3700 <= len(store) <= 4000
+        assert store.info().num_segments["cold"] > 0
+    assert "--max-rows is fixed" in fail("collect", "CartPole-v1", path, "--append", "--max-rows", "5000")

@@ -222,3 +222,18 @@ def test_to_torch_of_rows():
     assert tensors["v"].tolist() == [[0, 1], [2, 3], [4, 5]]
     with pytest.raises(ColumnError, match="'s' has Arrow type string"):
         to_torch(pa.table({"s": ["a"]}))
+
+
+def test_a_nullable_column_comes_with_its_mask():
+    schema = Schema.from_spaces(
+        spaces.Box(-1, 1, (2,), np.float32),
+        spaces.Discrete(2),
+        extras={"k": Extra("int64", nullable=True), "mem": Extra("float32", owner="observation", nullable=True)},
+    )
+    with Store.temporary(schema) as store:
+        step = {"observation": np.zeros(2, np.float32), "next_observation": np.ones(2, np.float32)}
+        store.add(**step, action=0, reward=0.0, terminated=True, truncated=False, k=None, mem=None, next_mem=1.0)
+        batch = store.sample(3, columns=["k", "next_mem"])
+        assert list(batch) == ["k", "k.valid", "next_mem", "next_mem.valid", "row_id"]
+        assert not batch["k.valid"].any()
+        assert batch["next_mem.valid"].all()

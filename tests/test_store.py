@@ -368,3 +368,34 @@ def test_all_lanes_there_are(tmp_path):
     with Store.open(tmp_path / "store", mode="a", sync_interval=None) as store:
         assert len(store) == count
         assert store.info().num_rows == 2 * count
+
+
+@pytest.mark.parametrize("path", [None, 5, ["a"], "a\0b", "\udc80\ud800", b"bytes"])
+def test_paths_that_are_none(path):
+    for call in (lambda: Store.create(path, SCHEMA), lambda: Store.open(path)):
+        with pytest.raises(OptionError, match="path is"):
+            call()
+
+
+def test_arguments_of_other_kinds(path):
+    with Store.open(path, mode="a") as store:
+        for call in (
+            lambda: store.sample(2**40),
+            lambda: store.sample(3, columns=5),
+            lambda: store.sample(3, columns=[[1]]),
+            lambda: store.sample(3, float64=np.zeros((2, 2))),
+            lambda: store.sample(3, device=2**70),
+            lambda: store.gather([1, [2]]),
+            lambda: store.extend(rows(600, 3), contiguous=np.array([True, False, True])),
+            lambda: store.sampler(batch_size=4, prefetch=-1),
+            lambda: store.sampler(batch_size=4, tiers="cold"),
+            lambda: Store.open(path, mode=np.zeros((2, 2))),
+            lambda: Store.open(path, hot_rows=10),
+            lambda: Store.open(path, cache_bytes=-1),
+            lambda: Store.temporary(None),
+        ):
+            with pytest.raises(ArrowRBError):
+                call()
+        assert len(store) == 600
+    with pytest.raises(StoreError):
+        Store.open(path / ("x" * 300))

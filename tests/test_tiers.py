@@ -344,8 +344,9 @@ def test_nothing_leaks(tmp_path: Path) -> None:
             marks.append(usage())
         descriptors, mapped, files = zip(*marks[1:], strict=True)
         assert max(descriptors) - min(descriptors) <= 2
-        assert max(mapped) <= min(mapped) + 8
-        assert max(files) <= min(files) + 8
+        # A round makes and drops some forty segments with three files each; how far the threads are differs a little.
+        assert max(mapped) <= min(mapped) + 30
+        assert max(files) <= min(files) + 30
 
 
 # -- when it goes wrong ----------------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ class Wanted:
     seed: int | None
     float64: str | None
     env_kwargs: Mapping[str, Any]
+    hot_rows: int | None
+    max_rows: int | None
     append: bool
 
 
@@ -106,12 +108,15 @@ def _create(wanted: Wanted, stack: ExitStack) -> tuple[Store, Collector]:
     """The environment comes first: a store is only created for one that works."""
     env = stack.enter_context(_make(wanted, None)).env
     schema = arrowrb.Schema.from_env(env, float64=wanted.float64 or "keep")
-    store = stack.enter_context(arrowrb.Store.create(wanted.path, schema))
+    made = arrowrb.Store.create(wanted.path, schema, hot_rows=wanted.hot_rows, max_rows=wanted.max_rows)
+    store = stack.enter_context(made)
     return store, stack.enter_context(_make(wanted, store, env))
 
 
 def _append(wanted: Wanted, stack: ExitStack) -> tuple[Store, Collector]:
-    store = stack.enter_context(arrowrb.Store.open(wanted.path, mode="a"))
+    if wanted.max_rows is not None:
+        raise OptionError(f"--max-rows is fixed when a store is created, and {wanted.path} is there. Leave it out.")
+    store = stack.enter_context(arrowrb.Store.open(wanted.path, mode="a", hot_rows=wanted.hot_rows))
     if wanted.float64 not in (None, store.schema.float64):
         raise OptionError(
             f"--float64 is {wanted.float64}, but {wanted.path} was created with {store.schema.float64}. "

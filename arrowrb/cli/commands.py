@@ -6,6 +6,7 @@ what is printed.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -24,7 +25,9 @@ from arrowrb.errors import ArrowRBError
 Format = Literal["table", "json", "csv"]
 
 _STORE = typer.Argument(help="The store's directory.", metavar="STORE", show_default=False)
-_FORMAT = typer.Option("--format", "-f", help="A table for people; JSON or CSV for programs.")
+_FORMAT = typer.Option(
+    "--format", "-f", help="A table for people; JSON (NaN and infinities are null) or CSV for programs."
+)
 
 
 class _Commands(TyperGroup):
@@ -60,6 +63,10 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point `arrowrb`."""
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
     app(prog_name="arrowrb")
 
 
@@ -110,6 +117,12 @@ def collect(
     env_kwargs: Annotated[
         str | None, typer.Option(help="For making the environment, a JSON object.", show_default=False)
     ] = None,
+    hot_rows: Annotated[
+        int | None, typer.Option(min=1000, help="Rows in mapped files; older ones go to Parquet.", show_default=False)
+    ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(min=1000, help="Transitions that a new store keeps.", show_default=False)
+    ] = None,
     append: Annotated[bool, typer.Option("--append", help="Go on with a store that is there already.")] = False,
 ) -> None:
     """Step an environment with random actions into a store, which is created if it is missing."""
@@ -123,6 +136,8 @@ def collect(
         seed=seed,
         float64=float64,
         env_kwargs=_parse_kwargs(env_kwargs),
+        hot_rows=hot_rows,
+        max_rows=max_rows,
         append=append,
     )
     if not collect_into(wanted):
@@ -139,7 +154,7 @@ def info(
     follow: Annotated[
         bool, typer.Option("--follow", help="Print again whenever the store has changed, until Ctrl-C.")
     ] = False,
-    interval: Annotated[float, typer.Option(min=0.01, help="Seconds between looks with --follow.")] = 1.0,
+    interval: Annotated[float, typer.Option(min=0.01, max=86_400, help="Seconds between looks with --follow.")] = 1.0,
 ) -> None:
     """What a store holds: transitions, episodes, segments, bytes, and who writes it."""
     with arrowrb.Store.open(store) as opened:

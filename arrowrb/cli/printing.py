@@ -83,7 +83,13 @@ def print_result(result: pa.Table, form: str, limit: int) -> None:
 
 def _console() -> Console:
     """As wide as the terminal; where there is none, as wide as the table needs."""
-    return Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH, soft_wrap=not sys.stdout.isatty())
+    return _Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH, soft_wrap=not sys.stdout.isatty())
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command, as for what is printed otherwise."""
+        raise BrokenPipeError
 
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[Any]], right: set[int]) -> Table:
@@ -107,6 +113,8 @@ def _cell(value: Any) -> Text:
     if isinstance(value, bytes):
         value = value.hex(" ")
     text = str(value)
+    if "\n" in text:
+        return Text(text)  # a plan of EXPLAIN
     return Text(text if len(text) <= _WIDEST_CELL else text[: _WIDEST_CELL - 1] + "…")
 
 
@@ -123,9 +131,17 @@ def _is_number(arrow_type: str) -> bool:
 def _rows(result: pa.Table) -> Iterator[list[Any]]:
     """Rows as Python values, some at a time."""
     for batch in result.to_batches(max_chunksize=_ROWS_AT_ONCE):
-        columns = [column.to_pylist() for column in batch.columns]
+        columns = [_values(column) for column in batch.columns]
         if columns:
             yield from map(list, zip(*columns, strict=True))
+
+
+def _values(column: pa.Array) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except (OverflowError, ValueError):  # dates and times that Python cannot hold, such as infinity
+        values = column.cast("int64" if "timestamp" in str(column.type) else "int32").to_pylist()
+    return values
 
 
 def _plain(value: Any) -> Any:

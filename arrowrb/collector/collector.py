@@ -241,14 +241,15 @@ class Collector:
         """Cut what runs, give the lanes back, and close an environment that was made here. Twice does nothing."""
         if self._closed:
             return
-        self._closed = True
-        self._running = False
-        try:
-            # Cuts what runs; what is on the tape was in no batch.
-            self._sink.release_lanes(self._first, self._made.layout.num_lanes)
-        finally:
-            if self._made.owned:
-                environments.close(self._made.env)
+        with Uninterrupted():
+            self._closed = True
+            self._running = False
+            try:
+                # Cuts what runs; what is on the tape was in no batch.
+                self._sink.release_lanes(self._first, self._made.layout.num_lanes)
+            finally:
+                if self._made.owned:
+                    environments.close(self._made.env)
 
     def __enter__(self) -> Collector:
         """The collector itself."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from arrowrb.collector.random_actions import RandomActions
 from arrowrb.engine import now_microseconds
-from arrowrb.errors import ColumnError
+from arrowrb.errors import ColumnError, EnvironmentFault
 from arrowrb.events import BEGIN
 from arrowrb.staging import Stage
 
@@ -96,7 +96,14 @@ class SingleLane:
         t = stage.num_steps
         deadline = -1 if limit is None else t + limit - self.elapsed
         for action in actions:
-            observation, reward, terminated, truncated, info = step(action)
+            result = step(action)
+            try:
+                observation, reward, terminated, truncated, info = result
+            except (TypeError, ValueError):
+                raise EnvironmentFault(
+                    f"step returned {type(result).__name__}, expected a tuple (observation, reward, terminated, "
+                    f"truncated, info). Update the environment to Gymnasium's API."
+                ) from None
             t += 1
             if type(observation) is ndarray and observation.dtype is dtype and observation.shape == shape:
                 content = observation.tobytes()  # a third of the time of a copy into an array

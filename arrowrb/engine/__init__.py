@@ -19,7 +19,7 @@ engine          all shards of a store
 from __future__ import annotations
 
 from .engine import Engine, create_store, now_microseconds, read_store_file
-from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_cache_bytes, check_retention, writer_options
+from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_cache_bytes, check_path, check_retention, writer_options
 from .snapshot import Located, Snapshot
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Snapshot",
     "WriterOptions",
     "check_cache_bytes",
+    "check_path",
     "check_retention",
     "create_store",
     "now_microseconds",

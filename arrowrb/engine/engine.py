@@ -31,6 +31,7 @@ from ..errors import (
     UsageError,
 )
 from ..events import Events
+from ..interrupts import Uninterrupted
 from ..manifest import Manifest, check_format
 from ..schema import Schema
 from ..seeds import SeedEntry
@@ -123,7 +124,9 @@ def create_shard(path: Path, shard: int, name: str, *, durable: bool) -> None:
 def read_store_file(path: Path) -> StoreFile:
     """Read and check `store.json`."""
     file = path / STORE_FILE
-    if not file.is_file():
+    with files.explaining(file, "looking for a store"):
+        there = file.is_file()
+    if not there:
         raise StoreNotFoundError(
             f"{path} is no store: it has no {STORE_FILE}. Create one with Store.create({str(path)!r}, schema)."
         )
@@ -159,7 +162,7 @@ class Engine:
         self.schema = self.file.schema
         self.clock = clock
         self.closed = False
-        self._pid = os.getpid()
+        self._pid = self._here = os.getpid()  # the process that opened it, and the one that this copy is in
         self._guard = threading.RLock()
         self._claimed: set[int] = set()
         self._claims: Counter[int] = Counter()
@@ -171,22 +174,17 @@ class Engine:
         numbers = list_shards(path)
         if not numbers:
             raise CorruptError(f"{path} has no shard: the store is damaged.")
+        self._readers = self._follow([number for number in numbers if not (writable and number == 0)])
         if writable:
             options = options or WriterOptions()
             limits = replace(options.limits, max_rows=self.file.max_rows, max_bytes=self.file.max_bytes)
-            self.writer_shard = ShardWriter(
-                shard_paths(path, 0),
-                self.schema,
-                self.file.store_id,
-                replace(options, limits=limits),
-                clock,
-            )
+            paths, options = shard_paths(path, 0), replace(options, limits=limits)
+            with Uninterrupted():
+                self.writer_shard = ShardWriter(paths, self.schema, self.file.store_id, options, clock)
             self._guard = self.writer_shard.guard
-        self._readers = [
-            ShardReader(shard_paths(path, number), self.schema, self.file.store_id)
-            for number in numbers
-            if not (writable and number == 0)
-        ]
+
+    def _follow(self, numbers: Sequence[int]) -> list[ShardReader]:
+        return [ShardReader(shard_paths(self.path, number), self.schema, self.file.store_id) for number in numbers]
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -265,9 +263,11 @@ class Engine:
 
     def release_lanes(self, first: int, count: int) -> None:
         """Give lanes back; their running episodes are cut."""
-        if not self.closed:
-            self.cut(range(first, first + count))
-        self._claimed.difference_update(range(first, first + count))
+        try:
+            if not self.closed:
+                self.cut(range(first, first + count))
+        finally:
+            self._claimed.difference_update(range(first, first + count))
 
     def _warn_of_breaks(self, record: Record) -> None:
         rows = record.num_transitions
@@ -304,11 +304,13 @@ class Engine:
     def snapshot(self) -> Snapshot:
         """What is visible now. Cheap where nothing has changed."""
         self.check_open()
+        if os.getpid() != self._here:
+            self._start_anew()
         with self._guard:
             for reader in self._readers:
                 reader.refresh()
             shards: list[ShardReader | ShardWriter] = [*self._readers]
-            if self.writer_shard is not None:
+            if self.writer_shard is not None and self._here == self._pid:
                 shards.append(self.writer_shard)
             looks = [shard.look() for shard in sorted(shards, key=lambda shard: shard.paths.root)]
             versions = tuple(look.version for look in looks)
@@ -327,9 +329,17 @@ class Engine:
             self._snapshot = Snapshot(layout, records, count, evicted, layout.copy_live())
             return self._snapshot
 
+    def _start_anew(self) -> None:
+        """In a forked child: follow the parent through its files, since its locks and memory may be in mid-commit."""
+        self._here = os.getpid()
+        self._guard = threading.RLock()
+        self._layout = self._snapshot = None
+        self.cache = GroupCache(self.cache.limit)
+        self._readers = self._follow(list_shards(self.path))
+
     def manifests(self) -> list[Manifest]:
         """The manifests of all shards, as last seen."""
-        own = [self.writer_shard.manifest] if self.writer_shard is not None else []
+        own = [self.writer_shard.manifest] if self.writer_shard is not None and self._here == self._pid else []
         return sorted([*own, *(reader.manifest for reader in self._readers)], key=lambda each: each.shard)
 
     @property
@@ -356,12 +366,15 @@ class Engine:
         ]
 
     def close(self) -> None:
-        """Close the store; snapshots that are held stay readable. Does nothing when called again."""
-        with self._guard:
-            if self.closed:
-                return
-            self.closed = True
-            self._snapshot = None
-            self._layout = None
-        if self.writer_shard is not None and os.getpid() == self._pid:
-            self.writer_shard.close()
+        """Close the store; snapshots that are held stay readable. Does nothing when called again.
+
+        Ctrl-C waits until it is done. Where a wait for background work ends without it, call again.
+        """
+        with Uninterrupted():
+            with self._guard:
+                self.closed = True
+                self._snapshot = None
+                self._layout = None
+            shard = self.writer_shard
+            if shard is not None and not shard.released and os.getpid() == self._pid:
+                shard.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..retention import Limits
 MIN_LIMIT_ROWS: Final = 1000
 MIN_LIMIT_BYTES: Final = 1 << 20
 _MOST_HOT_BYTES: Final = 8 << 30
+_MOST_SECONDS: Final = 1_000_000
 DEFAULT_CACHE_BYTES: Final = 256 << 20
 
 
@@ -36,8 +38,13 @@ def writer_options(
     sync_interval: float | None, hot_rows: int | None, hot_bytes: int | None, *, durable: bool = True
 ) -> WriterOptions:
     """Options of `Store.create` and `Store.open`, checked; without a bound the hot tier takes a part of the memory."""
-    if sync_interval is not None and not sync_interval > 0:
-        raise OptionError(f"sync_interval is {sync_interval!r}, expected seconds above 0, or None.")
+    if sync_interval is not None:
+        number = isinstance(sync_interval, int | float | np.number) and not isinstance(sync_interval, bool)
+        if not number or not 0 < sync_interval <= _MOST_SECONDS:
+            raise OptionError(
+                f"sync_interval is {sync_interval!r}, expected seconds above 0 and at most {_MOST_SECONDS:,}, or None."
+            )
+        sync_interval = float(sync_interval)
     rows = check_limit("hot_rows", hot_rows, MIN_LIMIT_ROWS)
     num_bytes = check_limit("hot_bytes", hot_bytes, MIN_LIMIT_BYTES)
     if rows is None and num_bytes is None:
@@ -58,6 +65,18 @@ def check_limit(name: str, value: Any, least: int) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise OptionError(f"{name} is {value!r}, expected a whole number of at least {least:,}, or None.")
     return int(value)
+
+
+def check_path(value: Any) -> Path:
+    """The folder of a store."""
+    try:
+        text = os.fspath(value)
+        os.fsencode(text)
+    except (TypeError, UnicodeEncodeError):
+        text = None
+    if not isinstance(text, str) or "\0" in text:
+        raise OptionError(f"path is {value!r}, expected the name of a folder.")
+    return Path(text)
 
 
 def check_cache_bytes(value: Any) -> int:

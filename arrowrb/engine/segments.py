@@ -51,11 +51,13 @@ class Segments:
         *,
         limits: Limits,
         durable: bool,
+        check_lock: Callable[[], None],
     ) -> None:
         self._paths = paths
         self._schema = schema
         self._store_id = store_id
         self._durable = durable
+        self._check_lock = check_lock
         self._manifest_guard = threading.Lock()
         self._state_guard = threading.Lock()
         self._retired: list[weakref.ref[files.Mapping]] = []
@@ -127,6 +129,7 @@ class Segments:
         None takes a segment away.
         """
         with self._manifest_guard:
+            self._check_lock()  # never over the manifest of another process
             if self._durable:
                 files.sync_directory(self._paths.segments)
             changed = change(self.manifest)

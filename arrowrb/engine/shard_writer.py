@@ -72,18 +72,19 @@ class ShardWriter:
         self._error: BaseException | None = None
         self._failed: str | None = None
         self._durable_watermark = 0
+        self.released = False
         self._lock = files.Lock(paths.lock, paths.holder)
         try:
             self._recover()
+            self.segments.changed = self._review
+            self._evict_beyond()
+            self._review()
         except BaseException:
             self._lock.release()
             raise
         # Two threads, so that a segment is prepared in time while another is synced and sealed.
         self._preparing = Background("arrowrb-prepare", _nothing, None, self._note_error)
         self._background = Background("arrowrb-seal", self._tick, options.sync_interval, self._note_error)
-        self.segments.changed = self._review
-        self._evict_beyond()
-        self._review()
         self._submit_work()
 
     # -- opening -------------------------------------------------------------------------------------------------
@@ -104,6 +105,7 @@ class ShardWriter:
             manifest,
             limits=self._options.limits,
             durable=self._options.durable,
+            check_lock=self._lock.renew,
         )
         segments, plans = survey(paths, manifest, self.segments.state.hot, record)
         if unclean:
@@ -338,21 +340,26 @@ class ShardWriter:
             raise ReadOnlyError(f"The store takes no more rows: {self._failed}. Open it again to go on.")
 
     def close(self) -> None:
-        """Cut running episodes, finish background work, make all durable, free the lock."""
+        """Cut running episodes, finish background work, make all durable, free the lock.
+
+        The lock is freed only when both threads have ended: they write the files that it guards. Where they do not end
+        in time this raises `WaitError`, and may be called again.
+        """
+        with self.guard:
+            if self._failed is None:
+                self.writer.settle()
+                self.writer.cut(self.writer.running_lanes(), self._clock())
+                self.after_commit()
+                self._submit_work(at_once=True)
+        self._preparing.stop(PREPARE_TIMEOUT_SECONDS)
+        self._background.stop(PREPARE_TIMEOUT_SECONDS)
         try:
-            with self.guard:
-                if self._failed is None:
-                    self.writer.settle()
-                    self.writer.cut(self.writer.running_lanes(), self._clock())
-                    self.after_commit()
-                    self._submit_work(at_once=True)
-            self._preparing.stop(PREPARE_TIMEOUT_SECONDS)
-            self._background.stop(PREPARE_TIMEOUT_SECONDS)
             if self._failed is None:
                 with self.guard:
                     self.writer.close_record()
                 self.flush()
         finally:
+            self.released = True
             self._seeds.close()
             self._durable.close()
             self._lock.release()
