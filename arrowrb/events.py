@@ -8,10 +8,18 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import ColumnError, OptionError
+from .schema import Rows
+
 CONTINUE: Final = 0  # goes on with the lane's running episode
 BEGIN: Final = 1  # a new episode begins with o_t
 DECIDE: Final = 2  # by the given ids, and by the bits of the observation
 INDEPENDENT: Final = 3  # a row of its own: begins here and is cut (or ends) here
+
+_MAX_INT32: Final = (1 << 31) - 1
+_MAX_INT64: Final = (1 << 63) - 1
+_MAX_EPISODE: Final = 1 << 62  # room for those that are assigned after it
+_MAX_STEP: Final = 1 << 30  # room for the steps that follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +55,43 @@ class Events:
     arrived: tuple[NDArray[Any], ...]
     final: tuple[NDArray[Any], ...]
     outcome: tuple[NDArray[Any], ...]
+
+
+def external(rows: Rows, time: int, contiguous: bool) -> Events:
+    """Rows that no recorder made, as events: o_t lies in ``arrived``, o_{t+1} in ``final``.
+
+    Args:
+        rows: the rows, with lanes, episodes and steps where they were given.
+        time: of those that give none, microseconds.
+        contiguous: False declares that the rows are independent of each other.
+    """
+    if not isinstance(contiguous, bool | np.bool_):
+        raise OptionError(f"contiguous is {contiguous!r}, expected True or False, for all rows of the batch.")
+    n = rows.num_rows
+    index = np.arange(n)
+    return Events(
+        lane=np.zeros(n, np.int64) if rows.lane is None else rows.lane.astype(np.int64),
+        begin=np.full(n, DECIDE if contiguous else INDEPENDENT, np.uint8),
+        observation=index,
+        next_observation=~index,
+        row=index,
+        episode_id=_given("episode_id", rows.episode_id, n, -1, _MAX_EPISODE),
+        step=_given("step", rows.step, n, -1, _MAX_STEP),
+        time=_given("time", rows.time, n, time, _MAX_INT64),
+        policy_version=_given("policy_version", rows.policy_version, n, 0, _MAX_INT32),
+        arrived=rows.observation,
+        final=rows.next_observation,
+        outcome=rows.outcome,
+    )
+
+
+def _given(name: str, values: NDArray[Any] | None, count: int, default: int, most: int) -> NDArray[np.int64]:
+    """A copy of a given column (the writer fills it in), or the default for every row."""
+    if values is None:
+        return np.full(count, default, np.int64)
+    if values.size and not (values.min() >= 0 and values.max() <= most):
+        wrong = values.min() if values.min() < 0 else values.max()
+        raise ColumnError(
+            f"Column {name!r} has the value {wrong}, expected 0 to {most}. Leave it out to have it assigned."
+        )
+    return np.array(values, np.int64)

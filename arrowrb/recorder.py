@@ -196,8 +196,8 @@ class Recorder:
             lane: The first lane; by default free ones are claimed.
 
         Raises:
-            EnvironmentFault: As `describe`.
-            OptionError: As `describe`.
+            EnvironmentFault: If a vector environment does not say its autoreset mode.
+            OptionError: If autoreset_mode is none, or the lanes are taken.
             SchemaError: If the environment's spaces are not the schema's.
         """
         self._layout = describe(env, autoreset_mode)

@@ -26,20 +26,17 @@ from .engine import (
     create_store,
     writer_options,
 )
-from .errors import ClosedError, ColumnError, OptionError, StoreError
-from .events import DECIDE, INDEPENDENT, Events
+from .errors import ClosedError, OptionError, StoreError
+from .events import external
 from .info import StoreInfo, describe
 from .loader import Loader, Sampler, as_row_ids
 from .recorder import Recorder
 from .samplers import Strategy, Stream, Uniform, check_tiers
-from .schema import Rows, Schema, encode_batch, encode_row
+from .schema import Schema, encode_batch, encode_row
 
 __all__ = ["Sampler", "Store"]
 
 _MAX_INT32 = (1 << 31) - 1
-_MAX_INT64 = (1 << 63) - 1
-_MAX_EPISODE = 1 << 62  # room for those that are assigned after it
-_MAX_STEP = 1 << 30  # room for the steps that follow
 
 
 class Store:
@@ -237,13 +234,13 @@ class Store:
         """
         self._engine.check_writable()
         rows = encode_batch(self.schema, batch, lane=lane)
-        return self._engine.ingest_external(_events(rows, self._engine, contiguous))
+        return self._engine.ingest_external(external(rows, self._engine.clock(), contiguous))
 
     def add(self, *, lane: int = 0, contiguous: bool = True, **columns: Any) -> int:
         """Add one transition, given by column (observation=, action=, ...); see `extend`. Returns its row id."""
         self._engine.check_writable()
         rows = encode_row(self.schema, columns, lane=lane)
-        return int(self._engine.ingest_external(_events(rows, self._engine, contiguous))[0])
+        return int(self._engine.ingest_external(external(rows, self._engine.clock(), contiguous))[0])
 
     def recorder(self, env: Any, *, autoreset_mode: Any = None, lane: int | None = None) -> Recorder:
         """A recorder for a loop of your own: call its ``reset`` and ``step`` after the environment's.
@@ -252,6 +249,11 @@ class Store:
             env: the environment, single or vector, whose spaces are those of the schema.
             autoreset_mode: for vector environments that do not say theirs in ``env.metadata``.
             lane: the first lane to use; the lowest free ones by default.
+
+        Raises:
+            SchemaError: if the environment's spaces are not the schema's.
+            EnvironmentFault: if it does not say its autoreset mode.
+            OptionError: if the lanes are taken.
         """
         return Recorder(self._engine, env, autoreset_mode=autoreset_mode, lane=lane)
 
@@ -271,17 +273,24 @@ class Store:
 
         Args:
             batch_size: how many.
-            columns: names to read (``["observation", "reward"]``); None reads all but the system columns.
+            columns: names to read: those of a batch (``observation``, ``next_observation``, ``action``, ``reward``,
+                ``terminated``, ``truncated``, an extra, ``next_<extra>`` of an observation's), a leaf
+                (``observation.camera``, not nested then), or a system column (``ordinal``, ``time``, ``episode_id``,
+                ``lane``, ``step``, ``policy_version``). A nullable one comes with its mask, ``<name>.valid``. None
+                reads all but the system columns.
             float64: ``"keep"``, or ``"float32"`` to cast float64 columns while they are read.
             device: a torch device to move the batch to.
             tiers: ``"all"``, or ``"hot"`` to leave out what lies in Parquet: faster, and no longer uniform over all.
             seed: draws the same rows whenever the store holds the same; None goes on with a stream of its own.
 
         Returns:
-            name -> tensor [batch_size, *shape], nested as the spaces are, with ``row_id``.
+            name -> tensor [batch_size, *shape], nested as the spaces are, with ``row_id`` (int64). Flags are
+            ``torch.bool``; where ``<name>.valid`` is False the value is 0.
 
         Raises:
             EmptyError: if there is no transition.
+            ColumnError: if a name is unknown.
+            OptionError: if an option is out of range.
         """
         size = _batch_size(batch_size)
         snapshot = self._engine.snapshot()
@@ -300,6 +309,7 @@ class Store:
 
         Raises:
             RowError: if a row id names no transition.
+            ColumnError: if a name is unknown, or row_ids are no row ids.
         """
         ids = as_row_ids(row_ids)
         snapshot = self._engine.snapshot()
@@ -350,6 +360,9 @@ class Store:
             query: one statement.
             parameters: for ``?`` or ``$name`` in it.
             threads: for this query; all cores by default.
+
+        Raises:
+            QueryError: if the statement is wrong, or does more than read.
         """
         return sql.run(self._engine, query, parameters, threads=threads)
 
@@ -381,37 +394,3 @@ def _batch_size(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= _MAX_INT32:
         raise OptionError(f"batch_size is {value!r}, expected a whole number of 1 to {_MAX_INT32:,}.")
     return int(value)
-
-
-def _events(rows: Rows, engine: Engine, contiguous: bool) -> Events:
-    """External rows as events: o_t lies in ``arrived``, o_{t+1} in ``final``."""
-    if not isinstance(contiguous, bool | np.bool_):
-        raise OptionError(f"contiguous is {contiguous!r}, expected True or False, for all rows of the batch.")
-    n = rows.num_rows
-    index = np.arange(n)
-    return Events(
-        lane=np.zeros(n, np.int64) if rows.lane is None else rows.lane.astype(np.int64),
-        begin=np.full(n, DECIDE if contiguous else INDEPENDENT, np.uint8),
-        observation=index,
-        next_observation=~index,
-        row=index,
-        episode_id=_given("episode_id", rows.episode_id, n, -1, _MAX_EPISODE),
-        step=_given("step", rows.step, n, -1, _MAX_STEP),
-        time=_given("time", rows.time, n, engine.clock(), _MAX_INT64),
-        policy_version=_given("policy_version", rows.policy_version, n, 0, _MAX_INT32),
-        arrived=rows.observation,
-        final=rows.next_observation,
-        outcome=rows.outcome,
-    )
-
-
-def _given(name: str, values: NDArray[Any] | None, count: int, default: int, most: int) -> NDArray[np.int64]:
-    """A copy of a given column (the writer fills it in), or the default for every row."""
-    if values is None:
-        return np.full(count, default, np.int64)
-    if values.size and not (values.min() >= 0 and values.max() <= most):
-        wrong = values.min() if values.min() < 0 else values.max()
-        raise ColumnError(
-            f"Column {name!r} has the value {wrong}, expected 0 to {most}. Leave it out to have it assigned."
-        )
-    return np.array(values, np.int64)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from arrowrb.errors import ColumnError
-from arrowrb.schema.columns import Column
+from arrowrb.schema.columns import DTYPES, Column
 
 
 def coerce(column: Column, values: np.ndarray, name: str, *, weak: bool = False) -> np.ndarray:
@@ -66,7 +66,9 @@ def dtype_error(column: Column, got: Any, name: str) -> ColumnError:
     """The error for a dtype that a column does not take."""
     expected = column.dtype if column.cast_from is None else f"{column.dtype} or {column.cast_from}"
     if str(got) == "float64" and column.dtype == "float32":
-        remedy = "Create the schema with float64='float32' to record the cast, or use .astype('float32')."
+        remedy = "Use .astype('float32'); a space of float64 is cast by a schema made with float64='float32'."
+    elif str(got) not in DTYPES:
+        remedy = f"Convert it to {column.dtype}."
     else:
         remedy = f"Convert it to {column.dtype}, or create a store whose schema has {got}."
     return ColumnError(f"Column '{name}' has dtype {got}, expected {expected}. {remedy}")

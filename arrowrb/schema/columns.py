@@ -253,7 +253,10 @@ def check_extra_names(owners: Iterable[tuple[str, str]]) -> None:
         check_name(name, f"Extra {name!r}")
         folded = name.casefold()
         if folded in RESERVED_NAMES or folded.startswith(_RESERVED_PREFIXES):
-            raise SchemaError(f"Extra {name!r} has a name that arrowrb uses itself. Choose another name.")
+            raise SchemaError(
+                f"Extra {name!r} has a name that arrowrb uses itself, expected none of "
+                f"{', '.join(sorted(RESERVED_NAMES))}. Choose another name."
+            )
         if folded.endswith(VALID_SUFFIX):
             raise SchemaError(f"Extra {name!r} ends in {VALID_SUFFIX!r}, which is kept for nullable extras. Rename it.")
         served = (folded, f"next_{folded}") if owner == "observation" else (folded,)

@@ -159,7 +159,9 @@ def _views_of_table(node: Mapping[str, Any]) -> set[str]:
 
 
 def describe(error: BaseException) -> str:
-    """DuckDB's message, its first lines, and what to do."""
+    """DuckDB's message, its first lines, and what to do, unless they are about values and columns."""
     lines = [line.rstrip() for line in str(error).splitlines() if line.strip()][:6]
     text = "\n".join(lines)
+    if text.startswith(("Binder Error", "Conversion Error", "Invalid Input Error", "Out of Range Error")):
+        return text
     return f"{text}\n{REMEDY}" if len(lines) > 1 else f"{text.rstrip('.')}. {REMEDY}"
