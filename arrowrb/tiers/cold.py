@@ -143,20 +143,16 @@ def _batch(
     schema: Schema, fields: pa.Schema, hot: HotSegment, base: int, positions: NDArray[np.int64]
 ) -> pa.RecordBatch:
     """Some rows of a hot segment as they lie in the file."""
-    count = positions.size
-    adjoin = count > 0 and positions[-1] - positions[0] == count - 1
-    kinds = hot.column(_KIND)[positions]
+    count, span = positions.size, _span(positions)
+    kinds = hot.column(_KIND)[span]
     absent = _bits(kinds == Kind.TRANSITION)
     places = {column.name: place for place, column in enumerate(schema.columns)}
     arrays = [pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(positions + base)])]
     for place, column in enumerate(schema.columns):
-        if adjoin:
-            content = hot.buffer(place, int(positions[0]), int(positions[0]) + count)
-        else:
-            content = pa.py_buffer(np.ascontiguousarray(hot.column(place)[positions]))
+        content = pa.py_buffer(np.ascontiguousarray(hot.column(place)[span]))
         validity = absent if column.owner == "transition" else None
         if column.name in schema.masks:
-            flags = hot.column(places[schema.masks[column.name]])[positions] != 0
+            flags = hot.column(places[schema.masks[column.name]])[span] != 0
             validity = _bits(flags & (kinds == Kind.TRANSITION) if column.owner == "transition" else flags)
         kind = fields.field(place + 1).type
         if pa.types.is_fixed_size_list(kind):
@@ -183,16 +179,22 @@ def _compare(mapping: Mapping, schema: Schema, hot: HotSegment, positions: NDArr
         chosen = positions[group * rows : (group + 1) * rows]
         for place, (column, name) in enumerate(zip(schema.columns, names, strict=True)):
             array = table.column(name).combine_chunks()
-            found = _values(array, column)
-            expected = hot.column(place)[chosen]
+            found, expected = _values(array, column), hot.column(place)[_span(chosen)]
             if array.null_count:
                 valid = _validity(array)
                 found, expected = found[valid], expected[valid]
-            if found.tobytes() != expected.tobytes():
+            if not pa.py_buffer(np.ascontiguousarray(found)).equals(pa.py_buffer(np.ascontiguousarray(expected))):
                 raise CorruptError(
                     f"Column {column.name!r} was not read back from {mapping.path.name} as it was written. The disk "
                     "may be failing; the segment stays in the hot tier."
                 )
+
+
+def _span(positions: NDArray[np.int64]) -> NDArray[np.int64] | slice:
+    """Positions as a slice where they adjoin, which copies nothing."""
+    if positions.size and positions[-1] - positions[0] == positions.size - 1:
+        return slice(int(positions[0]), int(positions[-1]) + 1)
+    return positions
 
 
 def _validity(array: pa.Array) -> NDArray[np.bool_]:
