@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-HOT_SEGMENTS: Final = 16  # a segment is at most such a part of the hot tier
+ROOM_BEFORE: Final = 3  # segments for which there is room when demotion begins
+ROOM_AFTER: Final = 4  # and when it ends
 LEAST_HOT_SEGMENTS: Final = 8  # what a hot tier needs: being filled, prepared, waiting for a sync, being demoted
 
 
@@ -119,14 +120,15 @@ def _over(limit: int | None, used: int, step: int, count: int) -> bool:
 
 
 def choose_demotions(pieces: Sequence[Piece], tier: HotTier) -> list[Piece]:
-    """The oldest sealed segments beyond the hot tier's bound, with room kept for two more to be prepared.
+    """The oldest sealed segments beyond the hot tier's bound, with room kept for some more to be prepared.
 
-    What retention evicts next is passed over: it would be written only to be removed.
+    Once it is time, several go at once, since each round costs syncs. What retention evicts next is passed over: it
+    would be written only to be removed.
     """
-    demoted = []
+    demoted: list[Piece] = []
     num_transitions = sum(piece.num_transitions for piece in pieces)
     for place, piece in enumerate(pieces):
-        if not tier.exceeds(with_next=2):
+        if not tier.exceeds(with_next=ROOM_AFTER if demoted else ROOM_BEFORE):
             break
         if piece.tier != "hot" or not piece.sealed:
             continue

@@ -17,7 +17,8 @@ MOST_BLOCK_ROWS: Final = 512
 MIN_MAX_ROWS: Final = 1000
 _BLOCKS_A_LANE: Final = 4
 _GROWTH: Final = 3
-_SHARE_OF_LIMIT: Final = 16
+SHARE_OF_MAX_ROWS: Final = 16
+SHARE_OF_HOT_ROWS: Final = 8
 _MOST_ELEMENTS: Final = 1 << 30
 
 
@@ -41,8 +42,8 @@ def shape_segment(
     """Choose the shape of a segment that is about to be opened.
 
     Segments grow with the shard (each makes it four times as large) up to 64 MiB or 262,144 rows, so that a small
-    store stays small and the files of a large one stay few. There are at least four blocks a lane. With ``max_rows`` or
-    ``hot_rows``, a segment is at most a sixteenth of it, unless the lanes need more (32 rows each).
+    store stays small and the files of a large one stay few. There are at least four blocks a lane. A segment is
+    at most a sixteenth of ``max_rows`` and an eighth of ``hot_rows``, unless the lanes need more (32 rows each).
 
     Args:
         num_lanes: lanes now active.
@@ -56,15 +57,15 @@ def shape_segment(
     most = max(64, min(MOST_ROWS, MOST_BYTES // max(1, row_bytes)))
     first = max(64, min(FIRST_ROWS, FIRST_BYTES // max(1, row_bytes)))
     rows = min(most, max(first, _GROWTH * rows_so_far))
-    limit = min((each for each in (max_rows, hot_rows) if each is not None), default=None)
-    if limit is not None:
-        rows = min(rows, max(limit // _SHARE_OF_LIMIT, LEAST_BLOCK_ROWS))
+    shares = [max_rows // SHARE_OF_MAX_ROWS] if max_rows is not None else []
+    shares += [hot_rows // SHARE_OF_HOT_ROWS] if hot_rows is not None else []
+    share = min(shares, default=MAX_SEGMENT_ROWS)
+    rows = min(rows, max(share, LEAST_BLOCK_ROWS))
     block_rows = LEAST_BLOCK_ROWS
     # With many lanes, rather a larger segment than a tail every eighth row.
-    roomy = MAX_SEGMENT_ROWS if limit is None else limit // _SHARE_OF_LIMIT
     while block_rows < ROOMY_BLOCK_ROWS:
         needed = _BLOCKS_A_LANE * lanes * block_rows * 2
-        if needed * row_bytes > MOST_BYTES or needed > roomy:
+        if needed * row_bytes > MOST_BYTES or needed > share:
             break
         block_rows *= 2
     while block_rows * 2 <= MOST_BLOCK_ROWS and _BLOCKS_A_LANE * lanes * block_rows * 2 <= rows:

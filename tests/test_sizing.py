@@ -32,7 +32,7 @@ def test_shapes(num_lanes, size, so_far, max_rows, list_size):
     needed = 4 * max(1, num_lanes) * shape.block_rows
     assert shape.rows <= max(needed, min(MOST_ROWS, max(64, MOST_BYTES // size)))
     if max_rows is not None:
-        assert shape.rows <= max(needed, max_rows // 16)
+        assert shape.rows <= max(needed, max_rows // 16, 8)
 
 
 def test_segments_grow_with_the_store():

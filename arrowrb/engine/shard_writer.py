@@ -28,7 +28,7 @@ from ..commits import CommitFile, DurableFile
 from ..errors import ArrowRBError, LockedError, ReadOnlyError, WaitError
 from ..interrupts import Uninterrupted
 from ..manifest import Manifest
-from ..retention import HotTier, Piece, choose_demotions, choose_evictions, is_tight
+from ..retention import ROOM_BEFORE, HotTier, Piece, choose_demotions, choose_evictions, is_tight
 from ..schema import Schema
 from ..seeds import SeedLog
 from ..writer import OpenSegment, Writer
@@ -234,10 +234,14 @@ class ShardWriter:
     def _work(self, at_once: bool = False) -> None:
         """Seal, evict and demote what is due."""
         self._working = False
+        self._make_room()  # what is sealed already goes first: somebody may be waiting
         self._seal_closed(at_once)
+        self._make_room()
+        self.segments.merge_runs()
+
+    def _make_room(self) -> None:
         while self.segments.evict_one() or self._demote_some():
             pass
-        self.segments.merge_runs()
 
     def _demote_some(self) -> bool:
         """Move the oldest segments beyond the hot tier's bound to the cold tier; returns whether there were any."""
@@ -254,7 +258,7 @@ class ShardWriter:
         """
         waiting = sum(segment.last_ordinal > self._durable_watermark for segment in self._closing.values())
         at_once = at_once or self._options.sync_interval is None or waiting > _MOST_WAITING
-        if waiting and (at_once or self._tier().exceeds(with_next=2)):
+        if waiting and (at_once or self._tier().exceeds(with_next=ROOM_BEFORE)):
             self.flush()
         ready = [each for each in list(self._closing.values()) if each.last_ordinal <= self._durable_watermark]
         if ready:

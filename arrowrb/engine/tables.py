@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .. import files
+from .. import files, kernels
 from ..errors import CorruptError
 from ..manifest import FileEntry, SegmentEntry
 from ..rows import End, Kind, Runs, find_runs
@@ -38,7 +38,8 @@ There may be several of one key where ids were given more than once.
 
 def follow(starts: Starts, key: tuple[int, int, int], ordinal: int) -> int:
     """The row id at which the episode goes on behind a tail of this ordinal, or -1: the first that came after it."""
-    later = [(first or _WAITING, row_id) for first, row_id in starts.get(key, ()) if first == 0 or first > ordinal]
+    places = starts.get(key, ())
+    later = [(first or _WAITING, row_id) for first, row_id in places if first == 0 or first > ordinal]
     return min(later)[1] if later else -1
 
 
@@ -89,9 +90,10 @@ def build_runs(
     runs = find_runs(kinds, episodes, steps, column(TERMINATED), column(TRUNCATED), block_rows)
     last = runs.first + runs.num_rows - 1
     continuation = np.full(runs.first.size, -1, np.int64)
-    for i in np.flatnonzero(runs.end == End.CONTINUED):
-        key = (int(lanes[last[i]]), int(episodes[last[i]]), int(steps[last[i]]))
-        continuation[i] = follow(starts, key, int(ordinals[last[i]]))
+    going_on = np.flatnonzero(runs.end == int(End.CONTINUED))
+    keys = zip(*(values[last[going_on]].tolist() for values in (lanes, episodes, steps, ordinals)), strict=True)
+    for i, (lane, episode, step, ordinal) in zip(going_on.tolist(), keys, strict=True):
+        continuation[i] = follow(starts, (lane, episode, step), ordinal)
     arrays = [
         runs.first + base,
         runs.num_rows,
@@ -155,18 +157,19 @@ def build_blocks(
     lanes, kinds = hot.column(LANE), hot.column(KIND)
     episodes, steps, ordinals = hot.column(EPISODE), hot.column(STEP), hot.column(ORDINAL)
     next_block = np.full(count, -1, np.int64)
-    for block in np.flatnonzero(rows):
-        last = block * block_rows + rows[block] - 1
-        if kinds[last] == Kind.CONTINUED:
-            key = (int(lanes[last]), int(episodes[last]), int(steps[last]))
-            next_block[block] = follow(starts, key, int(ordinals[last]))
+    used = np.flatnonzero(rows)
+    last = used * block_rows + rows[used] - 1
+    going_on = np.flatnonzero(kinds[last] == int(Kind.CONTINUED))
+    columns = (lanes, episodes, steps, ordinals)
+    keys = zip(*(column[last[going_on]].tolist() for column in columns), strict=True)
+    for block, (lane_of, episode, step, ordinal) in zip(used[going_on].tolist(), keys, strict=True):
+        next_block[block] = follow(starts, (lane_of, episode, step), ordinal)
     lane = np.where(rows > 0, lanes[::block_rows], -1).astype(np.int32)
     table: dict[str, pa.Array] = {"lane": _array(lane), "rows": _array(rows), "next_block": _array(next_block)}
     kind_bytes = pa.py_buffer(np.ascontiguousarray(kinds))
     table["kinds"] = pa.Array.from_buffers(pa.binary(block_rows), count, [None, kind_bytes])
-    for place, column in enumerate(schema.columns):
-        values = settled(schema, place, hot.column)
-        table["crc32." + column.name] = _array(checksums(values, block_rows))
+    sums = checksums(schema, hot.column, block_rows)
+    table |= {"crc32." + column.name: _array(values) for column, values in zip(schema.columns, sums, strict=True)}
     return pa.Table.from_arrays(list(table.values()), names=list(table))
 
 
@@ -197,29 +200,24 @@ def read_blocks(path: Path, entry: SegmentEntry) -> tuple[NDArray[np.int64], NDA
     return fills, whole
 
 
-def settled(schema: Schema, place: int, column: Callable[[int], NDArray[Any]]) -> NDArray[Any]:
-    """A column with zeros where nothing is: rows without a commit, what tails do not have, extras that are missing.
+def checksums(schema: Schema, column: Callable[[int], NDArray[Any]], block_rows: int) -> NDArray[np.uint32]:
+    """CRC-32 of each block's bytes of each column, uint32[columns, blocks].
 
-    There the hot tier may hold what an interrupted commit left; this is what checksums are of, and both tiers agree.
+    Rows without a commit, what tails do not have, and extras that are missing count as zeros: there the hot tier may
+    hold what an interrupted commit left. So both tiers agree.
     """
-    spec, values, kinds = schema.columns[place], column(place), column(KIND)
-    wanted = kinds == Kind.TRANSITION if spec.owner == "transition" else kinds != 0
-    mask = schema.masks.get(spec.name)
-    if mask is not None:
-        names = [each.name for each in schema.columns]
-        wanted &= column(names.index(mask)) != 0
-    if wanted.all():
-        return values
-    copied = values.copy()
-    copied[~wanted] = 0
-    return copied
-
-
-def checksums(values: NDArray[Any], block_rows: int) -> NDArray[np.uint32]:
-    """CRC-32 of each block's bytes of a column."""
-    content = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
-    size = len(content) // len(values) * block_rows
-    return np.array([zlib.crc32(content[i : i + size]) for i in range(0, len(content), size)], np.uint32)
+    arrays = [np.ascontiguousarray(column(place)) for place in range(len(schema.columns))]
+    addresses = [array.__array_interface__["data"][0] for array in arrays]
+    places = {each.name: place for place, each in enumerate(schema.columns)}
+    rows = [
+        (address, each.item_bytes, each.owner == "transition", addresses[places[mask]] if mask is not None else 0)
+        for each, address in zip(schema.columns, addresses, strict=True)
+        for mask in [schema.masks.get(each.name)]
+    ]
+    kinds = np.array(arrays[KIND])
+    sums = np.zeros((len(arrays), kinds.size // block_rows), np.uint32)
+    kernels.checksum_blocks(np.array(rows, np.int64), kinds, block_rows, kernels.CRC_TABLE, sums)
+    return sums
 
 
 def _array(values: NDArray[Any]) -> pa.Array:

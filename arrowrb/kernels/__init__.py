@@ -22,6 +22,8 @@ _HOMES: Final = {
     "find_missing": "gathering",
     "gather": "gathering",
     "locate": "gathering",
+    "CRC_TABLE": "checking",
+    "checksum_blocks": "checking",
     "count_missing": "mixing",
     "find_places": "mixing",
     "gather_found": "mixing",

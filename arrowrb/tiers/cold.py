@@ -102,9 +102,10 @@ def write(path: Path, schema: Schema, identity: str, hot: HotSegment, base: int,
         size = mapping.size
         _compare(mapping, schema, hot, positions)
 
-    with publishing(path, sync=sync, sync_name=False, verify=verify) as file:
+    # Arrow writes by itself: writing through a Python file, each page would have to wait for the GIL.
+    with publishing(path, sync=sync, sync_name=False, verify=verify) as file, pa.OSFile(file.name, "wb") as sink:
         writer = pq.ParquetWriter(
-            file,
+            sink,
             fields,
             compression="lz4",
             use_dictionary=False,
@@ -178,7 +179,7 @@ def _compare(mapping: Mapping, schema: Schema, hot: HotSegment, positions: NDArr
         table = file.read_row_group(group, use_threads=False)
         chosen = positions[group * rows : (group + 1) * rows]
         for place, (column, name) in enumerate(zip(schema.columns, names, strict=True)):
-            array = table.column(name).combine_chunks()
+            array = _whole(table.column(name))
             found, expected = _values(array, column), hot.column(place)[_span(chosen)]
             if array.null_count:
                 valid = _validity(array)
@@ -188,6 +189,10 @@ def _compare(mapping: Mapping, schema: Schema, hot: HotSegment, positions: NDArr
                     f"Column {column.name!r} was not read back from {mapping.path.name} as it was written. The disk "
                     "may be failing; the segment stays in the hot tier."
                 )
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _span(positions: NDArray[np.int64]) -> NDArray[np.int64] | slice:
@@ -318,7 +323,7 @@ class ColdSegment:
             raise CorruptError(f"Segment {self.mapping.path.name} is damaged: {error}.") from None
         decoded = []
         for place, name in zip(places, names, strict=True):
-            array = table.column(name).combine_chunks()
+            array = _whole(table.column(name))
             values = _values(array, self.columns[place])
             if array.null_count and self._masked[place]:
                 values = values.copy()
