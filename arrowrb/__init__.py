@@ -5,6 +5,7 @@ The map of the house; each row imports only from rows below it, and names on one
     cli/                                            the command line
     collector/                                      steps environments into stores; evaluate
     store                                           create, open, write, read: the public face
+    export/, sampler                                data sets of Parquet files; streams of batches
     info, sql/, loader, recorder                    counts; questions; batches of tensors; a user's own loop
     samplers/                                       which rows to draw
     engine/                                         shards that are written or followed, and snapshots of them
@@ -48,8 +49,9 @@ if TYPE_CHECKING:
         WaitError,
     )
     from .info import StoreInfo
-    from .loader import Sampler, to_torch
+    from .loader import to_torch
     from .recorder import Recorder
+    from .sampler import Sampler
     from .samplers import Uniform
     from .schema import Extra, Schema
     from .sql import Query
@@ -111,7 +113,7 @@ _HOMES = {
     "ReadOnlyError": "errors",
     "Recorder": "recorder",
     "RowError": "errors",
-    "Sampler": "loader",
+    "Sampler": "sampler",
     "Schema": "schema",
     "SchemaError": "errors",
     "Step": "collector",

@@ -7,8 +7,7 @@ them: whoever keeps a batch, or a view of a part of it, keeps it unchanged.
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .engine import Engine, Located, Snapshot
+from .engine import Located, Snapshot
 from .errors import ColumnError, OptionError
-from .samplers import Stream, check_tiers
 from .schema import Column, Schema, Tree
 from .schema.arrays import column_numpy
 from .schema.columns import DTYPES
@@ -307,58 +305,6 @@ def as_row_ids(value: Any) -> NDArray[np.int64]:
             "Take row ids from a batch, or from SELECT row_id FROM transitions."
         )
     return np.require(array, np.int64, ("C", "W"))  # kernels take writable arrays; Arrow gives others
-
-
-class Sampler:
-    """An endless stream of batches from a store; made by `Store.sampler`.
-
-    Drawing is from what is visible at that moment, so rows that are written meanwhile take part, those that were drawn
-    ahead excepted. Not thread-safe: use one a thread.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        stream: Stream,
-        loader: Loader,
-        batch_size: int,
-        *,
-        prefetch: int = 0,
-        tiers: str = "all",
-    ) -> None:
-        """Not for users: see `Store.sampler`."""
-        if isinstance(prefetch, bool) or not isinstance(prefetch, int | np.integer) or prefetch < 0:
-            raise OptionError(f"prefetch is {prefetch!r}, expected a number of batches from 0 on.")
-        self._engine = engine
-        self._stream = stream
-        self._loader = loader
-        self._tiers = check_tiers(tiers)
-        self._ready: deque[dict[str, Any]] = deque()
-        self.batch_size = batch_size
-        self.prefetch = int(prefetch)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self
-
-    def __next__(self) -> dict[str, Any]:
-        return self.sample()
-
-    def sample(self) -> dict[str, Any]:
-        """Draw the next batch: name -> tensor [batch_size, *shape], nested where the space is, with ``row_id``."""
-        if self._ready:
-            return self._ready.popleft()
-        snapshot, size = self._engine.snapshot(), self.batch_size
-        if self.prefetch == 0:
-            return self._loader.load(snapshot, self._stream.draw(snapshot, size, tiers=self._tiers))
-        # One draw a batch, so that the rows do not depend on how many are drawn ahead.
-        drawn = [self._stream.draw(snapshot, size, tiers=self._tiers) for _ in range(self.prefetch + 1)]
-        located = Located(
-            np.concatenate([each.slots for each in drawn]),
-            np.concatenate([each.positions for each in drawn]),
-            np.concatenate([each.row_ids for each in drawn]),
-        )
-        self._ready.extend(self._loader.load_many(snapshot, located, size))
-        return self._ready.popleft()
 
 
 def to_torch(batch: pa.RecordBatch | pa.Table) -> dict[str, torch.Tensor]:

@@ -63,6 +63,37 @@ class Piece:
     num_transitions: int
 
 
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What is due with one segment.
+
+    Attributes:
+        kind: ``"evict"`` or ``"demote"``.
+        segment: its number.
+        num_transitions: in it.
+        num_bytes: of its file now.
+    """
+
+    kind: str
+    segment: int
+    num_transitions: int
+    num_bytes: int
+
+
+def plan(pieces: Sequence[Piece], tier: HotTier, num_transitions: int) -> list[Action]:
+    """All that is due, evictions first."""
+    evicted = choose_evictions(pieces, tier.limits, num_transitions)
+    for piece in evicted:
+        if piece.tier == "hot":
+            tier = tier.without(piece)
+    demoted = choose_demotions([piece for piece in pieces if piece not in evicted], tier)
+    return [
+        Action(kind, piece.number, piece.num_transitions, piece.num_bytes)
+        for kind, chosen in (("evict", evicted), ("demote", demoted))
+        for piece in chosen
+    ]
+
+
 def choose_evictions(pieces: Iterable[Piece], limits: Limits, num_transitions: int) -> list[Piece]:
     """The oldest segments that have to go.
 

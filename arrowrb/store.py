@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,32 +18,34 @@ from numpy.typing import NDArray
 from . import sql
 from .engine import (
     DEFAULT_CACHE_BYTES,
+    Action,
     Engine,
     check_cache_bytes,
     check_path,
     check_retention,
     create_store,
+    remove_store,
     writer_options,
 )
-from .errors import ClosedError, OptionError, StoreError
+from .errors import OptionError, StoreError
 from .events import external
+from .export import Exported, export
 from .info import StoreInfo, describe
-from .loader import Loader, Sampler, as_row_ids
+from .loader import Loader, as_row_ids
 from .recorder import Recorder
+from .sampler import Sampler, check_batch_size
 from .samplers import Strategy, Stream, Uniform, check_tiers
 from .schema import Schema, encode_batch, encode_row
 
 __all__ = ["Sampler", "Store"]
 
-_MAX_INT32 = (1 << 31) - 1
-
 
 class Store:
     """A replay store: a directory that is buffer, database, checkpoint and dataset at once.
 
-    Make one with `create`, `open` or `temporary`. Rows are visible to every reader, in this process and in
-    others, as soon as the call that wrote them returns, and survive the death of the process from then on. They
-    survive a power failure after `flush`, or once ``sync_interval`` has passed.
+    Make one with `create`, `open` or `temporary`. Rows are visible to every reader, here and in other processes, as
+    soon as the call that wrote them returns, and survive the death of the process. They survive a power failure after
+    `flush`, or once ``sync_interval`` has passed.
 
     Thread-safe: writing is serialised, sampling and SQL may run beside it.
     """
@@ -55,7 +56,7 @@ class Store:
         self._local = threading.local()  # a loader's memory is for one thread
         self._stream_guard = threading.Lock()
         self._stream: Stream | None = None
-        self._remove = weakref.finalize(self, _remove, engine, os.getpid()) if temporary else None
+        self._remove = weakref.finalize(self, remove_store, engine, os.getpid()) if temporary else None
 
     # -- opening and closing -------------------------------------------------------------------------------------
 
@@ -81,7 +82,7 @@ class Store:
                 background. At least 1,000; with many lanes more is taken (256 rows a lane).
             hot_bytes: the same in bytes. The smaller of both counts; without either, 8 GB or a quarter of the memory.
             max_rows: transitions that are kept; the oldest beyond are dropped, a sixteenth of it at a time. At least
-                1,000; with many lanes more is kept. Where the hot tier holds as many, nothing is moved to Parquet.
+                1,000. Where the hot tier holds as many, nothing is moved to Parquet.
             max_bytes: bytes of segments on disk, likewise.
             cache_bytes: for decoded parts of Parquet files, in memory.
             sync_interval: seconds between syncs to disk: at most so much of the newest is lost when the power fails
@@ -90,7 +91,6 @@ class Store:
         Raises:
             StoreExistsError: if a store, or anything else, is there already.
         """
-        _check_schema(schema)
         options = writer_options(sync_interval, hot_rows, hot_bytes)
         max_rows, max_bytes = check_retention(max_rows, max_bytes)
         cache_bytes = check_cache_bytes(cache_bytes)
@@ -142,8 +142,7 @@ class Store:
         max_bytes: int | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> Self:
-        """A store in a temporary directory, which is removed on `close` or when the program ends; see `create`."""
-        _check_schema(schema)
+        """A store in a temporary directory, removed on `close` or when the program ends; see `create`."""
         options = writer_options(None, hot_rows, hot_bytes, durable=False)
         max_rows, max_bytes = check_retention(max_rows, max_bytes)
         cache_bytes = check_cache_bytes(cache_bytes)
@@ -292,7 +291,7 @@ class Store:
             ColumnError: if a name is unknown.
             OptionError: if an option is out of range.
         """
-        size = _batch_size(batch_size)
+        size = check_batch_size(batch_size)
         snapshot = self._engine.snapshot()
         if seed is None:
             with self._stream_guard:
@@ -345,7 +344,7 @@ class Store:
         if not isinstance(chosen, Strategy):
             raise OptionError(f"strategy is {chosen!r}, expected a strategy such as arrowrb.Uniform().")
         loader = Loader(self.schema, columns=columns, float64=float64, device=device)
-        stream, size = chosen.start(seed), _batch_size(batch_size)
+        stream, size = chosen.start(seed), check_batch_size(batch_size)
         return Sampler(self._engine, stream, loader, size, prefetch=prefetch, tiers=tiers)
 
     def sql(
@@ -353,8 +352,7 @@ class Store:
     ) -> sql.Query:
         """Ask a question of what is visible now, in DuckDB's SQL: SELECT and EXPLAIN only.
 
-        The views are ``transitions`` (with ``next_observation``), ``steps`` (with final observations), ``episodes`` and
-        ``segments``. Row ids feed `gather`.
+        The views are ``transitions``, ``steps`` (with final observations), ``episodes`` and ``segments``.
 
         Args:
             query: one statement.
@@ -366,6 +364,53 @@ class Store:
         """
         return sql.run(self._engine, query, parameters, threads=threads)
 
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str = "parquet",  # noqa: A002
+        where: str | None = None,
+        rows: str = "transitions",
+        images: str = "binary",
+        file_bytes: int = 256 << 20,
+        compression: str = "lz4",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Exported:
+        """Write what is visible now as a data set of Parquet files, which need nothing of arrowrb to be read.
+
+        Rows come in the order of episodes, and of steps within them, each with its ``row_id``. Flags are booleans,
+        vectors fixed-size lists; what is missing is NULL. The schema, with spaces and environment, is in each file's
+        metadata under ``arrowrb.schema``. The files appear all at once: an interrupted export leaves nothing.
+
+        Args:
+            path: a folder that does not exist yet, or is empty.
+            format: ``"parquet"``.
+            where: a condition in SQL over the rows, such as ``"reward > 0"`` or
+                ``"episode_id IN (SELECT episode_id FROM episodes WHERE complete)"``; all rows by default.
+            rows: ``"transitions"``, with ``next_observation``; or ``"steps"``, each observation once, with the final
+                ones, whose action and reward are NULL.
+            images: uint8 tensors, and those of over 1,024 numbers, as ``"binary"`` or ``"list"``.
+            file_bytes: about how large each file becomes.
+            compression: ``"lz4"``, ``"zstd"``, ``"snappy"``, ``"gzip"`` or ``"none"``.
+            progress: called with the rows that are written and those that will be.
+
+        Raises:
+            StoreExistsError: if the folder is not empty.
+        """
+        options: Any = {"format": format, "where": where, "rows": rows, "images": images, "progress": progress}
+        return export(self._engine, check_path(path), file_bytes=file_bytes, compression=compression, **options)
+
+    def maintain(self, *, dry_run: bool = False) -> list[Action]:
+        """Do now what a writer does in the background: seal, drop and move what is due; returns once it is done.
+
+        Args:
+            dry_run: only say what would be done.
+
+        Returns:
+            What was or would be done: each ``evict`` or ``demote`` of a segment, with its rows and bytes.
+        """
+        return self._engine.maintain(dry_run=dry_run)
+
     def _loader(self, columns: Sequence[str] | None, float64: str, device: Any) -> Loader:
         key = repr((columns, float64, device))
         loaders: dict[Any, Loader] = self._local.__dict__
@@ -373,24 +418,3 @@ class Store:
         if loader is None:
             loader = loaders[key] = Loader(self.schema, columns=columns, float64=float64, device=device)
         return loader
-
-
-def _check_schema(schema: object) -> None:
-    if not isinstance(schema, Schema):
-        raise OptionError(
-            f"schema is a {type(schema).__name__}, expected a Schema. Make one with Schema.from_env(env)."
-        )
-
-
-def _remove(engine: Engine, owner: int) -> None:
-    if os.getpid() != owner:
-        return  # a forked child that ends must not take its parent's store with it
-    with contextlib.suppress(ClosedError):
-        engine.close()
-    shutil.rmtree(engine.path, ignore_errors=True)
-
-
-def _batch_size(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= _MAX_INT32:
-        raise OptionError(f"batch_size is {value!r}, expected a whole number of 1 to {_MAX_INT32:,}.")
-    return int(value)

@@ -1,4 +1,4 @@
-"""arrowrb at work: collect, follow from a second process, sample, ask in SQL, train. Run it by `make demo`.
+"""arrowrb at work: collect, follow from a second process, sample, ask in SQL, export, train. Run it by `make demo`.
 
 Every number that it prints was measured in this run. By default all files lie in a temporary folder that is removed at
 the end; `--keep FOLDER` keeps them.
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import gymnasium
 from rich import box
 from rich.console import Console
@@ -36,6 +37,8 @@ NUM_LANES = 8
 NUM_BATCHES = 1_000
 BATCH_SIZE = 256
 DQN_FRAMES = 6_000
+HOT_ROWS = NUM_FRAMES // 4
+DRAWN_AHEAD = 31
 
 RETURN_BY_DECILE = """
     SELECT decile, count(*) AS episodes, avg("return") AS mean_return, max("return") AS best
@@ -50,8 +53,18 @@ ACTIONS_BY_OUTCOME = """
            avg(abs(observation[3])) * 180 / pi() AS degrees
     FROM transitions GROUP BY ALL ORDER BY steps DESC
 """
-SEGMENTS = """
-    SELECT segment, state, num_transitions, num_rows, rows AS num_allocated, bytes FROM segments ORDER BY segment
+TIERS = """
+    SELECT tier, state, count(*), sum(num_transitions), sum(num_rows), sum(rows), sum(bytes)
+    FROM segments GROUP BY ALL ORDER BY min(segment)
+"""
+BEST_TENTH = """
+    episode_id IN (
+        SELECT episode_id FROM (SELECT episode_id, ntile(10) OVER (ORDER BY "return" DESC) AS tenth FROM episodes)
+        WHERE tenth = 1
+    )
+"""
+READ_BACK = """
+    SELECT count(*), count(DISTINCT episode_id), sum(reward) / count(DISTINCT episode_id), max(step) + 1 FROM '{}'
 """
 FOLLOWED = 'SELECT count(*), (SELECT avg("return") FROM episodes WHERE complete) FROM transitions'
 
@@ -148,7 +161,7 @@ def collect(folder: Path) -> tuple[Path, str]:
         TextColumn("{task.completed:,}"),
         TimeRemainingColumn(),
     )
-    with arrowrb.Store.create(path, arrowrb.Schema.from_env(env)) as store:
+    with arrowrb.Store.create(path, arrowrb.Schema.from_env(env), hot_rows=HOT_ROWS) as store:
         with follower(path, NUM_FRAMES, log) as pid:
             started = time.time()
             with (
@@ -172,7 +185,8 @@ def collect(folder: Path) -> tuple[Path, str]:
     rate = f"{NUM_FRAMES / seconds:,.0f} transitions/s"
     say(f"{NUM_FRAMES:,} transitions, {info.num_episodes:,} episodes, {NUM_LANES} lanes, {seconds:.1f} s: [bold]{rate}")
     say(f"{info.bytes_per_transition:.1f} bytes a transition: each observation is stored once")
-    say(f"{human_bytes(on_disk)} on disk, where room is allocated ahead")
+    cold = f"{human_bytes(info.cold_bytes)} of it {info.cold_rows:,} rows in Parquet"
+    say(f"{human_bytes(on_disk)} on disk, {cold}")
     console.print()
     show_followed(log, started, seconds, pid)
     return path, rate
@@ -198,7 +212,7 @@ def show_followed(log: Path, started: float, seconds: float, pid: int) -> None:
 def sample(path: Path) -> str:
     head("2  Sample torch tensors")
     with arrowrb.Store.open(path) as store:
-        sampler = store.sampler(batch_size=BATCH_SIZE, seed=0)
+        sampler = store.sampler(batch_size=BATCH_SIZE, prefetch=DRAWN_AHEAD, seed=0)
         batch = next(sampler)
         before = time.perf_counter()
         for _ in range(NUM_BATCHES):
@@ -207,7 +221,8 @@ def sample(path: Path) -> str:
     size = sum(tensor.nbytes for tensor in batch.values())
     each = f"{1e6 * seconds / NUM_BATCHES:,.0f} us a batch"
     million = NUM_BATCHES * BATCH_SIZE / seconds / 1e6
-    say(f"{NUM_BATCHES:,} batches of {BATCH_SIZE} from mapped files in {seconds:.3f} s: [bold]{each}")
+    say(f"{NUM_BATCHES:,} batches of {BATCH_SIZE}, {DRAWN_AHEAD} drawn ahead, in {seconds:.3f} s: [bold]{each}")
+    say("Uniform over mapped files and Parquet; what is decoded stays in a cache")
     say(f"{million:,.1f} million transitions/s, {human_bytes(NUM_BATCHES * size / seconds)}/s")
     console.print()
     rows = [[name, str(tensor.dtype), str(tuple(tensor.shape))] for name, tensor in batch.items()]
@@ -236,16 +251,32 @@ def ask(path: Path) -> str:
         title = f"What was done just before the pole fell? ({times[-1]:.0f} ms)"
         show(title, ["outcome", "transitions", "pushed left", "towards lean", "lean (deg)"], rows)
         rows = [
-            [f"{segment}", state, f"{transitions:,}", f"{used:,}", f"{allocated:,}", human_bytes(size)]
-            for segment, state, transitions, used, allocated, size in answer(SEGMENTS)
+            [tier, state, f"{count}", f"{transitions:,}", f"{used:,}", f"{allocated:,}", human_bytes(size)]
+            for tier, state, count, transitions, used, allocated, size in answer(TIERS)
         ]
-        title = f"Where does it all lie? ({times[-1]:.0f} ms)"
-        show(title, ["segment", "state", "transitions", "rows", "allocated", "bytes"], rows)
+        title = f"Where does it all lie? ({times[-1]:.0f} ms; the hot tier may have {HOT_ROWS:,} rows)"
+        show(title, ["tier", "state", "segments", "transitions", "rows", "allocated", "bytes"], rows)
     return ", ".join(f"{each:.0f} ms" for each in times)
 
 
+def export(path: Path, folder: Path) -> str:
+    head("4  Export the best tenth of the episodes, and read it with DuckDB alone")
+    before = time.perf_counter()
+    with arrowrb.Store.open(path) as store:
+        written = store.export(folder / "best", where=BEST_TENTH)
+    seconds = time.perf_counter() - before
+    rows, episodes, mean, longest = duckdb.sql(READ_BACK.format(folder / "best" / "*.parquet")).fetchall()[0]
+    if rows != written.num_rows:
+        sys.exit(f"DuckDB read {rows:,} rows, expected {written.num_rows:,}.")
+    told = f"{rows:,} transitions of {episodes:,} episodes, {human_bytes(written.num_bytes)}"
+    say(f"{told} in {len(written.files)} file, {seconds:.2f} s")
+    say(f"DuckDB, without arrowrb: mean return {mean:.1f}, the longest episode has {longest} steps")
+    console.print()
+    return told
+
+
 def train(folder: Path) -> str:
-    head("4  Train from a store, for a short while (examples/dqn_cartpole.py)")
+    head("5  Train from a store, for a short while (examples/dqn_cartpole.py)")
     script, path = Path(__file__).parent / "dqn_cartpole.py", folder / "dqn"
     options = ["--store", str(path), "--total-frames", str(DQN_FRAMES), "--no-target", "--seed", "1"]
     before, shown = time.perf_counter(), True
@@ -284,12 +315,14 @@ def run(folder: Path, kept: bool) -> None:
     path, collected = collect(folder)
     sampled = sample(path)
     asked = ask(path)
+    exported = export(path, folder)
     trained = train(folder)
     table = Table(box=None, show_header=False, pad_edge=False)
     for label, value in (
         ("collected", f"{NUM_FRAMES:,} transitions, {collected}"),
         ("sampled", f"{NUM_BATCHES:,} batches of {BATCH_SIZE}, {sampled}"),
         ("asked", f"three questions in {asked}"),
+        ("exported", exported),
         ("trained", f"DQN on {DQN_FRAMES:,} frames, mean return of a decile from {trained}"),
         ("in all", f"{time.perf_counter() - started:.0f} s"),
         ("files", f"kept in {folder}" if kept else "removed; --keep FOLDER keeps them"),

@@ -1,4 +1,4 @@
-"""The command line: `arrowrb collect`, `arrowrb info`, `arrowrb sql`.
+"""The command line: `arrowrb collect`, `info`, `sql`, `export`, `maintain`.
 
 commands        options, and the errors and exit codes that they end in
 collecting      environments into a store, with a progress bar

@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 import arrowrb
 from arrowrb.cli.collecting import Wanted, collect_into
-from arrowrb.cli.printing import print_columns, print_info, print_result
+from arrowrb.cli.printing import print_actions, print_columns, print_info, print_result, show_progress
 from arrowrb.errors import ArrowRBError
 
 Format = Literal["table", "json", "csv"]
@@ -190,3 +190,48 @@ def sql(
     text = sys.stdin.read() if query == "-" else query
     with arrowrb.Store.open(store) as opened:
         print_result(opened.sql(text, threads=threads).arrow(), form, limit)
+
+
+@app.command()
+def export(
+    store: Annotated[Path, _STORE],
+    target: Annotated[Path, typer.Argument(help="A folder to make.", metavar="TARGET", show_default=False)],
+    where: Annotated[
+        str | None, typer.Option(help="Which rows, a condition in SQL; all by default.", show_default=False)
+    ] = None,
+    rows: Annotated[Literal["transitions", "steps"], typer.Option(help="What a row is.")] = "transitions",
+    images: Annotated[Literal["binary", "list"], typer.Option(help="How image columns are stored.")] = "binary",
+    file_mb: Annotated[int, typer.Option(min=1, help="About how large each file becomes, in MB.")] = 256,
+    compression: Annotated[
+        Literal["lz4", "zstd", "snappy", "gzip", "none"], typer.Option(help="Of the files.")
+    ] = "lz4",
+) -> None:
+    """Write a data set of Parquet files, in the order of episodes and steps.
+
+    For example: arrowrb export runs/cartpole out --where "episode_id IN (FROM episodes SELECT episode_id)"
+    """
+    with arrowrb.Store.open(store) as opened, show_progress("rows") as progress:
+        written = opened.export(
+            target,
+            where=where,
+            rows=rows,
+            images=images,
+            file_bytes=file_mb * 1_000_000,
+            compression=compression,
+            progress=progress,
+        )
+    print(f"{written.num_rows:,} {rows} in {len(written.files)} files, {written.num_bytes:,} bytes: {written.path}")
+
+
+@app.command()
+def maintain(
+    store: Annotated[Path, _STORE],
+    form: Annotated[Format, _FORMAT] = "table",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    hot_rows: Annotated[
+        int | None, typer.Option(min=1000, help="Rows in mapped files; the others go to Parquet.", show_default=False)
+    ] = None,
+) -> None:
+    """Do what a writer does in the background: drop and move segments that are due."""
+    with arrowrb.Store.open(store, mode="a", hot_rows=hot_rows) as opened:
+        print_actions(opened.maintain(dry_run=dry_run), form)

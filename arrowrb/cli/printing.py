@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import datetime
 import decimal
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from arrowrb.engine import Action
     from arrowrb.info import StoreInfo
 
 _WIDEST_CELL = 60
@@ -57,6 +60,27 @@ def print_columns(columns: Iterable[tuple[str, str, tuple[int, ...]]], form: str
         _write_json(dict(zip(names, row, strict=True)) for row in columns)
     else:
         _write_csv(names, [[name, dtype, list(shape)] for name, dtype, shape in columns])
+
+
+def print_actions(actions: Iterable[Action], form: str) -> None:
+    """What was done, or would be, with each segment."""
+    names = ["action", "segment", "transitions", "bytes"]
+    rows = [[each.kind, each.segment, each.num_transitions, each.num_bytes] for each in actions]
+    if form == "table":
+        _console().print(_table(names, rows, {1, 2, 3}))
+    elif form == "json":
+        _write_json(dict(zip(names, row, strict=True)) for row in rows)
+    else:
+        _write_csv(names, rows)
+
+
+@contextlib.contextmanager
+def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, where that is a terminal; yields what to call with how much is done, and of how much."""
+    columns = (BarColumn(), TextColumn("{task.completed:,} of {task.total:,} " + what), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(what, total=1)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def print_result(result: pa.Table, form: str, limit: int) -> None:

@@ -18,12 +18,14 @@ engine          all shards of a store
 
 from __future__ import annotations
 
-from .engine import Engine, create_store, now_microseconds, read_store_file
+from ..retention import Action
+from .engine import Engine, create_store, now_microseconds, read_store_file, remove_store
 from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_cache_bytes, check_path, check_retention, writer_options
 from .snapshot import Located, Snapshot
 
 __all__ = [
     "DEFAULT_CACHE_BYTES",
+    "Action",
     "Engine",
     "Located",
     "Snapshot",
@@ -34,5 +36,6 @@ __all__ = [
     "create_store",
     "now_microseconds",
     "read_store_file",
+    "remove_store",
     "writer_options",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -33,10 +34,11 @@ from ..errors import (
 from ..events import Events
 from ..interrupts import Uninterrupted
 from ..manifest import Manifest, check_format
+from ..retention import Action
 from ..schema import Schema
 from ..seeds import SeedEntry
 from ..writer import MAX_LANES
-from .options import DEFAULT_CACHE_BYTES, WriterOptions
+from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_schema
 from .paths import STORE_FILE, find_foreign, list_shards, shard_paths
 from .reading import GroupCache
 from .shard_reader import ShardReader
@@ -78,6 +80,7 @@ def create_store(
         StoreExistsError: if a store is there already, or files that are not ours.
     """
     files.check_platform()
+    check_schema(schema)
     if (path / STORE_FILE).exists():
         raise StoreExistsError(
             f'{path} is a store already. Open it with Store.open({str(path)!r}, mode="a") to go on with it.'
@@ -284,6 +287,10 @@ class Engine:
         """Make everything committed so far survive a power failure."""
         self._own().flush_and_seal()
 
+    def maintain(self, *, dry_run: bool) -> list[Action]:
+        """Do what is due with segments, or only say what."""
+        return self._own().maintain(dry_run=dry_run)
+
     @property
     def times_opened(self) -> int:
         """How often the own shard has been opened for writing, this time included."""
@@ -378,3 +385,12 @@ class Engine:
             shard = self.writer_shard
             if shard is not None and not shard.released and os.getpid() == self._pid:
                 shard.close()
+
+
+def remove_store(engine: Engine, owner: int) -> None:
+    """Close a temporary store and remove its folder; only in the process that made it."""
+    if os.getpid() != owner:
+        return  # a forked child that ends must not take its parent's store with it
+    with contextlib.suppress(ClosedError):
+        engine.close()
+    shutil.rmtree(engine.path, ignore_errors=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import OptionError
 from ..retention import Limits
+from ..schema import Schema
 
 MIN_LIMIT_ROWS: Final = 1000
 MIN_LIMIT_BYTES: Final = 1 << 20
@@ -65,6 +66,12 @@ def check_limit(name: str, value: Any, least: int) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise OptionError(f"{name} is {value!r}, expected a whole number of at least {least:,}, or None.")
     return int(value)
+
+
+def check_schema(value: object) -> None:
+    """Refuse what is no schema."""
+    if not isinstance(value, Schema):
+        raise OptionError(f"schema is a {type(value).__name__}, expected a Schema. Make one with Schema.from_env(env).")
 
 
 def check_path(value: Any) -> Path:

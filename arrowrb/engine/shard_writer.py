@@ -28,7 +28,7 @@ from ..commits import CommitFile, DurableFile
 from ..errors import ArrowRBError, LockedError, ReadOnlyError, WaitError
 from ..interrupts import Uninterrupted
 from ..manifest import Manifest
-from ..retention import ROOM_BEFORE, HotTier, Piece, choose_demotions, choose_evictions, is_tight
+from ..retention import ROOM_BEFORE, Action, HotTier, Piece, choose_demotions, choose_evictions, is_tight, plan
 from ..schema import Schema
 from ..seeds import SeedLog
 from ..writer import OpenSegment, Writer
@@ -223,6 +223,26 @@ class ShardWriter:
         if chosen:
             self.segments.leave(chosen)
         return bool(chosen)
+
+    def maintain(self, *, dry_run: bool) -> list[Action]:
+        """Seal what is closed, then evict and demote what is due; returns what was, or with ``dry_run`` would be."""
+        if not dry_run:
+            self.flush()
+            self._background.submit(partial(self._seal_closed, True), awaited=True).result(PREPARE_TIMEOUT_SECONDS)
+        with self.guard:
+            self.check()
+            live = self.writer.record.num_transitions - self.segments.state.num_evicted
+            actions = plan(self._pieces(), self._tier(), live)
+            if not dry_run:
+                self._evict_beyond()
+        if not dry_run:
+            try:
+                self._background.submit(partial(self._work, True), awaited=True).result(PREPARE_TIMEOUT_SECONDS)
+            except TimeoutError:
+                raise WaitError(
+                    f"Waited {PREPARE_TIMEOUT_SECONDS:g} s for segments to be moved. They still are, in the background."
+                ) from None
+        return actions
 
     # -- background work -----------------------------------------------------------------------------------------
 

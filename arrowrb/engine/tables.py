@@ -127,7 +127,8 @@ def _returns(schema: Schema, column: Callable[[int], NDArray[Any]], runs: Runs) 
         stop = runs.first + runs.num_transitions
         edges = np.stack([runs.first[some], stop[some]], axis=1).ravel()
         padded = np.concatenate([rewards, np.zeros((1, spec.num_elements), rewards.dtype)])
-        sums[some] = np.add.reduceat(padded, edges, axis=0, dtype=np.float64)[::2]
+        with np.errstate(invalid="ignore", over="ignore"):  # infinities of both signs, NaN
+            sums[some] = np.add.reduceat(padded, edges, axis=0, dtype=np.float64)[::2]
     if not spec.shape:
         return _array(sums[:, 0])
     return pa.FixedSizeListArray.from_arrays(_array(sums.ravel()), spec.num_elements)

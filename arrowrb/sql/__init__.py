@@ -10,5 +10,6 @@ query       running one statement; what came of it
 from __future__ import annotations
 
 from .query import Query, run
+from .summaries import read_live_runs
 
-__all__ = ["Query", "run"]
+__all__ = ["Query", "read_live_runs", "run"]

@@ -117,6 +117,11 @@ class Query:
         return list(self._relation.columns)
 
     @property
+    def snapshot(self) -> Snapshot:
+        """What it reads."""
+        return self._snapshot
+
+    @property
     def relation(self) -> Any:
         """The DuckDBPyRelation: filter it further, or stream it by ``.to_arrow_reader()``.
 

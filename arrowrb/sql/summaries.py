@@ -33,33 +33,51 @@ def read_runs(snapshot: Snapshot, root: Any) -> pa.Table:
         snapshot: what is visible.
         root: the store's directory, where run tables lie beside their segments.
     """
-    layout, parts = snapshot.layout, []
+    parts = []
     for shard, evicted in enumerate(snapshot.evicted):
         folder = shard_paths(root, shard).segments
         parts += [(shard, tables.read_table(folder / file.name, file)) for file in evicted.runs]
-    for slot, view in [*((None, view) for view in layout.leaving), *enumerate(layout.views)]:
-        runs = _stored_runs(view, root)
-        if runs is None:
-            runs = tables.build_runs(
-                layout.schema,
-                view.column,
-                view.column(tables.KIND) if slot is None else snapshot.visible_kinds(slot),
-                block_rows=view.entry.block_rows,
-                base=row_id_base(view.shard, view.entry.number),
-                starts={},
-            )
-        parts.append((view.shard, runs))
+    parts += [(view.shard, _runs_of(snapshot, None, view, root)) for view in snapshot.layout.leaving]
+    return _joined(snapshot, [*parts, *_live_parts(snapshot, root)])
+
+
+def read_live_runs(snapshot: Snapshot, root: Any) -> pa.Table:
+    """The runs of the segments that have their rows, with their ``shard``."""
+    return _joined(snapshot, _live_parts(snapshot, root))
+
+
+def _live_parts(snapshot: Snapshot, root: Any) -> list[tuple[int, pa.Table]]:
+    views = enumerate(snapshot.layout.views)
+    return [(view.shard, _runs_of(snapshot, slot, view, root)) for slot, view in views]
+
+
+def _joined(snapshot: Snapshot, parts: list[tuple[int, pa.Table]]) -> pa.Table:
     if not parts:
-        parts = [(0, tables.runs_schema(layout.schema).empty_table())]
+        parts = [(0, tables.runs_schema(snapshot.layout.schema).empty_table())]
     return pa.concat_tables(
         [runs.append_column("shard", pa.array(np.full(runs.num_rows, shard, np.int64))) for shard, runs in parts]
     )
 
 
+def _runs_of(snapshot: Snapshot, slot: int | None, view: SegmentView, root: Any) -> pa.Table:
+    """The runs of one segment: as sealing wrote them, or from its rows. ``slot`` None: all its rows are visible."""
+    runs = _stored_runs(view, root)
+    if runs is not None:
+        return runs
+    return tables.build_runs(
+        snapshot.layout.schema,
+        view.column,
+        view.column(tables.KIND) if slot is None else snapshot.visible_kinds(slot),
+        block_rows=view.entry.block_rows,
+        base=row_id_base(view.shard, view.entry.number),
+        starts={},
+    )
+
+
 def _stored_runs(view: SegmentView, root: Any) -> pa.Table | None:
     """The run table that sealing wrote; None where there is none (yet, or any more: rows still tell)."""
-    if not view.entry.sealed or view.entry.runs is None:
-        return None
+    if not view.closed or view.entry.runs is None:
+        return None  # a reader may see less than sealing saw
     try:
         return tables.read_table(shard_paths(root, view.shard).segments / view.entry.runs.name, view.entry.runs)
     except StoreError as error:
@@ -121,7 +139,8 @@ def _either(end: NDArray[Any], which: End) -> NDArray[np.bool_]:
 
 
 def _sums(values: NDArray[Any], first: NDArray[np.int64]) -> NDArray[Any]:
-    return np.add.reduceat(values, first, axis=0) if first.size else values
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities of both signs, NaN
+        return np.add.reduceat(values, first, axis=0) if first.size else values
 
 
 def _minima(values: NDArray[Any], first: NDArray[np.int64]) -> NDArray[Any]:

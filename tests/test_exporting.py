@@ -1,0 +1,190 @@
+"""Exports: readable without arrowrb, in the order of a data set, whole or not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from arrowrb.cli import app
+from arrowrb.errors import ArrowRBError, QueryError, StoreExistsError
+from arrowrb.export import writing
+from arrowrb.schema import Schema
+from arrowrb.store import Store
+from tests.plain_store import plain_batch
+from tests.test_sql import rich_schema, write_rich
+from tests.test_tiers import create, fill, settle, small_segments
+
+__all__ = ["small_segments"]  # a fixture
+
+
+def rich_store(path: Path, hot_rows: int | None) -> Store:
+    store = create(path, rich_schema(), hot_rows=hot_rows)
+    rng = np.random.default_rng(1)
+    for lane in (0, 3, 1, 0, 3) * 6:
+        write_rich(store, rng, 45, lane)
+    settle(store)
+    return store
+
+
+@pytest.mark.parametrize("hot_rows", [None, 1])
+@pytest.mark.parametrize("rows", ["transitions", "steps"])
+def test_an_export_holds_what_sql_shows(tmp_path: Path, hot_rows: int | None, rows: str) -> None:
+    with rich_store(tmp_path / "store", hot_rows) as store:
+        done = store.export(tmp_path / "out", rows=rows, images="binary")
+        shown = store.sql(f"SELECT * FROM {rows}").arrow()
+        assert done.num_rows == shown.num_rows
+    whole = pq.read_table(tmp_path / "out")
+    names = {"observation.Twin_1": "observation.Twin", "observation.twin_2": "observation.twin"}
+    names |= {f"next_{a}": f"next_{b}" for a, b in names.items()}
+    rows_of = {row["row_id"]: row for row in whole.to_pylist()}
+    for row in shown.to_pylist():
+        other = rows_of[row["row_id"]]
+        for name, value in row.items():
+            if name != "kind":
+                assert _same(value, other[names.get(name, name)]), name
+    order = [(row["episode_id"], row["step"]) for row in whole.to_pylist()]
+    episodes = list(dict.fromkeys(episode for episode, _ in order))
+    assert order == sorted(order, key=lambda each: (episodes.index(each[0]), each[1]))
+    first = {episode: row["ordinal"] for row in reversed(whole.to_pylist()) for episode in [row["episode_id"]]}
+    assert [first[episode] for episode in episodes] == sorted(first.values())
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(_same(a, b) for a, b in zip(left, right, strict=True))
+    if isinstance(left, float) and isinstance(right, float):
+        return left == right or (left != left and right != right)
+    return bool(left == right)
+
+
+def test_others_read_it(tmp_path: Path) -> None:
+    with create(tmp_path / "store", hot_rows=1) as store:
+        ids = fill(store, 1500)
+        rewards = store.gather(ids)["reward"].numpy()
+        done = store.export(tmp_path / "out", rows="steps")
+    assert [path.name for path in done.files] == ["part-00000.parquet"]
+    pattern = str(tmp_path / "out" / "*.parquet")
+    frames = (
+        pd.read_parquet(tmp_path / "out"),
+        pl.read_parquet(pattern).to_pandas(),
+        duckdb.sql(f"FROM '{pattern}'").df(),
+    )
+    for frame in frames:
+        shown = frame[frame["reward"].notna()]
+        assert (shown["reward"].to_numpy() == rewards).all()
+        assert (shown["row_id"].to_numpy() == ids).all()
+        assert np.stack(frame["observation"]).shape == (len(frame), 4)
+        tails = frame[frame["reward"].isna()]
+        assert len(tails) == 1500 // 7
+        assert tails["terminated"].isna().all()
+    metadata = pq.read_schema(done.files[0]).metadata
+    assert Schema.from_json(json.loads(metadata[b"arrowrb.schema"])) == store.schema
+
+
+def test_a_part_of_it_in_files_of_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "_LEAST_FILE_BYTES", 1000)
+    monkeypatch.setattr(writing, "_GROUP_BYTES", 1000)
+    with create(tmp_path / "store", hot_rows=1) as store:
+        fill(store, 1500)
+        told: list[tuple[int, int]] = []
+        best = 'episode_id IN (SELECT episode_id FROM episodes ORDER BY "return" DESC LIMIT 20) -- the best'
+        done = store.export(
+            tmp_path / "out", where=best, file_bytes=3000, progress=lambda done, total: told.append((done, total))
+        )
+        assert done.num_rows == 140
+        assert len(done.files) > 1
+        assert told[-1] == (140, 140)
+        assert done.num_bytes == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+        expected = store.sql('SELECT sum("return") FROM (FROM episodes ORDER BY "return" DESC LIMIT 20)').fetchall()
+        found = duckdb.sql(f"SELECT sum(reward) FROM '{tmp_path}/out/*.parquet'").fetchall()
+        assert found[0][0] == pytest.approx(expected[0][0])
+        none = store.export(tmp_path / "none", where="reward > 1e9")
+        assert (none.num_rows, len(none.files)) == (0, 1)
+        assert pq.read_table(tmp_path / "none").num_rows == 0
+
+
+def test_images_as_lists(tmp_path: Path) -> None:
+    with rich_store(tmp_path / "store", 1) as store:
+        store.export(tmp_path / "binary")
+        store.export(tmp_path / "list", images="list")
+    binary, listed = (pq.read_table(tmp_path / name) for name in ("binary", "list"))
+    for one, other in zip(
+        binary["observation.camera"].to_pylist(), listed["observation.camera"].to_pylist(), strict=True
+    ):
+        assert list(one) == other
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with create(tmp_path / "store") as store:
+        fill(store, 200)
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "x").touch()
+        (tmp_path / "file").touch()
+        for target in ("full", "file"):
+            with pytest.raises(StoreExistsError, match="empty"):
+                store.export(tmp_path / target)
+        with pytest.raises(QueryError):
+            store.export(tmp_path / "out", where="no_such_column > 3")
+        with pytest.raises(QueryError):
+            store.export(tmp_path / "out", where="1 = 1); DROP TABLE x; SELECT (1")
+        for options in (
+            {"format": "csv"},
+            {"rows": "episodes"},
+            {"images": "png"},
+            {"file_bytes": 5},
+            {"compression": "rar"},
+            {"where": 3},
+        ):
+            with pytest.raises(ArrowRBError):
+                store.export(tmp_path / "out", **options)
+        assert {path.name for path in tmp_path.iterdir()} == {"store", "full", "file"}
+
+
+def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with create(tmp_path / "store") as store:
+        fill(store, 200)
+        with pytest.raises(KeyboardInterrupt):
+            store.export(tmp_path / "out", progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with Store.create(path, rich_schema()) as store:
+        write_rich(store, np.random.default_rng(0), 500, 0)
+    out = str(tmp_path / "out")
+    result = CliRunner().invoke(app, ["export", str(path), out, "--rows", "steps", "--where", "step < 3"])
+    assert result.exit_code == 0, result.output
+    assert "steps in 1 files" in result.output
+    again = CliRunner().invoke(app, ["export", str(path), out])
+    assert again.exit_code == 1
+    assert "not empty" in again.stderr
+
+
+def test_maintaining(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with create(path) as store:
+        fill(store, 3000)
+    result = CliRunner().invoke(app, ["maintain", str(path), "--hot-rows", "1000", "--dry-run", "-f", "json"])
+    assert result.exit_code == 0, result.output
+    assert {each["action"] for each in json.loads(result.stdout)} <= {"demote"}
+    with Store.open(path, mode="a", hot_rows=1000) as store:
+        store.maintain()
+        assert store.maintain(dry_run=True) == []
+        assert store.info().allocated_rows <= 1000
+        assert store.info().num_segments["cold"] > 20
+        assert len(store) == 3000
+        batch = plain_batch(3000)
+        assert sorted(store.sample(5000, seed=1)["reward"].unique().tolist())[0] >= batch["reward"].min()
