@@ -5,6 +5,7 @@ The map of the house; each row imports only from rows below it, and names on one
     cli/                                            the command line
     collector/                                      steps environments into stores; evaluate
     store                                           create, open, write, read: the public face
+    upkeep                                          export, maintain, verify: what is about all of a store
     export/, sampler                                data sets of Parquet files; streams of batches
     info, sql/, loader, recorder                    counts; questions; batches of tensors; a user's own loop
     samplers/                                       which rows to draw

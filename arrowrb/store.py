@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from . import sql
 from .engine import (
     DEFAULT_CACHE_BYTES,
-    Action,
     Engine,
     check_cache_bytes,
     check_path,
@@ -29,18 +28,18 @@ from .engine import (
 )
 from .errors import OptionError, StoreError
 from .events import external
-from .export import Exported, export
 from .info import StoreInfo, describe
 from .loader import Loader, as_row_ids
 from .recorder import Recorder
 from .sampler import Sampler, check_batch_size
 from .samplers import Strategy, Stream, Uniform, check_tiers
 from .schema import Schema, encode_batch, encode_row
+from .upkeep import Upkeep
 
 __all__ = ["Sampler", "Store"]
 
 
-class Store:
+class Store(Upkeep):
     """A replay store: a directory that is buffer, database, checkpoint and dataset at once.
 
     Make one with `create`, `open` or `temporary`. Rows are visible to every reader, here and in other processes, as
@@ -363,53 +362,6 @@ class Store:
             QueryError: if the statement is wrong, or does more than read.
         """
         return sql.run(self._engine, query, parameters, threads=threads)
-
-    def export(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        format: str = "parquet",  # noqa: A002
-        where: str | None = None,
-        rows: str = "transitions",
-        images: str = "binary",
-        file_bytes: int = 256 << 20,
-        compression: str = "lz4",
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Exported:
-        """Write what is visible now as a data set of Parquet files, which need nothing of arrowrb to be read.
-
-        Rows come in the order of episodes, and of steps within them, each with its ``row_id``. Flags are booleans,
-        vectors fixed-size lists; what is missing is NULL. The schema, with spaces and environment, is in each file's
-        metadata under ``arrowrb.schema``. The files appear all at once: an interrupted export leaves nothing.
-
-        Args:
-            path: a folder that does not exist yet, or is empty.
-            format: ``"parquet"``.
-            where: a condition in SQL over the rows, such as ``"reward > 0"`` or
-                ``"episode_id IN (SELECT episode_id FROM episodes WHERE complete)"``; all rows by default.
-            rows: ``"transitions"``, with ``next_observation``; or ``"steps"``, each observation once, with the final
-                ones, whose action and reward are NULL.
-            images: uint8 tensors, and those of over 1,024 numbers, as ``"binary"`` or ``"list"``.
-            file_bytes: about how large each file becomes.
-            compression: ``"lz4"``, ``"zstd"``, ``"snappy"``, ``"gzip"`` or ``"none"``.
-            progress: called with the rows that are written and those that will be.
-
-        Raises:
-            StoreExistsError: if the folder is not empty.
-        """
-        options: Any = {"format": format, "where": where, "rows": rows, "images": images, "progress": progress}
-        return export(self._engine, check_path(path), file_bytes=file_bytes, compression=compression, **options)
-
-    def maintain(self, *, dry_run: bool = False) -> list[Action]:
-        """Do now what a writer does in the background: seal, drop and move what is due; returns once it is done.
-
-        Args:
-            dry_run: only say what would be done.
-
-        Returns:
-            What was or would be done: each ``evict`` or ``demote`` of a segment, with its rows and bytes.
-        """
-        return self._engine.maintain(dry_run=dry_run)
 
     def _loader(self, columns: Sequence[str] | None, float64: str, device: Any) -> Loader:
         key = repr((columns, float64, device))

@@ -1,4 +1,4 @@
-"""The command line: `arrowrb collect`, `info`, `sql`, `export`, `maintain`.
+"""The command line: `arrowrb collect`, `info`, `sql`, `export`, `maintain`, `verify`.
 
 commands        options, and the errors and exit codes that they end in
 collecting      environments into a store, with a progress bar

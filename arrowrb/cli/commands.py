@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 import arrowrb
 from arrowrb.cli.collecting import Wanted, collect_into
-from arrowrb.cli.printing import print_actions, print_columns, print_info, print_result, show_progress
+from arrowrb.cli.printing import print_actions, print_columns, print_info, print_problems, print_result, show_progress
 from arrowrb.errors import ArrowRBError
 
 Format = Literal["table", "json", "csv"]
@@ -235,3 +235,13 @@ def maintain(
     """Do what a writer does in the background: drop and move segments that are due."""
     with arrowrb.Store.open(store, mode="a", hot_rows=hot_rows) as opened:
         print_actions(opened.maintain(dry_run=dry_run), form)
+
+
+@app.command()
+def verify(store: Annotated[Path, _STORE], form: Annotated[Format, _FORMAT] = "table") -> None:
+    """Read everything, and hold it against checksums, tables and itself. Exit code 1 where something is wrong."""
+    with arrowrb.Store.open(store) as opened, show_progress("segments") as progress:
+        found = opened.verify(progress=progress)
+    print_problems(found, form)
+    if not found:
+        raise typer.Exit(1)

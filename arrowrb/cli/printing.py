@@ -23,7 +23,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from arrowrb.engine import Action
+    from arrowrb.engine import Action, Verified
     from arrowrb.info import StoreInfo
 
 _WIDEST_CELL = 60
@@ -72,6 +72,21 @@ def print_actions(actions: Iterable[Action], form: str) -> None:
         _write_json(dict(zip(names, row, strict=True)) for row in rows)
     else:
         _write_csv(names, rows)
+
+
+def print_problems(found: Verified, form: str) -> None:
+    """What is wrong with a store, or that nothing is."""
+    names = ["shard", "segment", "problem"]
+    rows: list[list[Any]] = [[each.shard, each.segment, each.what] for each in found.problems]
+    if form == "json":
+        _write_json(dict(zip(names, row, strict=True)) for row in rows)
+    elif form == "csv":
+        _write_csv(names, rows)
+    else:
+        for shard, segment, what in rows:
+            print(f"shard {shard}, " + (f"segment {segment}: " if segment >= 0 else "") + what)
+        told = f"{found.num_rows:,} rows in {found.num_segments} segments, {found.num_bytes:,} bytes"
+        print(f"{told}: {'all is well' if found else f'{len(rows)} problems'}.")
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ _ENDLESS = 2**62
 
 
 class Collector:
-    """An iterator over record batches of transitions.
+    """An iterator over record batches of transitions, whose rows are ordered by lane, then by step.
 
     Each batch is committed to the store, where there is one, before it is yielded. Environments are not reset between
     batches: a batch may hold several episodes, and an episode may span batches. Iterating again goes on where the last
@@ -65,7 +65,8 @@ class Collector:
         Args:
             env: An environment's id, a function that makes one, a gymnasium Env or a VectorEnv.
             policy: `policy(observation)` returning actions or `(actions, extras)`, a torch.nn.Module, or an object with
-                `act(step)` (see `Step`); all batched over lanes. Random actions by default.
+                `act(step)` (see `Step`); all batched over lanes. Random actions by default. It sees observations as
+                the environment returns them, whatever the schema casts; a module gets its own dtype.
             num_envs: How many environments to make; one lane each.
             vectorization_mode: `sync`, `async` or `vector_entry_point`. By default one environment is single, and
                 several are `sync`.

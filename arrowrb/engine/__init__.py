@@ -12,6 +12,7 @@ shard_writer    lock, what happens after a commit, durability
 reopening       what an earlier writer left
 sealing         what is known for good of a closed segment
 shard_reader    following a writer through its files
+verifying       holding everything against what is written down about it
 background      the writer's threads
 engine          all shards of a store
 """
@@ -21,14 +22,18 @@ from __future__ import annotations
 from ..retention import Action
 from .engine import Engine, create_store, now_microseconds, read_store_file, remove_store
 from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_cache_bytes, check_path, check_retention, writer_options
-from .snapshot import Located, Snapshot
+from .snapshot import Located, SegmentView, Snapshot
+from .verifying import Problem, Verified, verify
 
 __all__ = [
     "DEFAULT_CACHE_BYTES",
     "Action",
     "Engine",
     "Located",
+    "Problem",
+    "SegmentView",
     "Snapshot",
+    "Verified",
     "WriterOptions",
     "check_cache_bytes",
     "check_path",
@@ -37,5 +42,6 @@ __all__ = [
     "now_microseconds",
     "read_store_file",
     "remove_store",
+    "verify",
     "writer_options",
 ]
