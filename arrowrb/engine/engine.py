@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import operator
 import os
 import secrets
 import shutil
@@ -171,6 +172,7 @@ class Engine:
         self._claims: Counter[int] = Counter()
         self._layout: tuple[tuple[int, ...], Layout] | None = None
         self._snapshot: Snapshot | None = None
+        self._marks: list[object] = []
         self._warned = False
         self.cache = GroupCache(cache_bytes)
         self.writer_shard: ShardWriter | None = None
@@ -319,6 +321,10 @@ class Engine:
             shards: list[ShardReader | ShardWriter] = [*self._readers]
             if self.writer_shard is not None and self._here == self._pid:
                 shards.append(self.writer_shard)
+            marks = [each for shard in shards for each in shard.mark()]
+            if self._snapshot is not None and all(map(operator.is_, marks, self._marks)):
+                return self._snapshot  # nothing has changed: the way of most draws
+            self._marks = marks
             looks = [shard.look() for shard in sorted(shards, key=lambda shard: shard.paths.root)]
             versions = tuple(look.version for look in looks)
             records = tuple(look.record for look in looks)

@@ -32,6 +32,7 @@ class ShardReader:
 
     def __init__(self, paths: ShardPaths, schema: Schema, store_id: str) -> None:
         self.paths = paths
+        self._manifest_path = str(paths.manifest)  # looked at for every snapshot
         self._schema = schema
         self._store_id = store_id
         self._commits = CommitFile(paths.visible)
@@ -114,9 +115,15 @@ class ShardReader:
         return record
 
     def _stat(self) -> tuple[int, int, int]:
-        with files.explaining(self.paths.manifest, "looking for the manifest"):
-            stat = os.stat(self.paths.manifest)
+        try:
+            stat = os.stat(self._manifest_path)
+        except OSError as error:
+            raise StoreError(error.errno, "Looking for the manifest failed", self._manifest_path) from error
         return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+    def mark(self) -> tuple[object, object]:
+        """Two objects that are the same ones as long as `look` shows the same."""
+        return self._state, self.record
 
     def _map(self, entry: SegmentEntry) -> hot.HotSegment:
         name = identity(self._store_id, self.paths.number, entry.number)

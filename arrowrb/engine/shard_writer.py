@@ -295,6 +295,10 @@ class ShardWriter:
         for entry in entries:
             self._closing.pop(entry.number, None)
 
+    def mark(self) -> tuple[object, object]:
+        """Two objects that are the same ones as long as `look` shows the same."""
+        return self.segments.state, self.writer.record
+
     def look(self) -> Look:
         """What readers see; the caller holds ``guard``."""
         closing = dict(self._closing)  # before the state: what leaves it meanwhile is sealed there
