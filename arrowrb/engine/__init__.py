@@ -4,6 +4,7 @@ paths           where things lie
 options         what a store is opened with
 snapshot        what readers see: layout, watermark, draw domain
 tables          block and run tables
+pins            how much snapshots hold of files that are gone
 state           what a shard consists of at one moment
 reading         gathering rows of both tiers; the cache of decoded row groups
 tiering         moving a segment to the cold tier, and what eviction leaves

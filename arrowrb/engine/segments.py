@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -26,6 +25,7 @@ from ..tiers.cold import ColdSegment
 from ..tiers.hot import HotSegment
 from ..writer import OpenSegment
 from .paths import ShardPaths, identity, segment_name
+from .pins import Pins
 from .state import ShardState
 from .tiering import demote, merge_runs, open_cold, remove_files
 
@@ -40,6 +40,7 @@ class Segments:
         limits: what the shard may hold.
         row_bytes: bytes of a row.
         changed: called after each change, by the thread that made it.
+        pins: what snapshots hold of segments that went or moved.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Segments:
         self._check_lock = check_lock
         self._manifest_guard = threading.Lock()
         self._state_guard = threading.Lock()
-        self._retired: list[weakref.ref[files.Mapping]] = []
+        self.pins = Pins()
         self._next_number = 0
         self.row_bytes = sum(column.item_bytes for column in schema.columns)
         bounded = not limits.keeps_all_hot(self.row_bytes)
@@ -206,17 +207,9 @@ class Segments:
 
     def retire(self, number: int) -> None:
         """Remember a mapping that only snapshots will hold, to tell how much they pin."""
-        state = self.state
-        segment = state.hot.get(number) or state.cold.get(number)
+        segment = self.state.hot.get(number) or self.state.cold.get(number)
         if segment is not None:
-            self._retired.append(weakref.ref(segment.mapping))
-
-    @property
-    def pinned_bytes(self) -> int:
-        """Bytes of files that are gone, which snapshots in this process still hold."""
-        held = [(ref, mapping) for ref in self._retired if (mapping := ref()) is not None]
-        self._retired = [ref for ref, _ in held]
-        return sum(mapping.size for _, mapping in held)
+            self.pins.add(segment.mapping)
 
 
 def _updated(before: Mapping[int, _T], changes: Mapping[int, _T | None]) -> dict[int, _T]:

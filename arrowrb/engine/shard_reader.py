@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import weakref
 
 from .. import commits, files
 from .. import manifest as manifests
@@ -20,6 +19,7 @@ from ..schema import Schema
 from ..tiers import hot
 from ..tiers.cold import ColdSegment
 from .paths import ShardPaths, identity
+from .pins import Pins
 from .snapshot import SegmentView
 from .state import Look, ShardState
 from .tiering import open_cold
@@ -39,7 +39,7 @@ class ShardReader:
         self._boot_id = files.boot_id()
         self._stamp: tuple[int, int, int] | None = None
         self._state: ShardState | None = None
-        self._retired: list[weakref.ref[files.Mapping]] = []
+        self._pins = Pins()
         self.record: Record = Record()
         self.refresh()
 
@@ -86,7 +86,9 @@ class ShardReader:
         if self._state is not None:
             before: list[hot.HotSegment | ColdSegment] = [*self._state.hot.values(), *self._state.cold.values()]
             kept = {id(segment) for segment in (*state.hot.values(), *state.cold.values())}
-            self._retired += [weakref.ref(each.mapping) for each in before if id(each) not in kept]
+            for each in before:
+                if id(each) not in kept:
+                    self._pins.add(each.mapping)
         self._state, self._stamp, self.record = state, stamp, record
 
     @property
@@ -103,9 +105,7 @@ class ShardReader:
     @property
     def pinned_bytes(self) -> int:
         """Bytes of files that are gone or moved, which snapshots in this process still hold."""
-        held = [(ref, mapping) for ref in self._retired if (mapping := ref()) is not None]
-        self._retired = [ref for ref, _ in held]
-        return sum(mapping.size for _, mapping in held)
+        return self._pins.num_bytes
 
     def _newest(self) -> Record:
         visible = self._commits.read()

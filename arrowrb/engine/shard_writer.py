@@ -141,7 +141,7 @@ class ShardWriter:
     @property
     def pinned_bytes(self) -> int:
         """Bytes of files that are gone, which snapshots in this process still hold."""
-        return self.segments.pinned_bytes
+        return self.segments.pins.num_bytes
 
     def _tier(self) -> HotTier:
         return self.segments.tier(self.writer.active_lanes())

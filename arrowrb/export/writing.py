@@ -28,6 +28,7 @@ from ..engine import Engine, Located, Snapshot
 from ..errors import OptionError, StoreExistsError
 from ..rows import POSITION_BITS, SHARD_SHIFT, Kind
 from ..schema import Column, Schema
+from ..tiers.cold import encodings
 from .ordering import keep_only, order_rows
 
 FORMATS: Final = ("parquet",)
@@ -210,15 +211,6 @@ def _write(
 @contextlib.contextmanager
 def _writer(path: Path, fields: pa.Schema, outputs: list[_Output], compression: str) -> Iterator[tuple[Any, Any]]:
     """A Parquet file to write, synced when it is whole."""
-    encodings = {"row_id": "DELTA_BINARY_PACKED"}
-    for output in outputs:
-        kind, leaf = output.field.type, output.field.name
-        if pa.types.is_fixed_size_list(kind):
-            kind, leaf = kind.value_type, leaf + ".list.element"
-        if pa.types.is_floating(kind):
-            encodings[leaf] = "BYTE_STREAM_SPLIT"
-        elif pa.types.is_integer(kind):
-            encodings[leaf] = "DELTA_BINARY_PACKED"
     with (
         pa.OSFile(str(path), "wb") as sink,
         pq.ParquetWriter(
@@ -226,7 +218,7 @@ def _writer(path: Path, fields: pa.Schema, outputs: list[_Output], compression: 
             fields,
             compression=compression,
             use_dictionary=False,
-            column_encoding=encodings,
+            column_encoding=encodings(fields),
             write_page_checksum=True,
             write_statistics=[output.field.name for output in outputs if not output.column.shape],
         ) as writer,

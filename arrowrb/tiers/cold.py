@@ -109,7 +109,7 @@ def write(path: Path, schema: Schema, identity: str, hot: HotSegment, base: int,
             fields,
             compression="lz4",
             use_dictionary=False,
-            column_encoding=_encodings(schema),
+            column_encoding=encodings(fields),
             write_statistics=[ROW_ID, *_scalars(schema)],
             write_page_checksum=True,
         )
@@ -126,18 +126,18 @@ def _scalars(schema: Schema) -> list[str]:
     return [name for name, column in zip(names, schema.columns, strict=True) if not column.shape]
 
 
-def _encodings(schema: Schema) -> dict[str, str]:
-    """By leaf: floats by the bytes of equal weight together, integers by their differences, bytes as they are."""
-    encodings = {ROW_ID: "DELTA_BINARY_PACKED"}
-    for column, name in zip(schema.columns, column_names(schema.columns), strict=True):
-        leaf = name + ".list.element" if column.encoding == "tensor" else name
-        if column.encoding == "binary":
-            encodings[leaf] = "PLAIN"
-        elif column.storage.kind == "f":
-            encodings[leaf] = "BYTE_STREAM_SPLIT"
-        else:
-            encodings[leaf] = "DELTA_BINARY_PACKED"
-    return encodings
+def encodings(fields: pa.Schema) -> dict[str, str]:
+    """By leaf: floats by the bytes of equal weight together, integers by their differences, others as they are."""
+    chosen = {}
+    for field in fields:
+        kind, leaf = field.type, field.name
+        if pa.types.is_fixed_size_list(kind):
+            kind, leaf = kind.value_type, leaf + ".list.element"
+        if pa.types.is_floating(kind):
+            chosen[leaf] = "BYTE_STREAM_SPLIT"
+        elif pa.types.is_integer(kind):
+            chosen[leaf] = "DELTA_BINARY_PACKED"
+    return chosen
 
 
 def _batch(
