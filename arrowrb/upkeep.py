@@ -8,6 +8,7 @@ from typing import Any
 
 from .engine import Action, Engine, SegmentView, Verified, check_path, verify
 from .export import Exported, export
+from .manifest import FileEntry
 
 
 class Upkeep:
@@ -55,7 +56,7 @@ class Upkeep:
         """Do now what a writer does in the background: seal, drop and move what is due; returns once it is done.
 
         Args:
-            dry_run: only say what would be done.
+            dry_run: only say what would be done; a store that was opened with ``mode="r"`` can too.
 
         Returns:
             What was or would be done: each ``evict`` or ``demote`` of a segment, with its rows and bytes.
@@ -70,8 +71,11 @@ class Upkeep:
         """
         engine = self._engine
 
-        def still_there(view: SegmentView) -> bool:
-            there = {(each.shard, each.entry.number) for each in engine.snapshot().layout.views}
-            return (view.shard, view.entry.number) in there
+        def still_there(what: SegmentView | FileEntry) -> bool:
+            now = engine.snapshot()
+            if isinstance(what, SegmentView):
+                there = {(each.shard, each.entry.number) for each in now.layout.views}
+                return (what.shard, what.entry.number) in there
+            return any(what in evicted.runs for evicted in now.evicted)
 
         return verify(engine.snapshot(), engine.path, still_there, progress)

@@ -134,8 +134,17 @@ def test_refusals(tmp_path: Path) -> None:
                 store.export(tmp_path / target)
         with pytest.raises(QueryError):
             store.export(tmp_path / "out", where="no_such_column > 3")
-        with pytest.raises(QueryError):
-            store.export(tmp_path / "out", where="1 = 1); DROP TABLE x; SELECT (1")
+        for where in (
+            "1 = 1); DROP TABLE x; SELECT (1",
+            "true) UNION ALL SELECT 'x' WHERE (true",
+            "true) LIMIT (5",
+            "",
+            "   ",
+        ):
+            with pytest.raises(QueryError):
+                store.export(tmp_path / "out", where=where)
+        with pytest.raises(StoreExistsError, match="inside the store"):
+            store.export(store.path / "out")
         for options in (
             {"format": "csv"},
             {"rows": "episodes"},
@@ -160,6 +169,25 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
+def test_targets_through_links_and_from_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with create(tmp_path / "store") as store:
+        fill(store, 200)
+        (tmp_path / "real").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        assert store.export(tmp_path / "link").num_rows == 200
+        assert list((tmp_path / "real").iterdir())
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        assert store.export(".").num_rows == 200
+
+
+def test_duckdb_reads_short_floats(tmp_path: Path) -> None:
+    with rich_store(tmp_path / "store", 1) as store:
+        store.export(tmp_path / "out")
+        for files in (tmp_path / "out" / "*.parquet", store.path / "shards/00000/segments/*.parquet"):
+            assert len(duckdb.sql(f"SELECT * FROM '{files}'").fetchall()) > 100
+
+
 def test_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "store"
     with Store.create(path, rich_schema()) as store:
@@ -177,9 +205,11 @@ def test_maintaining(tmp_path: Path) -> None:
     path = tmp_path / "store"
     with create(path) as store:
         fill(store, 3000)
+    before = {each: each.stat().st_mtime_ns for each in path.rglob("*")}
     result = CliRunner().invoke(app, ["maintain", str(path), "--hot-rows", "1000", "--dry-run", "-f", "json"])
     assert result.exit_code == 0, result.output
-    assert {each["action"] for each in json.loads(result.stdout)} <= {"demote"}
+    assert {each["action"] for each in json.loads(result.stdout)} == {"demote"}
+    assert {each: each.stat().st_mtime_ns for each in path.rglob("*")} == before
     with Store.open(path, mode="a", hot_rows=1000) as store:
         store.maintain()
         assert store.maintain(dry_run=True) == []

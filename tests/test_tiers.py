@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,28 @@ def test_a_relation_outlives_its_query(tmp_path: Path) -> None:
         query = store.sql("SELECT next_observation FROM transitions LIMIT 1")
         assert len(query.fetchall()) == 1
         assert query._cursor.execute(names).fetchall() == [(1,)]  # of this query only
+
+
+def test_a_stream_outlives_its_query(tmp_path: Path) -> None:
+    """What DuckDB streams is still calling for next observations when nobody holds the query any more."""
+    with create(tmp_path / "store", hot_rows=1) as store:
+        fill(store, 3000)
+        settle(store)
+        reader = store.sql("SELECT row_id, next_observation FROM transitions").relation.to_arrow_reader()
+        gc.collect()
+        assert sum(batch.num_rows for batch in reader) == 3000
+        partly = store.sql("SELECT row_id, next_observation FROM transitions").relation.to_arrow_reader()
+        partly.read_next_batch()
+        gc.collect()
+        snapshot = weakref.ref(store._engine.snapshot())
+        del reader, partly
+        fill(store, 500)
+        gc.collect()
+        for _ in range(2):
+            store.sql("SELECT 1").fetchall()
+            store.sample(1)
+            gc.collect()
+        assert snapshot() is None
 
 
 # -- retention -----------------------------------------------------------------------------------------------------

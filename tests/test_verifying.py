@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from model_pair import Pair
 from typer.testing import CliRunner
 
 from arrowrb.cli import app
 from arrowrb.engine import segments
+from arrowrb.errors import ArrowRBError
 from arrowrb.retention import Limits
 from arrowrb.sizing import SegmentShape
 from arrowrb.store import Store
@@ -109,3 +111,34 @@ def test_damage_in_the_cold_tier_and_the_command(tmp_path: Path) -> None:
         found = reader.verify()
         assert not found
         assert {problem.segment for problem in found.problems} - {-1} == {int(file.name[:8])}
+
+
+@pytest.mark.parametrize("column", ["row_id", "reward", "kind"])
+def test_damaged_pages_are_found_by_verify_and_by_sql(tmp_path: Path, column: str) -> None:
+    path = tmp_path / "store"
+    with create(path, hot_rows=1) as store:
+        fill(store, 1500)
+        settle(store)
+    file = sorted(path.rglob("*.parquet"))[2]
+    chunk = next(
+        each
+        for place in range(pq.read_metadata(file).num_columns)
+        if (each := pq.read_metadata(file).row_group(0).column(place)).path_in_schema == column
+    )
+    content = bytearray(file.read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size - 3] ^= 0x55
+    file.write_bytes(content)
+    with Store.open(path) as reader:
+        assert any(problem.segment == int(file.name[:8]) for problem in reader.verify().problems)
+        with pytest.raises(ArrowRBError, match=r"(?i)checksum|crc|corrupt"):
+            reader.sql(f"SELECT sum({column}) FROM {'steps' if column == 'kind' else 'transitions'}").fetchall()
+
+
+def test_damaged_tables_of_dropped_segments(tmp_path: Path) -> None:
+    with create(tmp_path / "store", max_rows=500) as store:
+        fill(store, 3000)
+        settle(store)
+        assert store.verify()
+        names = [file.name for manifest in store._engine.manifests() for file in manifest.evicted.runs]
+        (store.path / "shards/00000/segments" / names[0]).write_bytes(b"")
+        assert [names[0] in problem.what for problem in store.verify().problems] == [True]

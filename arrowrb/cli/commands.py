@@ -233,7 +233,7 @@ def maintain(
     ] = None,
 ) -> None:
     """Do what a writer does in the background: drop and move segments that are due."""
-    with arrowrb.Store.open(store, mode="a", hot_rows=hot_rows) as opened:
+    with arrowrb.Store.open(store, mode="r" if dry_run else "a", hot_rows=hot_rows) as opened:
         print_actions(opened.maintain(dry_run=dry_run), form)
 
 

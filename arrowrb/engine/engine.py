@@ -179,11 +179,11 @@ class Engine:
         numbers = list_shards(path)
         if not numbers:
             raise CorruptError(f"{path} has no shard: the store is damaged.")
+        options = options or WriterOptions()
+        self._limits = replace(options.limits, max_rows=self.file.max_rows, max_bytes=self.file.max_bytes)
         self._readers = self._follow([number for number in numbers if not (writable and number == 0)])
         if writable:
-            options = options or WriterOptions()
-            limits = replace(options.limits, max_rows=self.file.max_rows, max_bytes=self.file.max_bytes)
-            paths, options = shard_paths(path, 0), replace(options, limits=limits)
+            paths, options = shard_paths(path, 0), replace(options, limits=self._limits)
             with Uninterrupted():
                 self.writer_shard = ShardWriter(paths, self.schema, self.file.store_id, options, clock)
             self._guard = self.writer_shard.guard
@@ -290,7 +290,12 @@ class Engine:
         self._own().flush_and_seal()
 
     def maintain(self, *, dry_run: bool) -> list[Action]:
-        """Do what is due with segments, or only say what."""
+        """Do what is due with segments, or only say what: that needs no writer, and changes nothing."""
+        self.check_open()
+        if dry_run and self.writer_shard is None:
+            for reader in self._readers:
+                reader.refresh()
+            return [action for reader in self._readers for action in reader.plan(self._limits)]
         return self._own().maintain(dry_run=dry_run)
 
     @property

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 
 from ..files import Mapping
 
 
 class Pins:
-    """Mappings that only snapshots hold from now on."""
+    """Mappings that only snapshots hold from now on. Thread-safe."""
 
     def __init__(self) -> None:
-        self._held: list[weakref.ref[Mapping]] = []
+        self._guard = threading.Lock()
+        self._held: weakref.WeakSet[Mapping] = weakref.WeakSet()
 
     def add(self, mapping: Mapping) -> None:
-        """Remember a mapping of a file that is about to go."""
-        self._held.append(weakref.ref(mapping))
+        """Remember a mapping of a file that has gone."""
+        with self._guard:
+            self._held.add(mapping)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of those that are still held."""
-        alive = [(ref, mapping) for ref in self._held if (mapping := ref()) is not None]
-        self._held = [ref for ref, _ in alive]
-        return sum(mapping.size for _, mapping in alive)
+        with self._guard:
+            return sum(mapping.size for mapping in self._held)

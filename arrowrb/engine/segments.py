@@ -38,7 +38,6 @@ class Segments:
     Attributes:
         state: the manifest and the mappings, as they are now.
         limits: what the shard may hold.
-        row_bytes: bytes of a row.
         changed: called after each change, by the thread that made it.
         pins: what snapshots hold of segments that went or moved.
     """
@@ -63,9 +62,7 @@ class Segments:
         self._state_guard = threading.Lock()
         self.pins = Pins()
         self._next_number = 0
-        self.row_bytes = sum(column.item_bytes for column in schema.columns)
-        bounded = not limits.keeps_all_hot(self.row_bytes)
-        self.limits = limits if bounded else replace(limits, hot_rows=None, hot_bytes=None)
+        self.limits = in_force(limits, schema)
         self.changed: Callable[[], None] = _nothing
         entries = manifest.segments
         self.state = ShardState(
@@ -86,16 +83,7 @@ class Segments:
 
     def shape(self, num_lanes: int) -> SegmentShape:
         """How large the next segment is."""
-        limits = self.limits
-        bounds = [each for each in (limits.hot_rows, limits.hot_bytes and limits.hot_bytes // self.row_bytes) if each]
-        return shape_segment(
-            num_lanes=num_lanes,
-            row_bytes=self.row_bytes,
-            rows_so_far=self.state.rows_so_far,
-            max_rows=limits.max_rows,
-            hot_rows=min(bounds, default=None),
-            list_size=max(c.num_elements for c in self._schema.columns if c.encoding != "binary"),
-        )
+        return shape_next(self._schema, self.state, self.limits, num_lanes)
 
     def create(self, num_lanes: int) -> OpenSegment:
         """Allocate and map the next segment's file, and list it."""
@@ -166,9 +154,10 @@ class Segments:
         entry = next((each for each in state.manifest.segments if each.sealed and each.number in state.leaving), None)
         if entry is None:
             return False
-        self.retire(entry.number)
         gone = {entry.number: None}
+        mapping = (state.cold if entry.tier == "cold" else state.hot)[entry.number].mapping
         self.update(lambda manifest: manifest.without_segment(entry), hot=gone, cold=gone)
+        self.pins.add(mapping)
         remove_files(self._paths, [entry.name, *([entry.blocks.name] if entry.blocks is not None else [])])
         return True
 
@@ -186,8 +175,9 @@ class Segments:
             )
             entries.append(entry)
             moved[number] = segment
-            self.retire(number)
         self.update(lambda manifest: manifest.with_segments(entries), hot=dict.fromkeys(numbers), cold=moved)
+        for number in numbers:
+            self.pins.add(state.hot[number].mapping)
         remove_files(self._paths, [state.manifest.segment(number).name for number in numbers])
 
     def merge_runs(self) -> None:
@@ -200,16 +190,35 @@ class Segments:
 
     def tier(self, num_lanes: int) -> HotTier:
         """How full the hot tier is."""
-        entries = [entry for entry in self.manifest.segments if entry.tier == "hot"]
-        rows, num_bytes = sum(entry.rows for entry in entries), sum(entry.bytes for entry in entries)
-        step = self.shape(max(1, num_lanes)).rows
-        return HotTier(rows, num_bytes, step, step * self.row_bytes, self.limits)
+        return measure_tier(self._schema, self.state, self.limits, num_lanes)
 
-    def retire(self, number: int) -> None:
-        """Remember a mapping that only snapshots will hold, to tell how much they pin."""
-        segment = self.state.hot.get(number) or self.state.cold.get(number)
-        if segment is not None:
-            self.pins.add(segment.mapping)
+
+def in_force(limits: Limits, schema: Schema) -> Limits:
+    """The limits, without a bound of the hot tier where nothing would ever leave it."""
+    row_bytes = sum(column.item_bytes for column in schema.columns)
+    return replace(limits, hot_rows=None, hot_bytes=None) if limits.keeps_all_hot(row_bytes) else limits
+
+
+def shape_next(schema: Schema, state: ShardState, limits: Limits, num_lanes: int) -> SegmentShape:
+    """How large the next segment is."""
+    row_bytes = sum(column.item_bytes for column in schema.columns)
+    bounds = [each for each in (limits.hot_rows, limits.hot_bytes and limits.hot_bytes // row_bytes) if each]
+    return shape_segment(
+        num_lanes=num_lanes,
+        row_bytes=row_bytes,
+        rows_so_far=state.rows_so_far,
+        max_rows=limits.max_rows,
+        hot_rows=min(bounds, default=None),
+        list_size=max(c.num_elements for c in schema.columns if c.encoding != "binary"),
+    )
+
+
+def measure_tier(schema: Schema, state: ShardState, limits: Limits, num_lanes: int) -> HotTier:
+    """How full the hot tier is."""
+    entries = [entry for entry in state.manifest.segments if entry.tier == "hot"]
+    rows, num_bytes = sum(entry.rows for entry in entries), sum(entry.bytes for entry in entries)
+    step = shape_next(schema, state, limits, max(1, num_lanes)).rows
+    return HotTier(rows, num_bytes, step, step * sum(column.item_bytes for column in schema.columns), limits)
 
 
 def _updated(before: Mapping[int, _T], changes: Mapping[int, _T | None]) -> dict[int, _T]:

@@ -15,11 +15,13 @@ from ..commits import CommitFile, Record
 from ..errors import StoreError
 from ..files import Holder
 from ..manifest import Manifest, SegmentEntry
+from ..retention import Action, Limits, plan
 from ..schema import Schema
 from ..tiers import hot
 from ..tiers.cold import ColdSegment
 from .paths import ShardPaths, identity
 from .pins import Pins
+from .segments import in_force, measure_tier
 from .snapshot import SegmentView
 from .state import Look, ShardState
 from .tiering import open_cold
@@ -120,6 +122,12 @@ class ShardReader:
         except OSError as error:
             raise StoreError(error.errno, "Looking for the manifest failed", self._manifest_path) from error
         return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+    def plan(self, limits: Limits) -> list[Action]:
+        """What a writer with these limits would do with the segments, as they are now."""
+        state, limits = self._seen, in_force(limits, self._schema)
+        live = self.record.num_transitions - state.num_evicted
+        return plan(state.pieces({}), measure_tier(self._schema, state, limits, 1), live)
 
     def mark(self) -> tuple[object, object]:
         """Two objects that are the same ones as long as `look` shows the same."""

@@ -67,6 +67,7 @@ class ShardWriter:
         self._room = threading.Condition()
         self._prepared: Future[OpenSegment] | None = None
         self._tight = False
+        self._measured = (-1, 0)  # a version of the state, and bytes of its segments
         self._working = False
         self._closing: dict[int, OpenSegment] = {}  # closed, not sealed yet
         self._error: BaseException | None = None
@@ -215,9 +216,13 @@ class ShardWriter:
 
     def _evict_beyond(self) -> bool:
         """Take segments beyond the limits out of what can be sampled; their files go in the background."""
-        limits = self.segments.limits
-        live = self.writer.record.num_transitions - self.segments.state.num_evicted
-        if limits.max_bytes is None and (limits.max_rows is None or live <= limits.max_rows):
+        limits, state = self.segments.limits, self.segments.state
+        if self._measured[0] != state.version:  # not the state itself, which holds its mappings
+            self._measured = state.version, sum(piece.num_bytes for piece in self._pieces())
+        live = self.writer.record.num_transitions - state.num_evicted
+        too_many = limits.max_rows is not None and live > limits.max_rows
+        too_large = limits.max_bytes is not None and self._measured[1] > limits.max_bytes
+        if not (too_many or too_large):
             return False
         chosen = choose_evictions(self._pieces(), limits, live)
         if chosen:

@@ -73,7 +73,7 @@ class Verified:
 def verify(
     snapshot: Snapshot,
     root: Path,
-    still_there: Callable[[SegmentView], bool],
+    still_there: Callable[[Any], bool],
     progress: Callable[[int, int], None] | None,
 ) -> Verified:
     """Look at every row of a snapshot.
@@ -81,7 +81,7 @@ def verify(
     Args:
         snapshot: what is visible.
         root: the store's directory.
-        still_there: whether the store has a segment now.
+        still_there: whether the store has a segment, or a run table of dropped ones, now.
         progress: called with the segments that are done, and all.
     """
     views, problems, num_rows = snapshot.layout.views, [], 0
@@ -100,6 +100,7 @@ def verify(
             problems.append(Problem(view.shard, view.entry.number, str(error)))
         if progress is not None:
             progress(slot + 1, len(views))
+    problems += _check_dropped(snapshot, root, still_there)
     for shard, record in enumerate(snapshot.records):
         found = np.sort(np.concatenate([np.zeros(0, np.int64), *seen.get(shard, [])]))
         evicted = snapshot.evicted[shard].num_rows + sum(
@@ -109,6 +110,17 @@ def verify(
         problems += [Problem(shard, -1, what) for what in whole]
     num_bytes = sum(view.entry.bytes for view in views)
     return Verified(tuple(problems), len(views), num_rows, num_bytes)
+
+
+def _check_dropped(snapshot: Snapshot, root: Path, still_there: Callable[[Any], bool]) -> Iterator[Problem]:
+    """The run tables that are left of dropped segments."""
+    for shard, evicted in enumerate(snapshot.evicted):
+        for file in evicted.runs:
+            try:
+                read_table(shard_paths(root, shard).segments / file.name, file)
+            except ArrowRBError as error:
+                if not isinstance(error.__cause__, FileNotFoundError) or still_there(file):
+                    yield Problem(shard, -1, str(error))
 
 
 class _Rows:
@@ -163,6 +175,8 @@ def _check_segment(rows: _Rows, view: SegmentView, root: Path) -> Iterator[str]:
     fills, kinds = read_blocks(folder / entry.blocks.name, entry)
     if not (np.array_equal(fills, rows.fills) and np.array_equal(kinds, rows.raw_kinds)):
         yield "Its block table counts other rows, or rows of other kinds."
+    if view.cold is not None and not np.array_equal(view.cold.row_ids(), rows.used + rows.base):
+        yield "Its Parquet file holds other row ids."
     yield from _check_sums(rows, view, folder)
     stored = read_table(folder / entry.runs.name, entry.runs)
     made = build_runs(rows.schema, view.column, rows.kinds, block_rows=entry.block_rows, base=rows.base, starts={})

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from .. import files, kernels, sql
 from ..engine import Engine, Located, Snapshot
-from ..errors import OptionError, StoreExistsError
+from ..errors import CorruptError, OptionError, StoreExistsError
 from ..rows import POSITION_BITS, SHARD_SHIFT, Kind
 from ..schema import Column, Schema
 from ..tiers.cold import encodings
@@ -39,7 +39,7 @@ _KIND: Final = 6
 _SHOWN_SYSTEM: Final = (0, 1, 3, 2, 4, 5)  # ordinal, time, lane, episode_id, step, policy_version
 _GROUP_BYTES: Final = 8 << 20
 _MOST_GROUP_ROWS: Final = 1 << 16
-_LEAST_FILE_BYTES: Final = 1 << 20
+_LEAST_FILE_BYTES: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def export(
 ) -> Exported:
     """Write what is visible now, or a part of it, as Parquet files; see `Store.export`."""
     _check(format, rows, images, file_bytes, compression)
-    _check_target(path)
+    path = _check_target(path, engine.path)
     snapshot, row_ids = _choose(engine, rows, where)
     outputs = _outputs(engine.schema, steps=rows == "steps", images=images)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
@@ -116,12 +116,19 @@ def _check(kind: str, rows: str, images: str, file_bytes: int, compression: str)
         raise OptionError(f"file_bytes is {file_bytes!r}, expected a whole number of at least {_LEAST_FILE_BYTES:,}.")
 
 
-def _check_target(path: Path) -> None:
+def _check_target(path: Path, store: Path) -> Path:
+    """The folder to write, without links; refused before anything is read for it."""
     with files.explaining(path, "looking at the target"):
+        path = Path(os.path.realpath(path))
+        if path.is_relative_to(os.path.realpath(store)):
+            raise StoreExistsError(f"{path} lies inside the store. Choose a folder beside it.")
+        if path.is_mount():
+            raise StoreExistsError(f"{path} is where a disk is mounted. Name a folder to make in it.")
         if path.exists() and not path.is_dir():
             raise StoreExistsError(f"{path} is a file, expected a folder to make or an empty one. Choose another path.")
         if path.is_dir() and any(path.iterdir()):
             raise StoreExistsError(f"{path} is not empty. Export into a new or an empty folder.")
+    return path
 
 
 def _choose(engine: Engine, rows: str, where: str | None) -> tuple[Snapshot, NDArray[np.int64]]:
@@ -132,10 +139,16 @@ def _choose(engine: Engine, rows: str, where: str | None) -> tuple[Snapshot, NDA
     else:
         if not isinstance(where, str):
             raise OptionError(f'where is {where!r}, expected a condition in SQL such as "reward > 0".')
+        sql.check_condition(where)
         query = sql.run(engine, f"SELECT row_id FROM {rows} WHERE (\n{where}\n)")
         snapshot, chosen = query.snapshot, query.arrow()["row_id"].to_numpy()
     row_ids = order_rows(sql.read_live_runs(snapshot, engine.path), steps=rows == "steps")
-    return snapshot, row_ids if chosen is None else keep_only(row_ids, chosen)
+    if chosen is None:
+        return snapshot, row_ids
+    kept = keep_only(row_ids, chosen)
+    if kept.size != chosen.size:
+        raise CorruptError(f"{chosen.size:,} rows were chosen, {kept.size:,} are found. Run `arrowrb verify`.")
+    return snapshot, kept
 
 
 def _outputs(schema: Schema, *, steps: bool, images: str) -> list[_Output]:
@@ -190,7 +203,7 @@ def _write(
     described = json.dumps(snapshot.layout.schema.to_json())
     fields = fields.with_metadata({"arrowrb.schema": described})
     row_bytes = sum(output.column.item_bytes for output in outputs)
-    step = max(64, min(_MOST_GROUP_ROWS, _GROUP_BYTES // max(row_bytes, 1)))
+    step = max(64, min(_MOST_GROUP_ROWS, min(_GROUP_BYTES, file_bytes) // max(row_bytes, 1)))
     names: list[str] = []
     with ThreadPoolExecutor(1, "arrowrb-export") as pool:  # gathers the next rows while these are written
         read = partial(_gather, snapshot, outputs=outputs, fields=fields)

@@ -9,7 +9,7 @@ query       running one statement; what came of it
 
 from __future__ import annotations
 
-from .query import Query, run
+from .query import Query, check_condition, run
 from .summaries import read_live_runs
 
-__all__ = ["Query", "read_live_runs", "run"]
+__all__ = ["Query", "check_condition", "read_live_runs", "run"]

@@ -38,21 +38,43 @@ class Ahead:
 
     def __init__(self, snapshot: Snapshot, cursor: Any) -> None:
         self._cursor = cursor
+        self._functions: list[Any] = []  # DuckDB calls them, but does not keep them
         self.names: dict[str, str] = {}
         prefix = f"_next_{next(_serial)}"
         for place, column in enumerate(snapshot.layout.schema.columns):
             if column.owner == "observation":
                 name = f"{prefix}_{place}"
-                cursor.create_function(
-                    name, _reader(snapshot, place, column), ["BIGINT"], _sql_type(column), type="arrow"
-                )
+                self._functions.append(_reader(snapshot, place, column))
+                cursor.create_function(name, self._functions[-1], ["BIGINT"], _sql_type(column), type="arrow")
                 self.names[column.name] = name
 
-    def remove(self) -> None:
-        """Forget the functions, and so the snapshot."""
-        while self.names:
-            _, name = self.names.popitem()
-            self._cursor.remove_function(name)
+    def remove(self) -> bool:
+        """Forget the functions, and so the snapshot; False where a result is still being streamed."""
+        import duckdb
+
+        try:
+            for column, name in list(self.names.items()):
+                self._cursor.remove_function(name)
+                del self.names[column]
+        except duckdb.Error:
+            return False
+        self._functions.clear()
+        return True
+
+
+_streaming: list[Ahead] = []
+
+
+def let_go(functions: list[Ahead]) -> None:
+    """Remove functions that nobody asks for any more; those that a stream still calls are kept until `sweep`."""
+    _streaming.extend(each for each in functions if not each.remove())
+
+
+def sweep() -> None:
+    """Remove what was still being streamed when it was let go, and is no more."""
+    for each in list(_streaming):
+        if each.remove() and each in _streaming:
+            _streaming.remove(each)
 
 
 def _reader(snapshot: Snapshot, place: int, column: Column) -> Any:

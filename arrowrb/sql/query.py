@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from ..engine import Engine, Snapshot
 from ..errors import OptionError, QueryError, StoreError
-from .ahead import Ahead
+from .ahead import Ahead, let_go, sweep
 from .guard import VIEWS, Statement, check, describe
 from .relations import tables_of
 from .summaries import build_episodes, build_segments, read_runs
@@ -62,21 +62,30 @@ def run(
     """
     count = _check_threads(threads)
     values = _check_parameters(parameters)
+    sweep()
     cursor = _cursor(count)
     ahead: list[Ahead] = []
     try:
         statement = check(cursor, query)
         snapshot, relation = _bind_anew(engine, cursor, statement, values, ahead)
     except BaseException:
-        _let_go(ahead)
+        let_go(ahead)
         cursor.close()
         raise
     return Query(statement.text, snapshot, cursor, relation, ahead)
 
 
-def _let_go(ahead: list[Ahead]) -> None:
-    for functions in ahead:
-        functions.remove()
+def check_condition(text: str) -> None:
+    """Refuse what is no condition by itself, such as one that closes a parenthesis which is not its own.
+
+    Raises:
+        QueryError: if it is none.
+    """
+    cursor = _cursor(None)
+    try:
+        check(cursor, f"SELECT CASE WHEN (\n{text}\n) THEN 1 END")
+    finally:
+        cursor.close()
 
 
 def _bind_anew(
@@ -103,13 +112,13 @@ class Query:
     def __init__(self, text: str, snapshot: Snapshot, cursor: Any, relation: Any, ahead: list[Ahead]) -> None:
         self._text = text
         # Functions are the database's, not the cursor's. The relation may outlive this, and needs them.
-        weakref.finalize(relation, _let_go, ahead)
+        weakref.finalize(relation, let_go, ahead)
         self._snapshot = snapshot  # pins the memory that the relation reads
         self._cursor = cursor
-        self._relation = relation
         self._held: Any = None
         self._unread: Iterator[tuple[Any, ...]] | None = None
         self._lock = threading.RLock()
+        self._relation = relation  # last, so that it is let go last: functions go with it
 
     @property
     def columns(self) -> list[str]:

@@ -115,7 +115,9 @@ class Relations:
         fragments = [view.cold.fragment for view in self.views if view.cold is not None]
         if not fragments:
             return None
-        return ds.FileSystemDataset(fragments, _cold_schema(self.names.schema), ds.ParquetFileFormat())
+        checking = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+        form = ds.ParquetFileFormat(default_fragment_scan_options=checking)
+        return ds.FileSystemDataset(fragments, _cold_schema(self.names.schema), form)
 
 
 _relations: weakref.WeakKeyDictionary[Layout, Relations] = weakref.WeakKeyDictionary()

@@ -133,7 +133,7 @@ def encodings(fields: pa.Schema) -> dict[str, str]:
         kind, leaf = field.type, field.name
         if pa.types.is_fixed_size_list(kind):
             kind, leaf = kind.value_type, leaf + ".list.element"
-        if pa.types.is_floating(kind):
+        if pa.types.is_float32(kind) or pa.types.is_float64(kind):  # DuckDB reads no float16 so
             chosen[leaf] = "BYTE_STREAM_SPLIT"
         elif pa.types.is_integer(kind):
             chosen[leaf] = "DELTA_BINARY_PACKED"
@@ -304,7 +304,8 @@ class ColdSegment:
         import pyarrow.dataset as ds
 
         content = pa.foreign_buffer(self.mapping.address, self.mapping.size, base=self.mapping)
-        return ds.ParquetFileFormat().make_fragment(content)
+        checking = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+        return ds.ParquetFileFormat(default_fragment_scan_options=checking).make_fragment(content)
 
     def decode(self, group: int, places: Sequence[int]) -> list[NDArray[Any]]:
         """Columns (by place in the schema) of one row group, each [rows, *shape], contiguous.
@@ -330,6 +331,15 @@ class ColdSegment:
                 values[~_validity(array)] = 0
             decoded.append(values)
         return decoded
+
+    def row_ids(self) -> NDArray[np.int64]:
+        """The stored row ids, in order of position."""
+        groups = range(self._file.num_row_groups)
+        try:
+            tables = [self._file.read_row_group(group, columns=[ROW_ID], use_threads=False) for group in groups]
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptError(f"Segment {self.mapping.path.name} is damaged: {error}.") from None
+        return np.concatenate([np.zeros(0, np.int64), *(table.column(ROW_ID).to_numpy() for table in tables)])
 
     def column(self, place: int) -> NDArray[Any]:
         """A whole column as it lay in the hot tier, [rows, *shape]: zeros where nothing was committed, or is NULL."""
