@@ -323,9 +323,7 @@ class Engine:
         with self._guard:
             for reader in self._readers:
                 reader.refresh()
-            shards: list[ShardReader | ShardWriter] = [*self._readers]
-            if self.writer_shard is not None and self._here == self._pid:
-                shards.append(self.writer_shard)
+            shards = self._shards()
             marks = [each for shard in shards for each in shard.mark()]
             if self._snapshot is not None and all(map(operator.is_, marks, self._marks)):
                 return self._snapshot  # nothing has changed: the way of most draws
@@ -363,10 +361,14 @@ class Engine:
     @property
     def pinned_bytes(self) -> int:
         """Bytes of files that are gone or moved, which snapshots in this process still hold."""
+        return sum(shard.pinned_bytes for shard in self._shards())
+
+    def _shards(self) -> list[ShardReader | ShardWriter]:
+        """All shards, the own one as its writer sees it; a forked child has none of its own."""
         shards: list[ShardReader | ShardWriter] = [*self._readers]
-        if self.writer_shard is not None:
+        if self.writer_shard is not None and self._here == self._pid:
             shards.append(self.writer_shard)
-        return sum(shard.pinned_bytes for shard in shards)
+        return shards
 
     def writer_pid(self) -> int | None:
         """The process that has the store open for writing, as far as can be seen from here."""

@@ -233,7 +233,7 @@ class ShardWriter:
         """Seal what is closed, then evict and demote what is due; returns what was, or with ``dry_run`` would be."""
         if not dry_run:
             self.flush()
-            self._background.submit(partial(self._seal_closed, True), awaited=True).result(PREPARE_TIMEOUT_SECONDS)
+            self._in_background(partial(self._seal_closed, True))
         with self.guard:
             self.check()
             live = self.writer.record.num_transitions - self.segments.state.num_evicted
@@ -241,13 +241,17 @@ class ShardWriter:
             if not dry_run:
                 self._evict_beyond()
         if not dry_run:
-            try:
-                self._background.submit(partial(self._work, True), awaited=True).result(PREPARE_TIMEOUT_SECONDS)
-            except TimeoutError:
-                raise WaitError(
-                    f"Waited {PREPARE_TIMEOUT_SECONDS:g} s for segments to be moved. They still are, in the background."
-                ) from None
+            self._in_background(partial(self._work, True))
         return actions
+
+    def _in_background(self, job: Callable[[], None]) -> None:
+        """Wait for a job that runs after those before it."""
+        try:
+            self._background.submit(job, awaited=True).result(PREPARE_TIMEOUT_SECONDS)
+        except TimeoutError:
+            raise WaitError(
+                f"Waited {PREPARE_TIMEOUT_SECONDS:g} s for segments to be moved. They still are, in the background."
+            ) from None
 
     # -- background work -----------------------------------------------------------------------------------------
 
