@@ -3,7 +3,7 @@
 The map of the house; each row imports only from rows below it, and names on one row never import each other:
 
     cli/                                            the command line
-    collector/                                      steps environments into stores; evaluate
+    collector/, importing/                          steps environments into stores, evaluate; data sets into stores
     store                                           create, open, write, read: the public face
     upkeep                                          export, maintain, verify: what is about all of a store
     export/, sampler                                data sets of Parquet files; streams of batches
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         UsageError,
         WaitError,
     )
+    from .importing import Imported, import_minari, import_parquet, merge
     from .info import StoreInfo
     from .loader import to_torch
     from .recorder import Recorder
@@ -72,6 +73,7 @@ __all__ = [
     "Extra",
     "FormatError",
     "FullError",
+    "Imported",
     "LockedError",
     "OptionError",
     "Query",
@@ -92,6 +94,9 @@ __all__ = [
     "UsageError",
     "WaitError",
     "evaluate",
+    "import_minari",
+    "import_parquet",
+    "merge",
     "to_torch",
 ]
 
@@ -107,6 +112,7 @@ _HOMES = {
     "Extra": "schema",
     "FormatError": "errors",
     "FullError": "errors",
+    "Imported": "importing",
     "LockedError": "errors",
     "OptionError": "errors",
     "Query": "sql",
@@ -127,6 +133,9 @@ _HOMES = {
     "UsageError": "errors",
     "WaitError": "errors",
     "evaluate": "collector",
+    "import_minari": "importing",
+    "import_parquet": "importing",
+    "merge": "importing",
     "to_torch": "loader",
 }
 

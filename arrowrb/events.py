@@ -41,6 +41,7 @@ class Events:
         arrived: observations, one array a column of ``schema.observation_columns``, [m, *shape], storage dtype.
         final: the same for observations that lie elsewhere; may have no rows.
         outcome: one array a column of ``schema.transition_columns``, [k, *shape], storage dtype.
+        seeds: (index of an event, seed) of episodes that were reset with one, where it is known with the events.
     """
 
     lane: NDArray[np.int64]
@@ -55,15 +56,17 @@ class Events:
     arrived: tuple[NDArray[Any], ...]
     final: tuple[NDArray[Any], ...]
     outcome: tuple[NDArray[Any], ...]
+    seeds: tuple[tuple[int, int], ...] = ()
 
 
-def external(rows: Rows, time: int, contiguous: bool) -> Events:
+def external(rows: Rows, time: int, contiguous: bool, seeds: tuple[tuple[int, int], ...] = ()) -> Events:
     """Rows that no recorder made, as events: o_t lies in ``arrived``, o_{t+1} in ``final``.
 
     Args:
         rows: the rows, with lanes, episodes and steps where they were given.
         time: of those that give none, microseconds.
         contiguous: False declares that the rows are independent of each other.
+        seeds: (row, seed) of the first rows of episodes that were reset with one.
     """
     if not isinstance(contiguous, bool | np.bool_):
         raise OptionError(f"contiguous is {contiguous!r}, expected True or False, for all rows of the batch.")
@@ -82,6 +85,7 @@ def external(rows: Rows, time: int, contiguous: bool) -> Events:
         arrived=rows.observation,
         final=rows.next_observation,
         outcome=rows.outcome,
+        seeds=seeds,
     )
 
 

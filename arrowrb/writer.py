@@ -147,7 +147,7 @@ class Writer:
                     lane = int(events.lane[self._commit[_EVENT]])
                     raise UsageError(f"Lane {lane} has no running episode to go on with. Reset it first.")
                 self._add_segment(self._need_segment(self.active_lanes(events.lane)), int(events.time[-1]))
-            seeded = self._note_begun(events) if self._pending_seeds else []
+            seeded = self._note_begun(events) if self._pending_seeds or events.seeds else []
             self._publish()
             for lane in seeded:
                 self._pending_seeds.pop(lane, None)
@@ -274,16 +274,20 @@ class Writer:
                 self._pending_seeds[lane] = seed
 
     def _note_begun(self, events: Events) -> list[int]:
-        """Log the seeds of the episodes that begin; returns their lanes."""
+        """Log the seeds of the episodes that begin; returns the lanes whose noted seeds were used."""
+        known = [self._seed_entry(events, i, seed) for i, seed in events.seeds]
         entries: dict[int, SeedEntry] = {}
-        for i in np.flatnonzero(events.begin != 0):
+        for i in np.flatnonzero(events.begin != 0).tolist() if self._pending_seeds else ():
             lane = int(events.lane[i])
             seed = self._pending_seeds.get(lane)
             if seed is not None and lane not in entries:
-                entries[lane] = SeedEntry(int(events.episode_id[i]), lane, self.record.watermark + 1, seed)
-        if entries:
-            self._seeds.append(entries.values())
+                entries[lane] = self._seed_entry(events, i, seed)
+        if known or entries:
+            self._seeds.append([*known, *entries.values()])
         return list(entries)
+
+    def _seed_entry(self, events: Events, i: int, seed: int) -> SeedEntry:
+        return SeedEntry(int(events.episode_id[i]), int(events.lane[i]), self.record.watermark + 1, seed)
 
     def active_lanes(self, also: NDArray[np.int64] | None = None) -> int:
         """How many lanes hold a block, or are among ``also``: for the size of the next segment."""

@@ -21,6 +21,7 @@ NAMES = [
     "Extra",
     "FormatError",
     "FullError",
+    "Imported",
     "LockedError",
     "OptionError",
     "Query",
@@ -41,6 +42,9 @@ NAMES = [
     "UsageError",
     "WaitError",
     "evaluate",
+    "import_minari",
+    "import_parquet",
+    "merge",
     "to_torch",
 ]
 

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from typer.core import TyperGroup
 
 import arrowrb
 from arrowrb.cli.collecting import Wanted, collect_into
+from arrowrb.cli.importing import Import, import_into, merge_into, print_imported
 from arrowrb.cli.printing import print_actions, print_columns, print_info, print_problems, print_result, show_progress
 from arrowrb.errors import ArrowRBError
 
@@ -221,6 +223,105 @@ def export(
             progress=progress,
         )
     print(f"{written.num_rows:,} {rows} in {len(written.files)} files, {written.num_bytes:,} bytes: {written.path}")
+
+
+@app.command(name="import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Parquet files (a file, a folder, a pattern), or a Minari data set (its folder or id).",
+            metavar="SOURCE",
+            show_default=False,
+        ),
+    ],
+    store: Annotated[Path, _STORE],
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where the files call a column otherwise: observation=obs; several make a vector: action=vx,vy.",
+            metavar="NAME=COLUMN",
+            show_default=False,
+        ),
+    ] = None,
+    extra: Annotated[
+        list[str] | None,
+        typer.Option(help="A further column of Parquet files for a new store to keep.", show_default=False),
+    ] = None,
+    env: Annotated[
+        str | None,
+        typer.Option(help="The environment whose spaces a new store takes.", metavar="ENV_ID", show_default=False),
+    ] = None,
+    final: Annotated[
+        Literal["drop", "repeat"],
+        typer.Option(help="A transition without next observation is left out, or its own observation repeated."),
+    ] = "drop",
+    hot_rows: Annotated[
+        int | None, typer.Option(min=1000, help="Rows in mapped files of a new store.", show_default=False)
+    ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(min=1000, help="Transitions that a new store keeps.", show_default=False)
+    ] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add to a store that is there already.")] = False,
+) -> None:
+    """Make a store of a data set: an export, anybody's Parquet files, or a Minari data set.
+
+    For example: arrowrb import data/ runs/new --column observation=obs --column terminated=done
+    """
+    asked = Import(
+        source=source,
+        path=store,
+        columns=_parse_columns(column or ()),
+        extras=tuple(extra or ()),
+        env_id=env,
+        final=final,
+        hot_rows=hot_rows,
+        max_rows=max_rows,
+        append=append,
+    )
+    with show_progress("rows") as progress:
+        done = import_into(asked, progress)
+    print_imported(done)
+
+
+@app.command()
+def merge(
+    stores: Annotated[
+        list[Path],
+        typer.Argument(
+            help="The stores to take from, and last the one to add to, which is created if it is missing.",
+            metavar="SOURCE... TARGET",
+            show_default=False,
+        ),
+    ],
+    hot_rows: Annotated[
+        int | None, typer.Option(min=1000, help="Rows in mapped files of a new store.", show_default=False)
+    ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(min=1000, help="Transitions that a new store keeps.", show_default=False)
+    ] = None,
+) -> None:
+    """Add the transitions of stores to another of the same schema.
+
+    For example: arrowrb merge runs/a runs/b runs/both
+    """
+    *sources, target = stores
+    if not sources:
+        raise typer.BadParameter("expected one or more stores to take from, and the one to add to.")
+    with show_progress("rows") as progress:
+        done = merge_into(sources, target, {"hot_rows": hot_rows, "max_rows": max_rows}, progress)
+    print_imported(done)
+
+
+def _parse_columns(given: Sequence[str]) -> dict[str, str | list[str]]:
+    columns: dict[str, str | list[str]] = {}
+    for text in given:
+        name, equals, column = text.partition("=")
+        if not (name and equals and column) or name in columns:
+            raise typer.BadParameter(f"{text!r} is not NAME=COLUMN, or NAME is given twice.", param_hint="--column")
+        parts = column.split(",")
+        columns[name] = parts if len(parts) > 1 else column
+    return columns
 
 
 @app.command()

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -222,14 +222,18 @@ class Engine:
     def ingest_external(self, events: Events) -> NDArray[np.int64]:
         """Like `ingest`, for rows that no recorder made: they must keep off the lanes that recorders hold."""
         if self._claimed:
-            taken = self._claimed.intersection(np.unique(events.lane).tolist())
-            if taken:
-                free = next(lane for lane in itertools.count() if lane not in self._claimed)
-                raise UsageError(
-                    f"Lane {min(taken)} belongs to a recorder or collector that is at work. "
-                    f"Give another one, such as lane={free}."
-                )
+            self.check_lanes(np.unique(events.lane).tolist())
         return self.ingest(events)
+
+    def check_lanes(self, lanes: Iterable[int]) -> None:
+        """Refuse lanes that recorders hold."""
+        taken = self._claimed.intersection(lanes)
+        if taken:
+            free = next(lane for lane in itertools.count() if lane not in self._claimed)
+            raise UsageError(
+                f"Lane {min(taken)} belongs to a recorder or collector that is at work. "
+                f"Give another one, such as lane={free}."
+            )
 
     def cut(self, lanes: Sequence[int]) -> None:
         """Abandon the running episodes of these lanes."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 from arrowrb.schema.arrays import column_array, column_numpy
 from arrowrb.schema.columns import SYSTEM_COLUMNS, Column, Extra
 from arrowrb.schema.convert import Rows, encode_batch, encode_row
+from arrowrb.schema.inputs import column_values
 from arrowrb.schema.schema import Schema
 from arrowrb.schema.tree import Tree
 
@@ -32,6 +33,7 @@ __all__ = [
     "Tree",
     "column_array",
     "column_numpy",
+    "column_values",
     "encode_batch",
     "encode_row",
 ]

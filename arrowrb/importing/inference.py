@@ -1,0 +1,162 @@
+"""The schema of Parquet files that do not say theirs: Box spaces, without bounds, of the types and shapes in them.
+
+Where bounds matter (a Discrete action), the environment knows better: give its schema.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..errors import ColumnError, SchemaError
+from ..schema import Extra, Schema
+from .sources import ParquetSource, Place
+
+Columns = Mapping[str, str | Sequence[str]]
+
+
+def infer(source: ParquetSource, columns: Columns, extras: Mapping[str, Any] | Iterable[str]) -> Schema:
+    """A schema that holds what is in the files, from their types and first rows.
+
+    Args:
+        source: the files.
+        columns: the caller's names.
+        extras: names of further columns to keep, or name -> dtype, (dtype, shape) or Extra.
+
+    Raises:
+        ColumnError: if there is no observation, action or reward, or of a type that cannot be stored.
+    """
+    from gymnasium import spaces
+
+    def space(root: str) -> Any:
+        whole = source.find(root, columns)
+        if whole is not None:
+            return within(root, _kind(source, whole))
+        names = [name for name in (*columns, *source.schema.names) if name.startswith(root + ".")]
+        if not names:
+            raise _missing(root, source)
+        return _nest({name[len(root) + 1 :]: leaf(name) for name in dict.fromkeys(names)})
+
+    def within(name: str, kind: pa.DataType | None) -> Any:
+        if kind is not None and pa.types.is_struct(kind):
+            return spaces.Dict({field.name: within(f"{name}.{field.name}", field.type) for field in kind})
+        return leaf(name)
+
+    def leaf(name: str) -> Any:
+        dtype, shape = _type_of(source, name, columns)
+        if dtype == "bfloat16":
+            raise ColumnError(f"Column {name!r} is of bfloat16, which no space of Gymnasium has. Give the schema.")
+        number = np.dtype(dtype)
+        if number.kind == "f":
+            return spaces.Box(-np.inf, np.inf, shape, number.type)
+        if number.kind == "b":
+            return spaces.Box(0, 1, shape, np.bool_)
+        bounds = np.iinfo(number)
+        return spaces.Box(bounds.min, bounds.max, shape, number.type)
+
+    observation, action = space("observation"), space("action")
+    if source.find("reward", columns) is None:
+        raise _missing("reward", source)
+    given = extras if isinstance(extras, Mapping) else dict.fromkeys(extras)
+    kept: dict[str, Any] = {}
+    for name, declared in given.items():
+        if declared is None:
+            dtype, shape = _type_of(source, name, columns)
+            kept[name] = Extra(dtype, shape, nullable=True)
+        else:
+            kept[name] = declared
+    reward = _type_of(source, "reward", columns)
+    return Schema.from_spaces(observation, action, extras=kept, reward=reward)
+
+
+def _nest(leaves: Mapping[str, Any]) -> Any:
+    """A Dict space; dots in names nest."""
+    from gymnasium import spaces
+
+    parts: dict[str, Any] = {}
+    for name, space in leaves.items():
+        head, dot, rest = name.partition(".")
+        if dot:
+            parts.setdefault(head, {})[rest] = space
+        else:
+            parts[head] = space
+    return spaces.Dict({key: _nest(part) if isinstance(part, dict) else part for key, part in parts.items()})
+
+
+def _missing(name: str, source: ParquetSource) -> ColumnError:
+    there = ", ".join(map(repr, source.schema.names[:12]))
+    return ColumnError(
+        f"Column {name!r} is not in {source.files[0]}, which has {there}. Say which it is: columns={{{name!r}: ...}}, "
+        f"or --column {name}=... on the command line."
+    )
+
+
+def _kind(source: ParquetSource, place: Place) -> pa.DataType | None:
+    """The Arrow type of a column; None where it is made of several."""
+    if len(place.paths) != 1:
+        return None
+    top, *rest = place.paths[0]
+    kind = source.schema.field(top).type
+    for name in rest:
+        kind = kind.field(name).type
+    return kind
+
+
+def _type_of(source: ParquetSource, name: str, columns: Columns) -> tuple[str, tuple[int, ...]]:
+    """The dtype and shape of a column: as its metadata say, else as its type and first value do."""
+    place = source.find(name, columns)
+    if place is None:
+        raise _missing(name, source)
+    if len(place.paths) == 1 and len(place.paths[0]) == 1:
+        told = _told(source.schema.field(place.paths[0][0]))
+        if told is not None:
+            return told
+    table = next((table for table in source.tables({name: place}, 64) if table.num_rows), None)
+    array = pa.nulls(0, _kind(source, place) or pa.float64()) if table is None else table.column(0).combine_chunks()
+    kind, shape = array.drop_null(), ()
+    if isinstance(array, pa.ExtensionArray):
+        if isinstance(array.type, pa.FixedShapeTensorType):
+            return _dtype(array.type.value_type, name), tuple(array.type.shape)
+        kind = kind.storage
+    types = pa.types
+    sizes: tuple[int, ...] = shape
+    while types.is_list(kind.type) or types.is_large_list(kind.type) or types.is_fixed_size_list(kind.type):
+        items = kind.flatten()
+        if types.is_fixed_size_list(kind.type):
+            size = kind.type.list_size
+        elif not len(kind):
+            raise ColumnError(f"Column {name!r} is of lists, and there is none to tell their length. Give the schema.")
+        else:
+            size = len(items) // len(kind)
+            if size * len(kind) != len(items):
+                raise ColumnError(f"Column {name!r} has lists of unequal length, expected the same in every row.")
+        sizes, kind = (*sizes, size), items
+    return _dtype(kind.type, name), sizes
+
+
+def _told(field: pa.Field) -> tuple[str, tuple[int, ...]] | None:
+    metadata = field.metadata or {}
+    if b"dtype" not in metadata or b"shape" not in metadata:
+        return None
+    try:
+        shape = json.loads(metadata[b"shape"])
+        return metadata[b"dtype"].decode(), tuple(int(size) for size in shape)
+    except (ValueError, TypeError) as error:
+        raise SchemaError(
+            f"Column {field.name!r} has a dtype or shape in its metadata that says nothing: {error}."
+        ) from None
+
+
+def _dtype(kind: pa.DataType, name: str) -> str:
+    if pa.types.is_boolean(kind):
+        return "bool"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return str(np.dtype(kind.to_pandas_dtype()).name)
+    raise ColumnError(
+        f"Column {name!r} is of type {kind}, expected numbers or lists of numbers. For bytes, give the schema: it says "
+        "their dtype and shape."
+    )

@@ -1,0 +1,196 @@
+"""Parquet files into a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from ..errors import ColumnError, OptionError
+from ..schema import Column, Rows, Schema, column_values, encode_batch
+from .filling import Filler, Imported, Progress, chunk_rows, filling, zeros
+from .inference import infer
+from .sources import ParquetSource, Place
+from .steps import Successors
+
+FINALS: Final = ("drop", "repeat")
+_ABOUT_ROWS: Final = ("lane", "episode_id", "step", "time", "policy_version")
+_FLAGS: Final = ("terminated", "truncated")
+_ROOTS: Final = ("observation", "next_observation", "action")
+
+
+def import_parquet(
+    source: Any,
+    target: Any,
+    *,
+    columns: Mapping[str, str | Sequence[str]] | None = None,
+    extras: Mapping[str, Any] | Iterable[str] = (),
+    schema: Schema | None = None,
+    final: str = "drop",
+    hot_rows: int | None = None,
+    max_rows: int | None = None,
+    progress: Progress | None = None,
+) -> Imported:
+    """Add what Parquet files hold to a store: an export of arrowrb, or files of anybody's whose columns are named.
+
+    Rows must lie in the order of each episode, and all of an episode before the next of its lane. They hold
+    ``next_observation``, or one observation each: then the next one is that of the row behind, in the same
+    ``episode_id``, or without that up to where ``terminated`` or ``truncated`` is set. A row whose reward or action is
+    NULL is an episode's final observation.
+
+    Args:
+        source: a file, a folder (``*.parquet`` at any depth), a pattern with ``*``, or a list of those.
+        target: a `Store` that is open for writing, or the path of a new one, which appears when it is whole.
+        columns: where a column has another name in the files: ``{"observation": "obs", "terminated": "done"}``. A dot
+            reaches into a struct; a list of several columns of numbers makes one vector. Names are those of a
+            batch: observation, next_observation, action (and leaves, ``observation.camera``), reward, terminated,
+            truncated, extras, lane, episode_id, step, time (timestamps, or integer microseconds since the epoch) and
+            policy_version. Other columns of the files are left out.
+        extras: of a new store without schema: further columns to keep, or name -> dtype, (dtype, shape) or Extra.
+        schema: of a new store. By default that of an export, or one that is read off the files: Box spaces without
+            bounds.
+        final: what becomes of a transition whose next observation is nowhere: ``"drop"`` leaves it out (and
+            `Imported` counts it), ``"repeat"`` takes its own observation for it.
+        hot_rows: of a new store, see `Store.create`; likewise `max_rows`.
+        max_rows: see `Store.create`.
+        progress: called with the rows that are read, and all.
+
+    Raises:
+        ColumnError: if a column is missing, or does not fit the schema.
+        StoreExistsError: if there is something at the path of a new store.
+        CorruptError: if a file is damaged.
+    """
+    if final not in FINALS:
+        raise OptionError(f"final is {final!r}, expected one of {', '.join(map(repr, FINALS))}.")
+    files, named = ParquetSource(source), check_columns(columns)
+
+    def make_schema() -> Schema:
+        return schema or files.described() or infer(files, named, extras)
+
+    limits = {"hot_rows": hot_rows, "max_rows": max_rows}
+    with filling(target, make_schema, limits, exact=schema is not None) as (store, path):
+        plan = _plan(files, store.schema, named)
+        done = 0
+        with Filler(store, files.num_rows, progress) as filler:
+            successors = Successors(plan.observations, final) if plan.follows else None
+            for table in files.tables(plan.places, chunk_rows(store.schema)):
+                filler.add(plan.encode(table if successors is None else successors.feed(table)))
+                done += table.num_rows
+                filler.tell(done)
+            rest = None if successors is None else successors.finish()
+            if rest is not None:
+                filler.add(plan.encode(rest))
+        return Imported(path, filler.num_transitions, 0 if successors is None else successors.num_left_out)
+
+
+def check_columns(columns: Any) -> dict[str, str | Sequence[str]]:
+    """The caller's names, checked."""
+    if columns is None:
+        return {}
+    if not isinstance(columns, Mapping):
+        raise OptionError(f"columns is {columns!r}, expected a dict from names of the store to names in the files.")
+    for name, given in columns.items():
+        parts = [given] if isinstance(given, str) else given
+        good = isinstance(parts, list | tuple) and parts and all(isinstance(part, str) for part in parts)
+        if not isinstance(name, str) or not good:
+            raise OptionError(f"columns has {name!r}: {given!r}, expected a name, or a list of names.")
+    return dict(columns)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Which columns are read, and how they become rows.
+
+    Attributes:
+        schema: of the store.
+        places: name in the store -> where it is in the files.
+        observations: the names that have a ``next_`` one.
+        follows: whether next observations are those of the rows behind.
+    """
+
+    schema: Schema
+    places: Mapping[str, Place]
+    observations: tuple[str, ...]
+    follows: bool
+
+    def encode(self, table: pa.Table) -> Rows:
+        """Rows of a table of transitions."""
+        by_name = {column.name: column for column in self.schema.columns}
+        batch: dict[str, Any] = {}
+        for name in table.column_names:
+            column = by_name.get(name) or by_name[name.removeprefix("next_")]
+            batch[name] = _fitted(column, table.column(name), name)
+        for name in _FLAGS:
+            batch.setdefault(name, zeros(table.num_rows))
+        return encode_batch(self.schema, batch)
+
+
+def _plan(files: ParquetSource, schema: Schema, columns: Mapping[str, str | Sequence[str]]) -> _Plan:
+    masks = set(schema.masks.values())
+    observations = tuple(column.name for column in schema.observation_columns if column.name not in masks)
+    nexts = tuple("next_" + name for name in observations)
+    outcome = tuple(column.name for column in schema.transition_columns if column.name not in masks)
+    known = {*observations, *nexts, *outcome, *_ABOUT_ROWS, *_ROOTS}
+    for name in columns:
+        if name not in known:
+            raise ColumnError(f"columns names {name!r}, which is no column of the store: {', '.join(sorted(known))}.")
+    found = {name: files.find(name, columns) for name in (*observations, *nexts, *outcome, *_ABOUT_ROWS)}
+    places = {name: place for name, place in found.items() if place is not None}
+    optional = {*_FLAGS, *_ABOUT_ROWS, *schema.masks, *("next_" + name for name in schema.masks)}
+    lacking = [name for name in observations if name not in places and name not in optional]
+    lacking += [name for name in outcome if name not in places and name not in optional]
+    there = [name for name in nexts if name in places]
+    absent = [name for name in nexts if name not in places and name not in optional]
+    if there and absent:
+        lacking += absent
+    if lacking:
+        names = ", ".join(map(repr, files.schema.names[:12]))
+        raise ColumnError(
+            f"Column {lacking[0]!r} is not in {files.files[0]}, which has {names}. Say which it is: "
+            f"columns={{{lacking[0]!r}: ...}}, or --column {lacking[0]}=... on the command line."
+        )
+    if not {"episode_id", *_FLAGS} & set(places):
+        raise ColumnError(
+            "There is no terminated, truncated or episode_id, so that nothing says where episodes end. Name one of "
+            "them: columns={'terminated': ...}, or --column terminated=... on the command line."
+        )
+    return _Plan(schema, places, tuple(name for name in observations if name in places), bool(absent))
+
+
+def _fitted(column: Column, array: pa.ChunkedArray, name: str) -> Any:
+    """A column as `encode_batch` takes it: times in microseconds; flags and short floats that are wider in files."""
+    import pyarrow.compute as pc
+
+    kind = array.type
+    try:
+        if name == "time" and pa.types.is_timestamp(kind):
+            return pc.cast(pc.cast(array, pa.timestamp("us")), pa.int64())
+        if column.dtype == "bool" and pa.types.is_floating(kind):
+            return pc.cast(array, pa.uint8())
+    except pa.ArrowInvalid as error:
+        raise ColumnError(f"Column {name!r} of type {kind} does not fit {column.dtype}: {error}.") from None
+    if column.dtype == "bfloat16":
+        return _short_floats(column, array, name)
+    return array
+
+
+def _short_floats(column: Column, array: pa.ChunkedArray, name: str) -> Any:
+    """float32 values that bfloat16 holds exactly, as an export of it has them, as the bits of those."""
+    wide = Column(column.name, "float32", column.shape, column.owner)
+    leaf = array.type
+    while pa.types.is_list(leaf) or pa.types.is_large_list(leaf) or pa.types.is_fixed_size_list(leaf):
+        leaf = leaf.value_type
+    if not pa.types.is_float32(leaf):
+        return array
+    values, valid = column_values(wide, array, name)
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    if (bits & 0xFFFF).any():
+        raise ColumnError(f"Column {name!r} has values that bfloat16 does not hold exactly. Round them first.")
+    short = (bits >> 16).astype(np.uint16)
+    if valid is None:
+        return short
+    mask = np.broadcast_to(~valid.reshape(-1, *[1] * (short.ndim - 1)), short.shape)
+    return np.ma.MaskedArray(short, mask)

@@ -1,0 +1,106 @@
+"""Rows that hold one observation each -> transitions: the next observation is that of the row behind.
+
+A row is a *final observation* where reward or action are NULL: it makes no transition, and is the next observation of
+the row before it. Where episodes are numbered, a row's successor is the next of its episode; else it is the next row,
+unless the row ends its episode and the next is no final observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+_FLAGS = ("terminated", "truncated")
+
+
+class Successors:
+    """Joins each row with the one behind it; the last of each lane waits for the next table.
+
+    Args:
+        observations: names of the columns that the row behind has.
+        final: what to do with a transition whose next observation is nowhere: ``"drop"``, or ``"repeat"`` its own.
+
+    Attributes:
+        num_left_out: transitions that were dropped.
+    """
+
+    def __init__(self, observations: Sequence[str], final: str) -> None:
+        self.num_left_out = 0
+        self._observations = observations
+        self._repeats = final == "repeat"
+        self._held: pa.Table | None = None
+
+    def feed(self, table: pa.Table) -> pa.Table:
+        """The transitions that are complete with these rows, with ``next_`` columns."""
+        if self._held is not None:
+            table = pa.concat_tables([self._held, table])
+        table = table.combine_chunks()
+        lane = _integers(table, "lane")
+        if lane is not None and (np.diff(lane) < 0).any():
+            order = np.argsort(lane, kind="stable")
+            table, lane = table.take(pa.array(order)), lane[order]
+        ends = np.zeros(table.num_rows, np.bool_)
+        ends[-1:] = True
+        if lane is not None:
+            ends[:-1] |= np.diff(lane) != 0
+        self._held = table.take(pa.array(np.flatnonzero(ends)))
+        return self._join(table, ends)
+
+    def finish(self) -> pa.Table | None:
+        """What is left when there are no more rows."""
+        held, self._held = self._held, None
+        return None if held is None else self._join(held, np.zeros(held.num_rows, np.bool_), last=True)
+
+    def _join(self, table: pa.Table, waiting: NDArray[np.bool_], *, last: bool = False) -> pa.Table:
+        is_final = _is_final(table)
+        follows = np.zeros(table.num_rows, np.bool_)
+        if not last:
+            follows[:-1] = _goes_on(table, is_final)
+        wanted = ~is_final & ~waiting
+        if not self._repeats:
+            self.num_left_out += int(np.count_nonzero(wanted & ~follows))
+            wanted &= follows
+        rows = np.flatnonzero(wanted)
+        behind = rows + follows[rows]
+        chosen = _pick(table, rows)
+        for name in self._observations:
+            chosen = chosen.append_column("next_" + name, _pick(table.select([name]), behind).column(0))
+        return chosen
+
+
+def _pick(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    if rows.size and (np.diff(rows) == 1).all():
+        return table.slice(int(rows[0]), rows.size)  # without a copy
+    return table.take(pa.array(rows))
+
+
+def _is_final(table: pa.Table) -> NDArray[np.bool_]:
+    found = np.zeros(table.num_rows, np.bool_)
+    for name in table.column_names:
+        column = table.column(name)
+        if (name == "reward" or name.split(".")[0] == "action") and column.null_count:
+            found |= np.asarray(column.is_null())
+    return found
+
+
+def _goes_on(table: pa.Table, is_final: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which rows, but for the last, are followed by the next observation of their episode."""
+    episode, step = _integers(table, "episode_id"), _integers(table, "step")
+    if episode is not None:
+        follows = np.diff(episode) == 0
+        if step is not None:
+            follows &= np.diff(step) == 1
+        return np.asarray(follows, np.bool_)
+    done = np.zeros(table.num_rows, np.bool_)
+    for name in _FLAGS:
+        if name in table.column_names:
+            done |= np.asarray(table.column(name).fill_null(False)).astype(np.bool_)
+    return ~is_final[:-1] & (~done[:-1] | is_final[1:])
+
+
+def _integers(table: pa.Table, name: str) -> NDArray[Any] | None:
+    return np.asarray(table.column(name)) if name in table.column_names else None
