@@ -30,6 +30,7 @@ from arrowrb.errors import (
     StoreNotFoundError,
     UsageError,
 )
+from arrowrb.importing import filling
 from arrowrb.importing.steps import Successors
 from arrowrb.schema import Schema
 from arrowrb.store import Store
@@ -564,12 +565,13 @@ def test_damaged_files(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_an_interrupted_import_leaves_nothing(tmp_path: Path) -> None:
-    pq.write_table(foreign(50_000), tmp_path / "data.parquet")
+def test_an_interrupted_import_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filling, "_MOST_CHUNK_ROWS", 500)
+    pq.write_table(foreign(5000), tmp_path / "data.parquet")
 
     def interrupt(done: int, total: int) -> None:
-        assert total == 50_000
-        if done > 20_000:
+        assert total == 5000
+        if done > 2000:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -583,7 +585,7 @@ def test_an_interrupted_import_leaves_nothing(tmp_path: Path) -> None:
         assert store.verify()
         running = store.sql("SELECT count(*) FROM episodes WHERE ended_by = 'running'").fetchall()
         assert running == [(0,)]
-        assert 20_000 < len(store) < 50_000
+        assert 2000 < len(store) < 5000
 
 
 # -- the command line ------------------------------------------------------------------------------------------------
