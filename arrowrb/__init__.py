@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .schema import Extra, Schema
     from .sql import Query
     from .store import Store
+    from .upkeep import verify
 
 __version__ = "0.1.0"
 
@@ -93,6 +94,7 @@ __all__ = [
     "WaitError",
     "evaluate",
     "to_torch",
+    "verify",
 ]
 
 _HOMES = {
@@ -128,6 +130,7 @@ _HOMES = {
     "WaitError": "errors",
     "evaluate": "collector",
     "to_torch": "loader",
+    "verify": "upkeep",
 }
 
 

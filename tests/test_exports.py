@@ -42,6 +42,7 @@ NAMES = [
     "WaitError",
     "evaluate",
     "to_torch",
+    "verify",
 ]
 
 
