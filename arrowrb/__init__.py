@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .schema import Extra, Schema
     from .sql import Query
     from .store import Store
+    from .upkeep import verify
 
 __version__ = "0.1.0"
 
@@ -98,6 +99,7 @@ __all__ = [
     "import_parquet",
     "merge",
     "to_torch",
+    "verify",
 ]
 
 _HOMES = {
@@ -137,6 +139,7 @@ _HOMES = {
     "import_parquet": "importing",
     "merge": "importing",
     "to_torch": "loader",
+    "verify": "upkeep",
 }
 
 

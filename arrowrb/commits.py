@@ -158,6 +158,35 @@ class DurableFile:
         os.close(self._descriptor)
 
 
+def examine(content: bytes) -> tuple[Record | None, list[str]]:
+    """Look at a whole commit file: the newest valid record, and what is wrong with the file, in words.
+
+    A slot that was never written is not wrong by itself; see `has_empty_slot`.
+    """
+    wrong = []
+    if len(content) != FILE_BYTES:
+        wrong.append(f"It has {len(content):,} bytes, expected {FILE_BYTES:,}.")
+    records = []
+    for slot in (0, 1):
+        part = content[slot * _SLOT_BYTES : (slot + 1) * _SLOT_BYTES]
+        record = unpack(part)
+        records.append(record)
+        if record is None and any(part):
+            wrong.append(f"Slot {slot} holds no valid record: it was damaged, or never written to the end.")
+        if record is not None and any(part[_BODY.size + 4 :]):
+            wrong.append(f"There are foreign bytes behind the record in slot {slot}.")
+    if any(content[2 * _SLOT_BYTES :]):
+        wrong.append("There are foreign bytes behind its two slots.")
+    if records == [None, None] and not wrong:
+        wrong.append("Neither slot holds a valid record.")
+    return newest(content), wrong
+
+
+def has_empty_slot(content: bytes) -> bool:
+    """Whether a slot is all zeros: as it is created, until the store is first opened for writing."""
+    return any(not any(content[start : start + _SLOT_BYTES]) for start in (0, _SLOT_BYTES))
+
+
 def read_file(path: Path) -> Record | None:
     """The newest valid record of a commit file, read once."""
     return newest(read(path, "reading commit records", most=1 << 20)[: 2 * _SLOT_BYTES])

@@ -67,6 +67,8 @@ def explaining(path: Path, doing: str) -> Iterator[None]:
             raise FullError(
                 error.errno, f"No room left while {doing}. Nothing committed is lost: free space, then go on", str(path)
             ) from error
+        if error.errno is None:  # Arrow's own, about what is in a file
+            raise StoreError(f"{path.name}: {error} while {doing}") from error
         raise StoreError(error.errno, f"{error.strerror or error} while {doing}", str(path)) from error
 
 

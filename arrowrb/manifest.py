@@ -122,6 +122,12 @@ class Manifest:
         return replace(self, segments=segments, evicted=self.evicted.with_segment(entry))
 
     @property
+    def reach(self) -> int:
+        """The ordinal of the newest row that is not in the hot tier any more."""
+        cold = [entry.last_ordinal for entry in self.segments if entry.tier == "cold"]
+        return max(self.evicted.last_ordinal, *cold, 0)
+
+    @property
     def files(self) -> set[str]:
         """Names of all files in the folder of segments that belong to the shard."""
         tables = [file for entry in self.segments for file in (entry.blocks, entry.runs) if file is not None]

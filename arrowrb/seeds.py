@@ -48,6 +48,28 @@ def parse(content: bytes, watermark: int) -> list[SeedEntry]:
     return entries
 
 
+def examine(content: bytes) -> tuple[list[str], bool]:
+    """Look at all entries: what is wrong, in words, and whether only the end is.
+
+    A machine that stopped may leave an end that was never written; the next writer cuts it off.
+    """
+    num_entries, rest = divmod(len(content), ENTRY_BYTES)
+    bad = []
+    for number in range(num_entries):
+        start = number * ENTRY_BYTES
+        body = content[start : start + _BODY.size]
+        if struct.unpack_from("<Q", content, start + _BODY.size)[0] != zlib.crc32(body):
+            bad.append(number)
+    wrong = []
+    if bad:
+        which = f"Entry {bad[0]}" if len(bad) == 1 else f"{len(bad):,} entries of {bad[0]} to {bad[-1]}"
+        wrong.append(f"{which} (of {num_entries:,}) cannot be read: the checksum does not agree.")
+    if rest:
+        wrong.append(f"It ends within an entry: {rest} bytes are left over.")
+    only_the_end = not bad or bad == list(range(bad[0], num_entries))
+    return wrong, only_the_end
+
+
 def read(path: Path, watermark: int) -> list[SeedEntry]:
     """Read the entries of a file; none where there is no file."""
     if not path.exists():

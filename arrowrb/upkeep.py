@@ -6,9 +6,28 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .engine import Action, Engine, SegmentView, Verified, check_path, verify
+from .engine import Action, Engine, Verified, check_path
+from .engine import verify as verify_directory
 from .export import Exported, export
-from .manifest import FileEntry
+
+
+def verify(path: str | os.PathLike[str], *, progress: Callable[[int, int], None] | None = None) -> Verified:
+    """Read all that is in a store's directory, and hold it against checksums, tables and itself.
+
+    For a store that does not open any more, too: what cannot be read is named, and the rest is looked at. Changes
+    nothing; a writer may go on meanwhile.
+
+    Args:
+        path: the store's directory.
+        progress: called with the segments that are done, and all.
+
+    Returns:
+        True where all is well; otherwise its ``problems`` say what is wrong with which file, column and rows.
+
+    Raises:
+        StoreNotFoundError: if there is no store.
+    """
+    return verify_directory(check_path(path), progress=progress)
 
 
 class Upkeep:
@@ -64,18 +83,12 @@ class Upkeep:
         return self._engine.maintain(dry_run=dry_run)
 
     def verify(self, *, progress: Callable[[int, int], None] | None = None) -> Verified:
-        """Read all that is visible now, and hold it against checksums, tables and itself; true where all is well.
+        """Read all that is in the store's directory now, and hold it against checksums, tables and itself.
+
+        True where all is well. `arrowrb.verify` does the same by the directory of a store that does not open any more.
 
         Args:
             progress: called with the segments that are done, and all.
         """
-        engine = self._engine
-
-        def still_there(what: SegmentView | FileEntry) -> bool:
-            now = engine.snapshot()
-            if isinstance(what, SegmentView):
-                there = {(each.shard, each.entry.number) for each in now.layout.views}
-                return (what.shard, what.entry.number) in there
-            return any(what in evicted.runs for evicted in now.evicted)
-
-        return verify(engine.snapshot(), engine.path, still_there, progress)
+        self._engine.check_open()
+        return verify_directory(self._engine.path, progress=progress)

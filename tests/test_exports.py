@@ -46,6 +46,7 @@ NAMES = [
     "import_parquet",
     "merge",
     "to_torch",
+    "verify",
 ]
 
 

@@ -76,15 +76,23 @@ def print_actions(actions: Iterable[Action], form: str) -> None:
 
 def print_problems(found: Verified, form: str) -> None:
     """What is wrong with a store, or that nothing is."""
-    names = ["shard", "segment", "problem"]
-    rows: list[list[Any]] = [[each.shard, each.segment, each.what] for each in found.problems]
+    names = ["shard", "segment", "file", "column", "first_row_id", "stop_row_id", "problem"]
+    rows: list[list[Any]] = [
+        [each.shard, each.segment, each.file, each.column, *(each.rows or (None, None)), each.what]
+        for each in found.problems
+    ]
     if form == "json":
         _write_json(dict(zip(names, row, strict=True)) for row in rows)
     elif form == "csv":
         _write_csv(names, rows)
     else:
-        for shard, segment, what in rows:
-            print(f"shard {shard}, " + (f"segment {segment}: " if segment >= 0 else "") + what)
+        for shard, segment, file, column, first, stop, what in rows:
+            where = [f"shard {shard}"] if shard >= 0 else []
+            where += [f"segment {segment}"] if segment >= 0 else []
+            where += [file] if file else []
+            where += [f"column {column}"] if column else []
+            where += [f"row ids {first} to {stop - 1}"] if first is not None else []
+            print(", ".join(where) + ": " + what if where else what)
         told = f"{found.num_rows:,} rows in {found.num_segments} segments, {found.num_bytes:,} bytes"
         print(f"{told}: {'all is well' if found else f'{len(rows)} problems'}.")
 

@@ -13,18 +13,21 @@ shard_writer    lock, what happens after a commit, durability
 reopening       what an earlier writer left
 sealing         what is known for good of a closed segment
 shard_reader    following a writer through its files
-verifying       holding everything against what is written down about it
 background      the writer's threads
 engine          all shards of a store
+checks          what is held against what in rows
+inspecting      what can be opened of a directory
+verifying       holding everything against what is written down about it
 """
 
 from __future__ import annotations
 
 from ..retention import Action
+from .checks import Problem
 from .engine import Engine, create_store, now_microseconds, read_store_file, remove_store
 from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_cache_bytes, check_path, check_retention, writer_options
 from .snapshot import Located, SegmentView, Snapshot
-from .verifying import Problem, Verified, verify
+from .verifying import Verified, verify
 
 __all__ = [
     "DEFAULT_CACHE_BYTES",

@@ -12,7 +12,7 @@ import os
 from .. import commits, files
 from .. import manifest as manifests
 from ..commits import CommitFile, Record
-from ..errors import StoreError
+from ..errors import CorruptError, StoreError, WaitError
 from ..files import Holder
 from ..manifest import Manifest, SegmentEntry
 from ..retention import Action, Limits, plan
@@ -47,6 +47,7 @@ class ShardReader:
 
     def refresh(self) -> None:
         """Move on to the newest commit and manifest."""
+        why: StoreError | None = None
         for _ in range(_TRIES):
             record = self._newest()
             stamp = self._stat()
@@ -55,19 +56,23 @@ class ShardReader:
                 return
             try:
                 state = self._read_state()
-            except FileNotFoundError:
-                continue
             except StoreError as error:
-                if isinstance(error.__cause__, FileNotFoundError):
-                    continue
-                raise
-            if record.watermark < _reach(state.manifest):
-                continue  # segments have gone or moved that are younger than this record: there is a newer one
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+                why = error
+                if self._stat() == stamp:
+                    break  # the manifest still lists it: nobody has moved it
+                continue
+            if record.watermark < state.manifest.reach:
+                # Segments have gone or moved that are younger than this record: there is a newer one.
+                why = CorruptError(
+                    f"{self.paths.root}: the commit records know of {record.watermark:,} rows, but the manifest says "
+                    f"that rows up to {state.manifest.reach:,} were moved or dropped. `arrowrb verify` tells more."
+                )
+                continue
             self._take(state, stamp, record)
             return
-        raise StoreError(
-            f"{self.paths.root}: files that the manifest lists keep disappearing. Is another program removing them?"
-        )
+        raise why or WaitError(f"{self.paths.root}: the manifest changed {_TRIES} times while it was read.")
 
     def _read_state(self) -> ShardState:
         """The manifest as it is now, with its segments mapped; those that were mapped before are kept."""
@@ -171,9 +176,3 @@ class ShardReader:
                 except ProcessLookupError:
                     return None
         return holder
-
-
-def _reach(manifest: Manifest) -> int:
-    """The ordinal of the newest row that is not in the hot tier any more."""
-    cold = [entry.last_ordinal for entry in manifest.segments if entry.tier == "cold"]
-    return max(manifest.evicted.last_ordinal, *cold, 0)

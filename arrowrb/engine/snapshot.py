@@ -66,6 +66,14 @@ class SegmentView:
             raise CorruptError(f"Segment {self.entry.name} is in no tier.")
         return self.hot
 
+    def visible_kinds(self, watermark: int) -> NDArray[np.uint8]:
+        """The kinds of its rows with 0 where a row is not visible at this watermark. A copy."""
+        kinds: NDArray[np.uint8] = (self.column(_KIND) if self.cold is None else self.cold.kinds).copy()
+        if not self.closed:
+            ordinals = self.column(_ORDINAL)
+            kinds[(ordinals < 1) | (ordinals > watermark)] = 0
+        return kinds
+
 
 @dataclass(frozen=True, slots=True)
 class Located:
@@ -283,9 +291,4 @@ class Snapshot:
     def visible_kinds(self, slot: int) -> NDArray[np.uint8]:
         """The kinds of one segment's rows with 0 where a row is not visible here. A copy."""
         view = self.layout.views[slot]
-        watermark = self.records[view.shard].watermark
-        kinds: NDArray[np.uint8] = (view.column(_KIND) if view.cold is None else view.cold.kinds).copy()
-        if not view.closed:
-            ordinals = view.column(_ORDINAL)
-            kinds[(ordinals < 1) | (ordinals > watermark)] = 0
-        return kinds
+        return view.visible_kinds(self.records[view.shard].watermark)

@@ -17,7 +17,9 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from .. import files
 from ..manifest import FileEntry, SegmentEntry
@@ -45,6 +47,18 @@ def open_cold(paths: ShardPaths, schema: Schema, store_id: str, entry: SegmentEn
     """Map a cold segment and its block table."""
     blocks = "" if entry.blocks is None else entry.blocks.name
     fills, kinds = read_blocks(paths.segments / blocks, entry)
+    return map_cold(paths, schema, store_id, entry, fills, kinds)
+
+
+def map_cold(
+    paths: ShardPaths,
+    schema: Schema,
+    store_id: str,
+    entry: SegmentEntry,
+    fills: NDArray[np.int64],
+    kinds: NDArray[np.uint8],
+) -> ColdSegment:
+    """Map a cold segment whose blocks and kinds are known."""
     return ColdSegment(
         paths.segments / entry.name,
         schema,

@@ -1,54 +1,42 @@
-"""Verifying: everything that a snapshot shows is held against what is written down about it, and against itself.
+"""Verifying: everything in a store's directory is held against what is written down about it, and against itself.
 
-Of each segment: that its files can be read; kinds against ordinals; blocks (one lane each, filled from their start) and
-what follows what within them; and, where it is sealed, its counts, its block table with a checksum of every column of
-every block, and its run table. Of each shard: that every ordinal up to the watermark is there once, and that each lane
-goes on where a block says that it does.
+A store that is damaged may not open. So this goes by the directory: it opens what can be opened, says what cannot, and
+looks at all rows of the rest. What lies behind a file that cannot be read is not held against the others, so that one
+damage is one problem. A live writer may go on meanwhile; what it drops is not missed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..errors import ArrowRBError
-from ..rows import Kind, row_id_base
-from .paths import shard_paths
-from .snapshot import SegmentView, Snapshot
-from .tables import (
-    EPISODE,
-    KIND,
-    LANE,
-    ORDINAL,
-    STEP,
-    build_runs,
-    checksums,
-    column_of,
-    read_blocks,
-    read_table,
+from .. import files
+from .. import manifest as manifests
+from ..errors import ArrowRBError, StoreNotFoundError
+from ..manifest import FileEntry, Manifest, SegmentEntry
+from ..schema import Schema
+from .checks import (
+    Places,
+    Problem,
+    Rows,
+    check_blocks,
+    check_counts,
+    check_lanes,
+    check_ordinals,
+    check_row_ids,
+    check_rows,
+    check_runs,
 )
-
-_CHECKED_RUNS = ("row_id", "num_rows", "num_transitions", "episode_id", "lane", "first_step", "first_ordinal", "end")
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that is not as it should be.
-
-    Attributes:
-        shard, segment: where; segment is -1 for the shard as a whole.
-        what: in words.
-    """
-
-    shard: int
-    segment: int
-    what: str
+from .engine import read_store_file
+from .inspecting import Inspected, inspect_shard
+from .paths import STORE_FILE, list_shards, shard_paths
+from .snapshot import SegmentView
+from .tables import read_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,175 +58,150 @@ class Verified:
         return not self.problems
 
 
-def verify(
-    snapshot: Snapshot,
-    root: Path,
-    still_there: Callable[[Any], bool],
-    progress: Callable[[int, int], None] | None,
-) -> Verified:
-    """Look at every row of a snapshot.
+def verify(path: Path, *, progress: Callable[[int, int], None] | None = None) -> Verified:
+    """Look at everything in a store's directory.
 
     Args:
-        snapshot: what is visible.
-        root: the store's directory.
-        still_there: whether the store has a segment, or a run table of dropped ones, now.
+        path: the directory; nobody needs to have it open, and a writer may.
         progress: called with the segments that are done, and all.
+
+    Raises:
+        StoreNotFoundError: if there is no store.
     """
-    views, problems, num_rows = snapshot.layout.views, [], 0
-    seen: dict[int, list[NDArray[Any]]] = {}
-    ends: dict[int, list[_Places]] = {}
-    for slot, view in enumerate(views):
-        try:
-            rows = _Rows(snapshot, slot)
-            seen.setdefault(view.shard, []).append(rows.ordinals[rows.used])
-            ends.setdefault(view.shard, []).append(rows.places())
-            num_rows += rows.used.size
-            problems += [Problem(view.shard, view.entry.number, what) for what in _check_segment(rows, view, root)]
-        except (ArrowRBError, pa.ArrowException) as error:
-            if isinstance(error.__cause__, FileNotFoundError) and not still_there(view):
-                continue  # evicted meanwhile, its tables with it; its rows are held and were looked at
-            problems.append(Problem(view.shard, view.entry.number, str(error)))
-        if progress is not None:
-            progress(slot + 1, len(views))
-    problems += _check_dropped(snapshot, root, still_there)
-    for shard, record in enumerate(snapshot.records):
-        found = np.sort(np.concatenate([np.zeros(0, np.int64), *seen.get(shard, [])]))
-        evicted = snapshot.evicted[shard].num_rows + sum(
-            view.entry.num_rows for view in snapshot.layout.leaving if view.shard == shard
-        )
-        whole = [*_check_ordinals(found, record.watermark, evicted), *_check_lanes(ends.get(shard, []))]
-        problems += [Problem(shard, -1, what) for what in whole]
-    num_bytes = sum(view.entry.bytes for view in views)
-    return Verified(tuple(problems), len(views), num_rows, num_bytes)
+    files.check_platform()
+    problems: list[Problem] = []
+    schema, store_id, numbers = _look_at_store(path, problems)
+    shards = [inspect_shard(shard_paths(path, number), schema, store_id) for number in numbers]
+    total, done, num_rows, num_bytes = sum(len(shard.views) for shard in shards), 0, 0, 0
+    for shard in shards:
+        seen = _Seen()
+        problems += shard.problems
+        for entry in () if shard.manifest is None else shard.manifest.segments:
+            view = shard.views.pop(entry.number, None)  # let go of when it is done
+            problems += _check_segment(shard, entry, view, schema, seen)
+            if view is not None:
+                done += 1
+                num_bytes += entry.bytes
+                if progress is not None:
+                    progress(done, total)
+        if shard.manifest is not None:
+            problems += _check_dropped(shard, shard.manifest)
+            problems += _check_whole(shard, shard.manifest, seen)
+        num_rows += seen.num_rows
+    return Verified(tuple(problems), total, num_rows, num_bytes)
 
 
-def _check_dropped(snapshot: Snapshot, root: Path, still_there: Callable[[Any], bool]) -> Iterator[Problem]:
+def _look_at_store(path: Path, problems: list[Problem]) -> tuple[Schema | None, str, list[int]]:
+    """The schema, the store's id, and the numbers of its shards."""
+    schema, store_id = None, ""
+    try:
+        file = read_store_file(path)
+        schema, store_id = file.schema, file.store_id
+    except ArrowRBError as error:
+        if isinstance(error, StoreNotFoundError) and not (path / "shards").is_dir():
+            raise
+        problems.append(Problem(-1, -1, f"{error} The rows cannot be looked at.", STORE_FILE))
+    try:
+        return schema, store_id, sorted({0, *list_shards(path)})
+    except ArrowRBError as error:
+        problems.append(Problem(-1, -1, str(error)))
+        return schema, store_id, []
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was seen of the segments of a shard.
+
+    Attributes:
+        ordinals: of all visible rows.
+        places: by number of segment.
+        rows_unseen: rows of segments that are sealed, of which the ordinals could not be seen.
+        unknown: whether there is a segment of which not even this is known.
+    """
+
+    ordinals: list[NDArray[Any]] = field(default_factory=list)
+    places: dict[int, Places] = field(default_factory=dict)
+    rows_unseen: int = 0
+    num_rows: int = 0
+    unknown: bool = False
+
+    def miss(self, entry: SegmentEntry) -> None:
+        """Note a segment whose rows cannot be seen."""
+        self.rows_unseen += entry.num_rows
+        self.unknown |= not entry.sealed
+
+
+def _check_segment(
+    shard: Inspected, entry: SegmentEntry, view: SegmentView | None, schema: Schema | None, seen: _Seen
+) -> Iterator[Problem]:
+    blocks = yield from _read(shard, entry, entry.blocks)
+    runs = yield from _read(shard, entry, entry.runs)
+    if entry.sealed and (entry.blocks is None or entry.runs is None):
+        what = "The manifest lists no block or run table of it, though it is sealed."
+        yield Problem(shard.paths.number, entry.number, what, shard.paths.manifest.name)
+    if view is None or schema is None:
+        seen.miss(entry)
+        return
+    rows = Rows(view, schema, 0 if shard.record is None else shard.record.watermark)
+    seen.num_rows += rows.used.size
+    yield from rows.problems
+    if rows.whole:
+        seen.ordinals.append(rows.ordinals)
+        seen.places[entry.number] = rows.places()
+        yield from check_rows(rows)
+    else:
+        seen.miss(entry)
+    if view.cold is not None:
+        yield from check_row_ids(rows, view.cold)
+    if not (entry.sealed and view.closed):
+        return
+    yield from check_counts(rows)
+    if blocks is not None and entry.blocks is not None:
+        yield from check_blocks(rows, blocks, entry.blocks.name)
+    if runs is not None and entry.runs is not None and not rows.bad:
+        yield from check_runs(rows, runs, entry.runs.name)
+
+
+def _read(shard: Inspected, entry: SegmentEntry, file: FileEntry | None) -> Generator[Problem, None, pa.Table | None]:
+    """One of a segment's tables; None where it has none, or it is damaged."""
+    if file is None or (file == entry.blocks and entry.number in shard.without_blocks):
+        return None
+    try:
+        return read_table(shard.paths.segments / file.name, file)
+    except ArrowRBError as error:
+        if not _went(shard, error, file.name):
+            yield Problem(shard.paths.number, entry.number, str(error), file.name)
+    return None
+
+
+def _check_dropped(shard: Inspected, manifest: Manifest) -> Iterator[Problem]:
     """The run tables that are left of dropped segments."""
-    for shard, evicted in enumerate(snapshot.evicted):
-        for file in evicted.runs:
-            try:
-                read_table(shard_paths(root, shard).segments / file.name, file)
-            except ArrowRBError as error:
-                if not isinstance(error.__cause__, FileNotFoundError) or still_there(file):
-                    yield Problem(shard, -1, str(error))
+    for file in manifest.evicted.runs:
+        try:
+            read_table(shard.paths.segments / file.name, file)
+        except ArrowRBError as error:
+            if not _went(shard, error, file.name):
+                yield Problem(shard.paths.number, -1, str(error), file.name)
 
 
-class _Rows:
-    """The system columns of one segment, decoded once."""
-
-    def __init__(self, snapshot: Snapshot, slot: int) -> None:
-        view = snapshot.layout.views[slot]
-        self.base = row_id_base(view.shard, view.entry.number)
-        self.schema, self.block_rows = snapshot.layout.schema, view.entry.block_rows
-        self.columns = {place: np.array(view.column(place)) for place in (ORDINAL, LANE, EPISODE, STEP)}
-        self.raw_kinds = np.array(view.column(KIND))
-        self.kinds = snapshot.visible_kinds(slot)
-        self.ordinals = self.columns[ORDINAL]
-        self.used = np.flatnonzero(self.kinds)
-        self.fills = np.count_nonzero(self.kinds.reshape(-1, self.block_rows), axis=1)
-
-    def places(self) -> _Places:
-        """Where blocks begin, and which tails say that their episode goes on elsewhere."""
-        first = np.flatnonzero(self.fills) * self.block_rows
-        last = self.used[self.kinds[self.used] == int(Kind.CONTINUED)]
-        return _Places(self._keys(first), self._keys(last), last + self.base)
-
-    def _keys(self, positions: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-        columns = (self.columns[place][positions].tolist() for place in (LANE, EPISODE, STEP))
-        return list(zip(*columns, strict=True))
+def _went(shard: Inspected, error: ArrowRBError, name: str) -> bool:
+    """Whether a file is missing because a live writer has dropped it meanwhile."""
+    if not isinstance(error.__cause__, FileNotFoundError):
+        return False
+    try:
+        return name not in manifests.read(shard.paths.manifest, shard.paths.number).files
+    except ArrowRBError:
+        return False
 
 
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """(lane, episode, step) of the first rows of blocks, and of tails that lead to another block."""
-
-    begins: list[tuple[int, int, int]]
-    goes_on: list[tuple[int, int, int]]
-    row_ids: NDArray[np.int64]
-
-
-def _check_segment(rows: _Rows, view: SegmentView, root: Path) -> Iterator[str]:
-    yield from _check_rows(rows)
-    entry = view.entry
-    if not (entry.sealed and view.closed) or entry.runs is None or entry.blocks is None:
+def _check_whole(shard: Inspected, manifest: Manifest, seen: _Seen) -> Iterator[Problem]:
+    """What can be said of all segments together."""
+    number = shard.paths.number
+    if shard.record is None or shard.behind:
         return
-    counts = (rows.used.size, int(np.count_nonzero(rows.kinds == int(Kind.TRANSITION))))
-    if counts != (entry.num_rows, entry.num_transitions):
-        yield (
-            f"It holds {counts[0]:,} rows and {counts[1]:,} transitions, the manifest says {entry.num_rows:,} and "
-            f"{entry.num_transitions:,}."
-        )
-    ordinals = rows.ordinals[rows.used]
-    if ordinals.size and (ordinals.min(), ordinals.max()) != (entry.first_ordinal, entry.last_ordinal):
-        yield "Its first or last ordinal is not the manifest's."
-    folder = shard_paths(root, view.shard).segments
-    fills, kinds = read_blocks(folder / entry.blocks.name, entry)
-    if not (np.array_equal(fills, rows.fills) and np.array_equal(kinds, rows.raw_kinds)):
-        yield "Its block table counts other rows, or rows of other kinds."
-    if view.cold is not None and not np.array_equal(view.cold.row_ids(), rows.used + rows.base):
-        yield "Its Parquet file holds other row ids."
-    yield from _check_sums(rows, view, folder)
-    stored = read_table(folder / entry.runs.name, entry.runs)
-    made = build_runs(rows.schema, view.column, rows.kinds, block_rows=entry.block_rows, base=rows.base, starts={})
-    for name in _CHECKED_RUNS:
-        if not np.array_equal(column_of(stored, name), column_of(made, name)):
-            yield f"Its run table has another {name} than its rows."
-            break
-
-
-def _check_sums(rows: _Rows, view: SegmentView, folder: Path) -> Iterator[str]:
-    if view.entry.blocks is None:
-        return
-    table = read_table(folder / view.entry.blocks.name, view.entry.blocks)
-    sums = checksums(rows.schema, view.column, view.entry.block_rows)
-    for column, found in zip(rows.schema.columns, sums, strict=True):
-        bad = np.flatnonzero(column_of(table, "crc32." + column.name) != found)
-        if bad.size:
-            where = f"in {bad.size} blocks, first {bad[0]}"
-            yield f"Column {column.name!r} has other bytes than when it was sealed, {where}."
-
-
-def _check_rows(rows: _Rows) -> Iterator[str]:
-    """Kinds, blocks, and what follows what."""
-    used, kinds = rows.used, rows.kinds[rows.used]
-    if ((kinds > int(Kind.CUT)) | (rows.ordinals[used] < 1)).any():
-        yield "There are rows of an unknown kind, or without an ordinal."
-    block = used // rows.block_rows
-    if (used - block * rows.block_rows >= rows.fills[block]).any():
-        yield "There are rows behind free ones within a block."
-    lane, episode, step = (rows.columns[place] for place in (LANE, EPISODE, STEP))
-    first = block * rows.block_rows
-    if (lane[used] != lane[first]).any():
-        yield "There are rows of several lanes in one block."
-    inside = used[(used + 1 < (block + 1) * rows.block_rows) & (used + 1 < first + rows.fills[block])]
-    goes_on = inside[rows.kinds[inside] == int(Kind.TRANSITION)]
-    wrong = (episode[goes_on] != episode[goes_on + 1]) | (step[goes_on] + 1 != step[goes_on + 1])
-    if wrong.any():
-        yield f"Row {rows.base + goes_on[wrong][0]} is not followed by the next step of its episode."
-    if (rows.kinds[inside] == int(Kind.CONTINUED)).any():
-        yield "There is a block that goes on behind a tail which says that its episode goes on in another block."
-    ordered = inside[rows.ordinals[inside] >= rows.ordinals[inside + 1]]
-    if ordered.size:
-        yield f"Row {rows.base + ordered[0]} came after the row behind it."
-    last = used[(used == first + rows.fills[block] - 1) & (used == (block + 1) * rows.block_rows - 1)]
-    if (rows.kinds[last] == int(Kind.TRANSITION)).any():
-        yield "A block ends in a transition, whose next observation is nowhere."
-
-
-def _check_ordinals(found: NDArray[np.int64], watermark: int, evicted: int) -> Iterator[str]:
-    if found.size + evicted != watermark:
-        yield f"There are {found.size:,} rows and {evicted:,} were dropped, but {watermark:,} were committed."
-    if found.size and ((np.diff(found) == 0).any() or found[0] < 1 or found[-1] > watermark):
-        yield "There are ordinals twice, or beyond the watermark."
-
-
-def _check_lanes(places: list[_Places]) -> Iterator[str]:
-    """Every tail that says so leads to a block that begins with its observation; the newest may still wait."""
-    begins = {key for each in places for key in each.begins}
-    lost = [row for each in places for key, row in zip(each.goes_on, each.row_ids, strict=True) if key not in begins]
-    waiting = {key[0] for each in places for key in each.goes_on if key not in begins}
-    if len(lost) > len(waiting):
-        yield f"Row {lost[0]} says that its episode goes on in another block, and none begins so."
-
-
-__all__ = ["Problem", "Verified", "verify"]
+    elsewhere = None if seen.unknown else manifest.evicted.num_rows + seen.rows_unseen
+    for what in check_ordinals(seen.ordinals, shard.record.watermark, elsewhere):
+        yield Problem(number, -1, what)
+    if not seen.unknown and not seen.rows_unseen:
+        for segment, row, what in check_lanes(seen.places):
+            yield Problem(number, segment, what, manifest.segment(segment).name, rows=(row, row + 1))

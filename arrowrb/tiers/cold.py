@@ -38,6 +38,8 @@ _NARROW_GROUP_BYTES: Final = 4 << 20
 _WIDE_GROUP_BYTES: Final = 1 << 20
 _KIND: Final = 6
 _serials = itertools.count()
+# What Arrow raises over a damaged file: its own errors, those of a name or text, and ours of sizes.
+_READING_ERRORS: Final = (pa.ArrowException, ArrowRBError, OSError, ValueError, LookupError, OverflowError)
 
 
 def group_rows(schema: Schema) -> int:
@@ -227,8 +229,45 @@ def _open(mapping: Mapping, name: str) -> pq.ParquetFile:
     content = pa.foreign_buffer(mapping.address, mapping.size, base=mapping)
     try:
         return pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptError(f"Segment {name} is damaged: {error}.") from None
+    except _READING_ERRORS as error:
+        raise CorruptError(f"Segment {name} is damaged: {_plainly(error)}.") from None
+
+
+def _plainly(error: Exception) -> str:
+    """An error of Arrow's in one line, without a full stop."""
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def _read_numbers(file: pq.ParquetFile, group: int, column: str, name: str) -> NDArray[Any]:
+    """A column of numbers of one row group."""
+    try:
+        values: NDArray[Any] = file.read_row_group(group, columns=[column], use_threads=False).column(0).to_numpy()
+    except _READING_ERRORS as error:
+        raise CorruptError(
+            f"Segment {name} is damaged: column {column!r}, row group {group}: {_plainly(error)}."
+        ) from None
+    return values
+
+
+def read_kinds(path: Path, size: int, rows: int, base: int) -> NDArray[np.uint8]:
+    """The kinds of a segment's rows, uint8[rows], from its file alone: for where its block table is lost.
+
+    Raises:
+        CorruptError: if the file's row ids are not such of this segment, in order.
+    """
+    file = _open(Mapping(path, size=size), path.name)
+    groups = range(file.num_row_groups)
+    ids, found = (
+        np.concatenate([np.zeros(0, kind), *(_read_numbers(file, group, column, path.name) for group in groups)])
+        for column, kind in ((ROW_ID, np.int64), ("kind", np.uint8))
+    )
+    positions = ids - base
+    inside = positions.size == 0 or (positions[0] >= 0 and positions[-1] < rows and (np.diff(positions) > 0).all())
+    if not inside or positions.size != found.size:
+        raise CorruptError(f"Segment {path.name} holds row ids of another segment, or not in order.")
+    kinds = np.zeros(rows, np.uint8)
+    kinds[positions] = found
+    return kinds
 
 
 class ColdSegment:
@@ -280,14 +319,18 @@ class ColdSegment:
     def _check(self, schema: Schema, identity: str, num_rows: int) -> None:
         """Refuse a file of another segment or schema."""
         name = self.mapping.path.name
-        metadata = self._file.schema_arrow.metadata or {}
+        try:
+            found, footer = self._file.schema_arrow, self._file.metadata
+            counts = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        except _READING_ERRORS as error:
+            raise CorruptError(f"Segment {name} is damaged: {_plainly(error)}.") from None
+        metadata = found.metadata or {}
         if metadata.get(_IDENTITY) != identity.encode():
             raise CorruptError(f"Segment {name} belongs to another segment or store.")
-        if not self._file.schema_arrow.equals(file_schema(schema, identity), check_metadata=False):
+        if not found.equals(file_schema(schema, identity), check_metadata=False):
             raise CorruptError(f"Segment {name} has other columns than the store's schema.")
         groups = metadata.get(_GROUP_ROWS, b"")
         rows = int(groups) if groups.isdigit() else 0
-        counts = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
         whole = all(count == rows for count in counts[:-1]) and (not counts or counts[-1] <= rows)
         if rows < 1 or rows & (rows - 1) or not whole or sum(counts) != num_rows:
             raise CorruptError(f"Segment {name} has other row groups than it says.")
@@ -320,26 +363,41 @@ class ColdSegment:
                 pa.BufferReader(content), metadata=self._file.metadata, page_checksum_verification=True
             )
             table = file.read_row_group(group, columns=names)
-        except (pa.ArrowException, OSError) as error:
-            raise CorruptError(f"Segment {self.mapping.path.name} is damaged: {error}.") from None
-        decoded = []
-        for place, name in zip(places, names, strict=True):
-            array = _whole(table.column(name))
-            values = _values(array, self.columns[place])
-            if array.null_count and self._masked[place]:
-                values = values.copy()
-                values[~_validity(array)] = 0
-            decoded.append(values)
-        return decoded
+            return [self._decoded(table.column(name), place, group) for name, place in zip(names, places, strict=True)]
+        except _READING_ERRORS as error:
+            if len(places) > 1:
+                for place in places:
+                    self.decode(group, [place])  # which names the column
+            raise CorruptError(
+                f"Segment {self.mapping.path.name} is damaged: column "
+                f"{', '.join(repr(self.columns[place].name) for place in places)}, row group {group}: "
+                f"{_plainly(error)}."
+            ) from None
 
-    def row_ids(self) -> NDArray[np.int64]:
-        """The stored row ids, in order of position."""
-        groups = range(self._file.num_row_groups)
-        try:
-            tables = [self._file.read_row_group(group, columns=[ROW_ID], use_threads=False) for group in groups]
-        except (pa.ArrowException, OSError) as error:
-            raise CorruptError(f"Segment {self.mapping.path.name} is damaged: {error}.") from None
-        return np.concatenate([np.zeros(0, np.int64), *(table.column(ROW_ID).to_numpy() for table in tables)])
+    def _decoded(self, column: pa.ChunkedArray, place: int, group: int) -> NDArray[Any]:
+        array = _whole(column)
+        values = _values(array, self.columns[place])
+        if len(values) != self._file.metadata.row_group(group).num_rows:
+            raise CorruptError(f"it has {len(values):,} rows there, too few or too many")
+        if array.null_count and self._masked[place]:
+            values = values.copy()
+            values[~_validity(array)] = 0
+        return values
+
+    @property
+    def num_groups(self) -> int:
+        """Row groups of the file."""
+        return int(self._file.num_row_groups)
+
+    def positions(self, group: int) -> tuple[int, int]:
+        """First and stop of the positions that a row group covers."""
+        positions, step = np.flatnonzero(self.kinds), 1 << self.group_shift
+        chosen = positions[group * step : (group + 1) * step]
+        return (int(chosen[0]), int(chosen[-1]) + 1) if chosen.size else (0, 0)
+
+    def group_row_ids(self, group: int) -> NDArray[np.int64]:
+        """The row ids that a row group holds, in order of position."""
+        return _read_numbers(self._file, group, ROW_ID, self.mapping.path.name)
 
     def column(self, place: int) -> NDArray[Any]:
         """A whole column as it lay in the hot tier, [rows, *shape]: zeros where nothing was committed, or is NULL."""

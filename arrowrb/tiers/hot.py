@@ -23,6 +23,9 @@ from ..schema import Column, Schema
 
 _PADDING: Final = b"arrowrb.padding"
 _IDENTITY: Final = b"arrowrb.segment"
+_MAGIC: Final = b"ARROW1\0\0"
+# What Arrow raises over a damaged file: its own errors, those of a name or text, and ours.
+_READING_ERRORS: Final = (pa.ArrowException, ArrowRBError, OSError, ValueError, LookupError, OverflowError)
 
 
 def file_schema(schema: Schema, identity: str, padding: int = 0) -> pa.Schema:
@@ -190,9 +193,32 @@ def open_segment(
             if batch.num_rows != rows:
                 raise CorruptError(f"it has {batch.num_rows:,} rows, expected {rows:,}")
             offsets = _offsets(batch, schema.columns, mapping)
-    except (pa.ArrowException, ArrowRBError, OSError) as error:
-        raise CorruptError(f"Segment {path.name} cannot be used: {error}.") from None
+    except _READING_ERRORS as error:
+        told = " ".join(str(error).split()).rstrip(".")
+        raise CorruptError(f"Segment {path.name} cannot be used: {told}.") from None
     return HotSegment(mapping, schema.columns, rows, offsets)
+
+
+def check_beginning(segment: HotSegment) -> None:
+    """Hold the beginning of a segment's file, by which Arrow reads it as a stream, against its end.
+
+    `open_segment` goes by the end, as all do that read it as a file.
+    """
+    name, mapping = segment.mapping.path.name, segment.mapping
+    content = pa.foreign_buffer(mapping.address, mapping.size, base=mapping)
+    try:
+        if bytes(content[: len(_MAGIC)]) != _MAGIC:
+            raise CorruptError("it does not begin as an Arrow file")
+        stream, expected = pa.ipc.open_stream(content[len(_MAGIC) :]), pa.ipc.open_file(content).schema
+        if not stream.schema.equals(expected, check_metadata=True):
+            raise CorruptError("the schema at its beginning is another than that at its end")
+        if not np.array_equal(_offsets(stream.read_next_batch(), segment.columns, mapping), segment.offsets):
+            raise CorruptError("the columns at its beginning lie elsewhere than those at its end")
+        if (expected.metadata or {}).get(_PADDING, b"").strip(b"."):
+            raise CorruptError("its padding was written over")
+    except (*_READING_ERRORS, StopIteration) as error:  # the latter where there is no batch
+        told = " ".join(str(error).split()).rstrip(".") or "it holds no record batch"
+        raise CorruptError(f"Segment {name} is damaged at its beginning: {told}.") from None
 
 
 def _offsets(batch: pa.RecordBatch, columns: tuple[Column, ...], mapping: Mapping) -> NDArray[np.int64]:
