@@ -101,7 +101,12 @@ def _parse_kwargs(text: str | None) -> dict[str, Any]:
 @app.command()
 def collect(
     env_id: Annotated[
-        str, typer.Argument(help="A Gymnasium environment, such as CartPole-v1.", metavar="ENV_ID", show_default=False)
+        str,
+        typer.Argument(
+            help="A Gymnasium environment, such as CartPole-v1; of another package, ale_py:ALE/Pong-v5.",
+            metavar="ENV_ID",
+            show_default=False,
+        ),
     ],
     store: Annotated[Path, _STORE],
     frames: Annotated[int, typer.Option(min=-1, help="Transitions to collect; -1 goes on until Ctrl-C.")] = 10_000,
@@ -222,7 +227,10 @@ def export(
             compression=compression,
             progress=progress,
         )
-    print(f"{written.num_rows:,} {rows} in {len(written.files)} files, {written.num_bytes:,} bytes: {written.path}")
+    count = len(written.files)
+    print(
+        f"{written.num_rows:,} {rows} in {count} file{'s' if count != 1 else ''}, {written.num_bytes:,} bytes: {written.path}"
+    )
 
 
 @app.command(name="import")
@@ -246,7 +254,9 @@ def import_(
     ] = None,
     extra: Annotated[
         list[str] | None,
-        typer.Option(help="A further column of Parquet files for a new store to keep.", show_default=False),
+        typer.Option(
+            help="A further column of Parquet files for a new store to keep.", metavar="NAME", show_default=False
+        ),
     ] = None,
     env: Annotated[
         str | None,

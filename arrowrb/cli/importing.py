@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -85,8 +86,7 @@ def _is_minari(source: str) -> bool:
     path = Path(source)
     if path.is_dir():
         return any((path / part / "metadata.json").is_file() for part in ("", "data"))
-    named = not source.endswith(".parquet") and not set("*?[") & set(source)
-    return named and not path.exists() and not path.is_absolute() and not source.startswith(".")
+    return re.search(r"-v\d+$", source) is not None and not path.exists()
 
 
 def _schema_of(env_id: str) -> Schema:
