@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,14 +76,20 @@ def stored_type(column: Column) -> pa.DataType:
 
 def file_schema(schema: Schema, identity: str) -> pa.Schema:
     """The file's schema, which names the segment in its metadata."""
+    metadata = {_IDENTITY: identity.encode(), _GROUP_ROWS: str(group_rows(schema)).encode()}
+    return _fields(schema).with_metadata(metadata)
+
+
+@lru_cache(maxsize=8)
+def _fields(schema: Schema) -> pa.Schema:
+    """The file's schema without a segment; kept, since every segment that is opened is held against it."""
     masked = set(schema.masks)
     fields = [pa.field(ROW_ID, pa.int64(), nullable=False)]
     for column, name in zip(schema.columns, column_names(schema.columns), strict=True):
         nullable = column.owner == "transition" or column.name in masked
         field = column.field(name=name)
         fields.append(pa.field(name, stored_type(column), nullable=nullable, metadata=field.metadata))
-    metadata = {_IDENTITY: identity.encode(), _GROUP_ROWS: str(group_rows(schema)).encode()}
-    return pa.schema(fields, metadata=metadata)
+    return pa.schema(fields)
 
 
 def write(path: Path, schema: Schema, identity: str, hot: HotSegment, base: int, *, sync: bool) -> int:
@@ -327,7 +333,7 @@ class ColdSegment:
         metadata = found.metadata or {}
         if metadata.get(_IDENTITY) != identity.encode():
             raise CorruptError(f"Segment {name} belongs to another segment or store.")
-        if not found.equals(file_schema(schema, identity), check_metadata=False):
+        if not found.equals(_fields(schema), check_metadata=False):
             raise CorruptError(f"Segment {name} has other columns than the store's schema.")
         groups = metadata.get(_GROUP_ROWS, b"")
         rows = int(groups) if groups.isdigit() else 0
