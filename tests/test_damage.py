@@ -159,6 +159,16 @@ def _swap(places: Places, path: Path) -> None:
     shutil.copy(found, path)
 
 
+def _rename(path: Path) -> None:
+    """The name of a column in a row group's footer is no text any more."""
+    content = path.read_bytes()
+    flip(
+        path,
+        content.rindex(b"policy_version", 0, content.rindex(b"policy_version", 0, content.rindex(b"ARROW:schema"))),
+        0x80,
+    )
+
+
 def _folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -210,6 +220,7 @@ DAMAGES: dict[str, Callable[[Places], str]] = {
     "cold, a page": _segment("cold", lambda at, path: flip(path, _page(at, "reward"))),
     "cold, a page of a system column": _segment("cold", lambda at, path: flip(path, _page(at, "ordinal"))),
     "cold, a page of row ids": _segment("cold", lambda at, path: flip(path, _page(at, "row_id"))),
+    "cold, a name in the footer": _segment("cold", lambda _, path: _rename(path)),
     "cold, truncated": _segment("cold", lambda _, path: cut(path, path.stat().st_size // 2)),
     "cold, missing": _segment("cold", lambda _, path: path.unlink()),
     "cold, of another store": _segment("cold", _swap),

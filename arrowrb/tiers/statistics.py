@@ -20,15 +20,19 @@ def wrong_statistics(file: pq.ParquetFile, group: int) -> Iterator[str]:
     """
     footer = file.metadata.row_group(group)
     for place in range(footer.num_columns):
-        chunk = footer.column(place)
-        if not chunk.is_stats_set or "." in chunk.path_in_schema:
+        try:
+            chunk = footer.column(place)
+            name = chunk.path_in_schema
+        except (pa.ArrowException, ValueError) as error:  # a name that is no text
+            yield f"column {place} ({error})"
             continue
-        name = chunk.path_in_schema
+        if not chunk.is_stats_set or "." in name:
+            continue
         try:
             column = file.read_row_group(group, columns=[name], use_threads=False)
         except (pa.ArrowException, OSError):
             continue
-        if _told(chunk) != _told(_write(column)):
+        if column.num_columns != 1 or column.num_rows != footer.num_rows or _told(chunk) != _told(_write(column)):
             yield name
 
 
