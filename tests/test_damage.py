@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -158,6 +159,16 @@ def _swap(places: Places, path: Path) -> None:
     shutil.copy(found, path)
 
 
+def _rename(path: Path) -> None:
+    """The name of a column in a row group's footer is no text any more."""
+    content = path.read_bytes()
+    flip(
+        path,
+        content.rindex(b"policy_version", 0, content.rindex(b"policy_version", 0, content.rindex(b"ARROW:schema"))),
+        0x80,
+    )
+
+
 def _folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -209,6 +220,7 @@ DAMAGES: dict[str, Callable[[Places], str]] = {
     "cold, a page": _segment("cold", lambda at, path: flip(path, _page(at, "reward"))),
     "cold, a page of a system column": _segment("cold", lambda at, path: flip(path, _page(at, "ordinal"))),
     "cold, a page of row ids": _segment("cold", lambda at, path: flip(path, _page(at, "row_id"))),
+    "cold, a name in the footer": _segment("cold", lambda _, path: _rename(path)),
     "cold, truncated": _segment("cold", lambda _, path: cut(path, path.stat().st_size // 2)),
     "cold, missing": _segment("cold", lambda _, path: path.unlink()),
     "cold, of another store": _segment("cold", _swap),
@@ -284,6 +296,27 @@ def test_two_damages_are_two_problems(whole: Path, tmp_path: Path, pair: tuple[s
     assert expected
     for name in expected:
         assert any(problem.file == name for problem in problems), (name, problems)
+
+
+def test_statistics_that_hide_rows(whole: Path, tmp_path: Path) -> None:
+    """A bit in them makes SQL pass over a row group, with no error anywhere."""
+    places = _copy(whole, tmp_path)
+    path = places.folder / places.cold.name
+    content = path.read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    hidden = 0
+    for at in range(footer, len(content) - 8):
+        if content[at : at + 4] != (1).to_bytes(4, "little"):  # least kind
+            continue
+        damaged = bytearray(content)
+        damaged[at : at + 4] = (200).to_bytes(4, "little")
+        path.write_bytes(damaged)
+        with contextlib.suppress(ArrowRBError), arrowrb.Store.open(places.store) as store:
+            found = store.sql("SELECT count(*) FROM transitions").fetchall()[0][0]
+            hidden += found != len(store)
+            if found != len(store):
+                assert [problem.file for problem in arrowrb.verify(places.store).problems] == [path.name]
+    assert hidden
 
 
 def test_open_says_which_file_is_missing(whole: Path, tmp_path: Path) -> None:

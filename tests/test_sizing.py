@@ -48,3 +48,18 @@ def test_segments_grow_with_the_store():
 def test_giant_rows():
     shape = shape_segment(num_lanes=1, row_bytes=100 << 20, rows_so_far=10**9)
     assert shape.rows == 64
+
+
+def test_a_small_hot_tier_makes_no_tiny_segments():
+    """Its segments become cold ones, which are never made larger."""
+
+    def rows(hot_rows: int, row_bytes: int, max_rows: int | None = None) -> int:
+        return shape_segment(
+            num_lanes=1, row_bytes=row_bytes, rows_so_far=10**7, hot_rows=hot_rows, max_rows=max_rows
+        ).rows
+
+    assert rows(1000, 60) == 4096
+    assert rows(80_000, 60) == 9728  # an eighth, in whole blocks
+    assert 120 <= rows(1000, 2000) <= 131  # 256 KiB
+    assert rows(1000, 100_000) == 112  # rows are large: an eighth, in whole blocks
+    assert rows(1000, 60, max_rows=4000) <= 250  # what retention drops at a time stays as fine

@@ -505,3 +505,17 @@ def test_damaged_cold_files(tmp_path: Path) -> None:
         assert len(list((copy / "shards/00000/segments").glob("*.parquet"))) > 3, name
     with Store.open(damaged(flip)) as reader, pytest.raises(CorruptError, match="00000002"):
         reader.gather(ids)
+
+
+def test_a_small_block_table_takes_no_mapping(tmp_path: Path) -> None:
+    """A process may have 65,530 mappings; a cold segment takes one, its file's, where its tables are small."""
+
+    def mappings() -> int:
+        return Path("/proc/self/maps").read_text().count(f"{tmp_path}/store")
+
+    with create(tmp_path / "store", hot_rows=1) as store:
+        fill(store, 1500)
+        counts = tiers_of(store)
+        before = mappings()
+        assert counts["cold"] > 15
+        assert before <= counts["cold"] + counts["hot"] + 1  # the visible record

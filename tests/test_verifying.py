@@ -17,6 +17,7 @@ from arrowrb.errors import ArrowRBError
 from arrowrb.retention import Limits
 from arrowrb.sizing import SegmentShape
 from arrowrb.store import Store
+from tests.test_sql import rich_schema, write_rich
 from tests.test_tiers import create, fill, settle, small_segments
 
 __all__ = ["small_segments"]  # a fixture
@@ -53,6 +54,16 @@ def test_whatever_was_done_is_well(
     assert found
     assert found.num_rows == pair.store.info().num_rows
     pair.close()
+
+
+def test_every_type_is_well_in_both_tiers(tmp_path: Path) -> None:
+    with create(tmp_path / "store", rich_schema(), hot_rows=1) as store:
+        rng = np.random.default_rng(2)
+        for lane in (0, 3, 1, 0, 3) * 8:
+            write_rich(store, rng, 45, lane)
+        settle(store)
+        assert store.info().num_segments["cold"] > 5
+        assert store.verify().problems == ()
 
 
 def test_dropped_segments_are_not_missed(tmp_path: Path) -> None:

@@ -199,6 +199,17 @@ def check_counts(rows: Rows) -> Iterator[Problem]:
         yield rows.problem("Its first or last ordinal is not the manifest's.", column="ordinal")
 
 
+def check_statistics(rows: Rows, cold: ColdSegment) -> Iterator[Problem]:
+    """What a cold segment's footer says of the values in its row groups."""
+    for group in range(cold.num_groups):
+        names = cold.wrong_statistics(group)
+        if names:
+            what = (
+                f"Its footer says of row group {group} what is not so of {', '.join(names)}: queries may pass it over."
+            )
+            yield rows.problem(what, column=names[0], rows=cold.positions(group))
+
+
 def check_row_ids(rows: Rows, cold: ColdSegment) -> Iterator[Problem]:
     """The row ids that a cold segment's file holds."""
     ids: list[NDArray[np.int64]] = []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from ..commits import Record
 from ..manifest import Evicted, Manifest
@@ -35,7 +36,7 @@ class Look:
     leaving: Callable[[], Sequence[SegmentView]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ShardState:
     """The manifest and the mappings of its segments.
 
@@ -64,17 +65,23 @@ class ShardState:
         """Rows that were ever allocated."""
         return self.manifest.evicted.rows + sum(entry.rows for entry in self.manifest.segments)
 
+    @cached_property
+    def _listed(self) -> list[Piece]:
+        """The segments that are not leaving, by the manifest alone. Asked for several times a state."""
+        return [
+            Piece(each.number, each.tier, each.sealed, each.sealed, each.rows, each.bytes, each.num_transitions)
+            for each in self.manifest.segments
+            if each.number not in self.leaving
+        ]
+
     def pieces(self, closing: Mapping[int, OpenSegment]) -> list[Piece]:
         """The segments that are not leaving, as limits see them. ``closing`` are closed and not sealed."""
-        pieces = []
-        for entry in self.manifest.segments:
-            number = entry.number
-            if number in self.leaving:
-                continue
-            transitions = closing[number].num_transitions if number in closing else entry.num_transitions
-            closed = entry.sealed or number in closing
-            pieces.append(Piece(number, entry.tier, closed, entry.sealed, entry.rows, entry.bytes, transitions))
-        return pieces
+        return [
+            replace(piece, closed=True, num_transitions=closing[piece.number].num_transitions)
+            if piece.number in closing
+            else piece
+            for piece in self._listed
+        ]
 
     def views(
         self, closing: Mapping[int, OpenSegment], opened: Sequence[OpenSegment], *, leaving: bool

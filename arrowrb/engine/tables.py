@@ -26,6 +26,7 @@ from ..tiers.hot import HotSegment
 
 # Places of the system columns.
 ORDINAL, TIME, EPISODE, LANE, STEP, POLICY, KIND, TERMINATED, TRUNCATED = range(9)
+_SMALL_BYTES = 64 << 10
 _WAITING = 1 << 62  # later than every ordinal
 
 
@@ -175,18 +176,16 @@ def build_blocks(
 
 
 def read_blocks(path: Path, entry: SegmentEntry) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """From a mapped block table: the blocks' committed rows, int64[blocks], and the rows' kinds, uint8[rows].
+    """From a block table: the blocks' committed rows, int64[blocks], and the rows' kinds, uint8[rows].
 
-    The kinds are a view of the mapping, which they keep alive.
+    The kinds of a large table are a view of its mapping, which they keep alive. Those of a small one are a copy: there
+    may be many small ones, and a process may have 65,530 mappings.
     """
     if entry.blocks is None:
         raise CorruptError(f"{path.name} is missing in the manifest, though its segment is sealed.")
-    mapping = files.Mapping(path, size=entry.blocks.bytes)
-    content = pa.foreign_buffer(mapping.address, mapping.size, base=mapping)
-    if zlib.crc32(content) != entry.blocks.crc32:
-        raise CorruptError(f"{path.name} is damaged: its checksum is not what the manifest says.")
+    small = entry.blocks.bytes <= _SMALL_BYTES
+    table = read_table(path, entry.blocks) if small else _map_table(path, entry.blocks)
     try:
-        table = decode_table(content)
         fills, kinds = column_of(table, "rows"), table["kinds"].chunk(0)
     except (pa.ArrowException, KeyError, IndexError) as error:
         raise CorruptError(f"{path.name} is damaged: {error}.") from None
@@ -194,11 +193,16 @@ def read_blocks(path: Path, entry: SegmentEntry) -> tuple[NDArray[np.int64], NDA
     bad = fills.size != blocks or kinds.type != pa.binary(entry.block_rows) or kinds.offset or kinds.null_count
     if bad or len(kinds) != blocks or (fills < 0).any() or (fills > entry.block_rows).any():
         raise CorruptError(f"{path.name} is damaged: it does not describe its segment.")
-    offset = kinds.buffers()[1].address - mapping.address
-    whole = mapping.array(offset, entry.rows, np.uint8)
+    whole = np.frombuffer(kinds.buffers()[1], np.uint8, entry.rows)
     if np.count_nonzero(whole) != fills.sum() or fills.sum() != entry.num_rows:
         raise CorruptError(f"{path.name} is damaged: its blocks and kinds do not agree.")
-    return fills, whole
+    return (fills.copy(), whole.copy()) if small else (fills, whole)
+
+
+def _map_table(path: Path, file: FileEntry) -> pa.Table:
+    """A table over a mapping of its file, which it keeps alive."""
+    mapping = files.Mapping(path, size=file.bytes)
+    return _checked(path, file, pa.foreign_buffer(mapping.address, mapping.size, base=mapping))
 
 
 def checksums(schema: Schema, column: Callable[[int], NDArray[Any]], block_rows: int) -> NDArray[np.uint32]:
@@ -256,7 +260,10 @@ def decode_table(content: Any) -> pa.Table:
 
 def read_table(path: Path, file: FileEntry) -> pa.Table:
     """Read a table that the manifest lists, and check it against its size and checksum."""
-    content = files.read_file(path, "reading a table", most=file.bytes)
+    return _checked(path, file, files.read_file(path, "reading a table", most=file.bytes))
+
+
+def _checked(path: Path, file: FileEntry, content: Any) -> pa.Table:
     if len(content) != file.bytes or zlib.crc32(content) != file.crc32:
         raise CorruptError(f"{path.name} is damaged: its size or checksum is not what the manifest says.")
     try:

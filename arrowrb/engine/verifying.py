@@ -31,6 +31,7 @@ from .checks import (
     check_row_ids,
     check_rows,
     check_runs,
+    check_statistics,
 )
 from .engine import read_store_file
 from .inspecting import Inspected, inspect_shard
@@ -153,6 +154,7 @@ def _check_segment(
         seen.miss(entry)
     if view.cold is not None:
         yield from check_row_ids(rows, view.cold)
+        yield from check_statistics(rows, view.cold)
     if not (entry.sealed and view.closed):
         return
     yield from check_counts(rows)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +26,9 @@ from ..errors import ArrowRBError, CorruptError
 from ..files import Mapping, publishing
 from ..rows import Kind
 from ..schema import Column, Schema
+from .columnar import as_slice, in_one_piece, pack_bits, validity_of, values_of
 from .hot import HotSegment
+from .statistics import wrong_statistics
 
 ROW_ID: Final = "row_id"
 _IDENTITY: Final = b"arrowrb.segment"
@@ -76,14 +78,20 @@ def stored_type(column: Column) -> pa.DataType:
 
 def file_schema(schema: Schema, identity: str) -> pa.Schema:
     """The file's schema, which names the segment in its metadata."""
+    metadata = {_IDENTITY: identity.encode(), _GROUP_ROWS: str(group_rows(schema)).encode()}
+    return _fields(schema).with_metadata(metadata)
+
+
+@lru_cache(maxsize=8)
+def _fields(schema: Schema) -> pa.Schema:
+    """The file's schema without a segment; kept, since every segment that is opened is held against it."""
     masked = set(schema.masks)
     fields = [pa.field(ROW_ID, pa.int64(), nullable=False)]
     for column, name in zip(schema.columns, column_names(schema.columns), strict=True):
         nullable = column.owner == "transition" or column.name in masked
         field = column.field(name=name)
         fields.append(pa.field(name, stored_type(column), nullable=nullable, metadata=field.metadata))
-    metadata = {_IDENTITY: identity.encode(), _GROUP_ROWS: str(group_rows(schema)).encode()}
-    return pa.schema(fields, metadata=metadata)
+    return pa.schema(fields)
 
 
 def write(path: Path, schema: Schema, identity: str, hot: HotSegment, base: int, *, sync: bool) -> int:
@@ -146,9 +154,9 @@ def _batch(
     schema: Schema, fields: pa.Schema, hot: HotSegment, base: int, positions: NDArray[np.int64]
 ) -> pa.RecordBatch:
     """Some rows of a hot segment as they lie in the file."""
-    count, span = positions.size, _span(positions)
+    count, span = positions.size, as_slice(positions)
     kinds = hot.column(_KIND)[span]
-    absent = _bits(kinds == Kind.TRANSITION)
+    absent = pack_bits(kinds == Kind.TRANSITION)
     places = {column.name: place for place, column in enumerate(schema.columns)}
     arrays = [pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(positions + base)])]
     for place, column in enumerate(schema.columns):
@@ -156,7 +164,7 @@ def _batch(
         validity = absent if column.owner == "transition" else None
         if column.name in schema.masks:
             flags = hot.column(places[schema.masks[column.name]])[span] != 0
-            validity = _bits(flags & (kinds == Kind.TRANSITION) if column.owner == "transition" else flags)
+            validity = pack_bits(flags & (kinds == Kind.TRANSITION) if column.owner == "transition" else flags)
         kind = fields.field(place + 1).type
         if pa.types.is_fixed_size_list(kind):
             items = pa.Array.from_buffers(kind.value_type, count * column.num_elements, [None, content])
@@ -164,10 +172,6 @@ def _batch(
         else:
             arrays.append(pa.Array.from_buffers(kind, count, [validity, content]))
     return pa.RecordBatch.from_arrays(arrays, schema=fields)
-
-
-def _bits(valid: NDArray[np.bool_]) -> pa.Buffer | None:
-    return None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
 
 
 def _compare(mapping: Mapping, schema: Schema, hot: HotSegment, positions: NDArray[np.int64]) -> None:
@@ -181,48 +185,16 @@ def _compare(mapping: Mapping, schema: Schema, hot: HotSegment, positions: NDArr
         table = file.read_row_group(group, use_threads=False)
         chosen = positions[group * rows : (group + 1) * rows]
         for place, (column, name) in enumerate(zip(schema.columns, names, strict=True)):
-            array = _whole(table.column(name))
-            found, expected = _values(array, column), hot.column(place)[_span(chosen)]
+            array = in_one_piece(table.column(name))
+            found, expected = values_of(array, column), hot.column(place)[as_slice(chosen)]
             if array.null_count:
-                valid = _validity(array)
+                valid = validity_of(array)
                 found, expected = found[valid], expected[valid]
             if not pa.py_buffer(np.ascontiguousarray(found)).equals(pa.py_buffer(np.ascontiguousarray(expected))):
                 raise CorruptError(
                     f"Column {column.name!r} was not read back from {mapping.path.name} as it was written. The disk "
                     "may be failing; the segment stays in the hot tier."
                 )
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def _span(positions: NDArray[np.int64]) -> NDArray[np.int64] | slice:
-    """Positions as a slice where they adjoin, which copies nothing."""
-    if positions.size and positions[-1] - positions[0] == positions.size - 1:
-        return slice(int(positions[0]), int(positions[-1]) + 1)
-    return positions
-
-
-def _validity(array: pa.Array) -> NDArray[np.bool_]:
-    bits = np.frombuffer(array.buffers()[0], np.uint8)
-    whole = np.unpackbits(bits, count=array.offset + len(array), bitorder="little")
-    return whole[array.offset :].view(np.bool_)
-
-
-def _values(array: pa.Array, column: Column) -> NDArray[Any]:
-    """Decoded values [n, *shape], without a copy; what is NULL holds anything."""
-    first, count = array.offset, len(array)
-    if pa.types.is_fixed_size_list(array.type):
-        first, array = first * column.num_elements + array.values.offset, array.values
-    buffer = array.buffers()[1]
-    if count == 0 or buffer is None:
-        return np.zeros((count, *column.shape), column.storage)
-    each = column.num_elements
-    start = first * column.storage.itemsize
-    if column.encoding == "binary":
-        start = first * column.item_bytes
-    return np.frombuffer(buffer, column.storage, count * each, start).reshape(count, *column.shape)
 
 
 def _open(mapping: Mapping, name: str) -> pq.ParquetFile:
@@ -327,7 +299,7 @@ class ColdSegment:
         metadata = found.metadata or {}
         if metadata.get(_IDENTITY) != identity.encode():
             raise CorruptError(f"Segment {name} belongs to another segment or store.")
-        if not found.equals(file_schema(schema, identity), check_metadata=False):
+        if not found.equals(_fields(schema), check_metadata=False):
             raise CorruptError(f"Segment {name} has other columns than the store's schema.")
         groups = metadata.get(_GROUP_ROWS, b"")
         rows = int(groups) if groups.isdigit() else 0
@@ -375,13 +347,13 @@ class ColdSegment:
             ) from None
 
     def _decoded(self, column: pa.ChunkedArray, place: int, group: int) -> NDArray[Any]:
-        array = _whole(column)
-        values = _values(array, self.columns[place])
+        array = in_one_piece(column)
+        values = values_of(array, self.columns[place])
         if len(values) != self._file.metadata.row_group(group).num_rows:
             raise CorruptError(f"it has {len(values):,} rows there, too few or too many")
         if array.null_count and self._masked[place]:
             values = values.copy()
-            values[~_validity(array)] = 0
+            values[~validity_of(array)] = 0
         return values
 
     @property
@@ -398,6 +370,10 @@ class ColdSegment:
     def group_row_ids(self, group: int) -> NDArray[np.int64]:
         """The row ids that a row group holds, in order of position."""
         return _read_numbers(self._file, group, ROW_ID, self.mapping.path.name)
+
+    def wrong_statistics(self, group: int) -> list[str]:
+        """Columns of a row group whose statistics, by which queries pass over it, are not those of its rows."""
+        return list(wrong_statistics(self._file, group))
 
     def column(self, place: int) -> NDArray[Any]:
         """A whole column as it lay in the hot tier, [rows, *shape]: zeros where nothing was committed, or is NULL."""
