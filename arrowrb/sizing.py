@@ -20,6 +20,7 @@ _GROWTH: Final = 3
 SHARE_OF_MAX_ROWS: Final = 16
 SHARE_OF_HOT_ROWS: Final = 8
 LEAST_HOT_BYTES: Final = 256 << 10
+MOST_SMALL_SEGMENTS: Final = 512
 _MOST_ELEMENTS: Final = 1 << 30
 
 
@@ -45,8 +46,9 @@ def shape_segment(
     Segments grow with the shard (each makes it four times as large) up to 64 MiB or 262,144 rows, so that a small
     store stays small and the files of a large one stay few. There are at least four blocks a lane. A segment is
     at most a sixteenth of ``max_rows`` and an eighth of ``hot_rows``, unless the lanes need more (32 rows each).
-    A small hot tier makes no tiny segments: of 4,096 rows or 256 KiB, since all that is cold stays in pieces of that
-    size, and each costs syncs, a line of the manifest and a mapping.
+    A hot tier that is small beside the store makes no tiny segments, since all that is cold stays in pieces of that
+    size, and each costs syncs, a line of the manifest and a mapping: they have at least a 512th of the rows so far,
+    up to 4,096 rows or 256 KiB.
 
     Args:
         num_lanes: lanes now active.
@@ -61,7 +63,7 @@ def shape_segment(
     first = max(64, min(FIRST_ROWS, FIRST_BYTES // max(1, row_bytes)))
     rows = min(most, max(first, _GROWTH * rows_so_far))
     shares = [max_rows // SHARE_OF_MAX_ROWS] if max_rows is not None else []
-    least = min(FIRST_ROWS, LEAST_HOT_BYTES // max(1, row_bytes))
+    least = min(rows_so_far // MOST_SMALL_SEGMENTS, FIRST_ROWS, LEAST_HOT_BYTES // max(1, row_bytes))
     shares += [max(hot_rows // SHARE_OF_HOT_ROWS, least)] if hot_rows is not None else []
     share = min(shares, default=MAX_SEGMENT_ROWS)
     rows = min(rows, max(share, LEAST_BLOCK_ROWS))

@@ -78,8 +78,8 @@ class Store(Upkeep):
             path: a directory that does not exist yet, or is empty.
             schema: what a transition holds; see `Schema.from_env`.
             hot_rows: rows that the memory-mapped tier may have allocated; older ones are moved to Parquet in the
-                background. At least 1,000; more is taken where that is below 2 MiB or 32,768 rows, or 256 rows a
-                lane.
+                background. At least 1,000; more is taken where that is below a 64th of the rows (up to 32,768 rows
+                or 2 MiB of them), or 256 rows a lane.
             hot_bytes: the same in bytes. The smaller of both counts; without either, 8 GB or a quarter of the memory.
             max_rows: transitions that are kept; the oldest beyond are dropped, a sixteenth of it at a time. At least
                 1,000. Where the hot tier holds as many, nothing is moved to Parquet.

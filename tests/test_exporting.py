@@ -195,7 +195,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     result = CliRunner().invoke(app, ["export", str(path), out, "--rows", "steps", "--where", "step < 3"])
     assert result.exit_code == 0, result.output
-    assert "steps in 1 files" in result.output
+    assert "steps in 1 file," in result.output
     again = CliRunner().invoke(app, ["export", str(path), out])
     assert again.exit_code == 1
     assert "not empty" in again.stderr

@@ -53,12 +53,14 @@ def test_giant_rows():
 def test_a_small_hot_tier_makes_no_tiny_segments():
     """Its segments become cold ones, which are never made larger."""
 
-    def rows(hot_rows: int, row_bytes: int, max_rows: int | None = None) -> int:
+    def rows(hot_rows: int, row_bytes: int, max_rows: int | None = None, so_far: int = 10**7) -> int:
         return shape_segment(
-            num_lanes=1, row_bytes=row_bytes, rows_so_far=10**7, hot_rows=hot_rows, max_rows=max_rows
+            num_lanes=1, row_bytes=row_bytes, rows_so_far=so_far, hot_rows=hot_rows, max_rows=max_rows
         ).rows
 
     assert rows(1000, 60) == 4096
+    assert rows(1000, 60, so_far=50_000) <= 125  # the bound holds as long as segments are few
+    assert rows(1000, 60, so_far=512_000) == 896  # whole blocks
     assert rows(80_000, 60) == 9728  # an eighth, in whole blocks
     assert 120 <= rows(1000, 2000) <= 131  # 256 KiB
     assert rows(1000, 100_000) == 112  # rows are large: an eighth, in whole blocks

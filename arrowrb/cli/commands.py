@@ -227,8 +227,69 @@ def export(
             compression=compression,
             progress=progress,
         )
-    where_to = f"{written.path}, {len(written.files)} of Parquet"
-    print(f"{written.num_rows:,} {rows}, {written.num_bytes:,} bytes: {where_to}")
+    files = f"{len(written.files)} file" + "s" * (len(written.files) != 1)
+    print(f"{written.num_rows:,} {rows} in {files}, {written.num_bytes:,} bytes: {written.path}")
+
+
+@app.command(name="import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Parquet files (a file, a folder, a pattern), or a Minari data set (its folder or id).",
+            metavar="SOURCE",
+            show_default=False,
+        ),
+    ],
+    store: Annotated[Path, _STORE],
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where the files call a column otherwise: observation=obs; several make a vector: action=vx,vy.",
+            metavar="NAME=COLUMN",
+            show_default=False,
+        ),
+    ] = None,
+    extra: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further column of Parquet files for a new store to keep.", metavar="NAME", show_default=False
+        ),
+    ] = None,
+    env: Annotated[
+        str | None,
+        typer.Option(help="The environment whose spaces a new store takes.", metavar="ENV_ID", show_default=False),
+    ] = None,
+    final: Annotated[
+        Literal["drop", "repeat"],
+        typer.Option(help="A transition without next observation is left out, or its own observation repeated."),
+    ] = "drop",
+    hot_rows: Annotated[
+        int | None, typer.Option(min=1000, help="Rows in mapped files of a new store.", show_default=False)
+    ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(min=1000, help="Transitions that a new store keeps.", show_default=False)
+    ] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add to a store that is there already.")] = False,
+) -> None:
+    """Make a store of a data set: an export, anybody's Parquet files, or a Minari data set.
+
+    For example: arrowrb import data/ runs/new --column observation=obs --column terminated=done
+    """
+    asked = Import(
+        source=source,
+        path=store,
+        columns=_parse_columns(column or ()),
+        extras=tuple(extra or ()),
+        env_id=env,
+        final=final,
+        hot_rows=hot_rows,
+        max_rows=max_rows,
+        append=append,
+    )
+    with show_progress("rows") as progress:
+        done = import_into(asked, progress)
+    print_imported(done)
 
 
 @app.command()
