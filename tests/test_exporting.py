@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,13 @@ import duckdb
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from arrowrb.cli import app
-from arrowrb.errors import ArrowRBError, QueryError, StoreExistsError
+from arrowrb.errors import ArrowRBError, FullError, QueryError, StoreExistsError
 from arrowrb.export import writing
 from arrowrb.schema import Schema
 from arrowrb.store import Store
@@ -103,6 +107,8 @@ def test_a_part_of_it_in_files_of_a_size(tmp_path: Path, monkeypatch: pytest.Mon
         assert done.num_rows == 140
         assert len(done.files) > 1
         assert told[-1] == (140, 140)
+        assert len(told) == 3
+        assert [done for done, _ in told] == sorted({done for done, _ in told})
         assert done.num_bytes == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
         expected = store.sql('SELECT sum("return") FROM (FROM episodes ORDER BY "return" DESC LIMIT 20)').fetchall()
         found = duckdb.sql(f"SELECT sum(reward) FROM '{tmp_path}/out/*.parquet'").fetchall()
@@ -158,15 +164,71 @@ def test_refusals(tmp_path: Path) -> None:
         assert {path.name for path in tmp_path.iterdir()} == {"store", "full", "file"}
 
 
-def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", [1, 7])
+def test_an_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int) -> None:
+    monkeypatch.setattr(writing, "_GROUP_BYTES", 1000)
+    told: list[int] = []
+
     def stop(done: int, total: int) -> None:
-        raise KeyboardInterrupt
+        told.append(done)
+        if len(told) == last:
+            raise KeyboardInterrupt
 
     with create(tmp_path / "store") as store:
-        fill(store, 200)
+        fill(store, 2000)
         with pytest.raises(KeyboardInterrupt):
             store.export(tmp_path / "out", progress=stop)
+    assert len(told) == last
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize("failing", ["encode_group", "write", "sync"])
+def test_a_failure_in_any_thread_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    monkeypatch.setattr(writing, "_GROUP_BYTES", 1000)
+    monkeypatch.setattr(writing, "_SYNC_BYTES", 2000)
+    calls: list[threading.Thread] = []
+
+    def fails(*arguments: Any) -> Any:
+        if not threading.current_thread().name.startswith(("arrowrb-export", "MainThread")):
+            return original(*arguments)  # the writer's own
+        calls.append(threading.current_thread())
+        if len(calls) == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(*arguments)
+
+    with create(tmp_path / "store") as store:
+        fill(store, 2000)
+        place, name = {
+            "encode_group": (writing, "encode_group"),
+            "write": (writing.Stitched, "add"),
+            "sync": (os, "fdatasync"),
+        }[failing]
+        original = getattr(place, name)
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, fails)
+            with pytest.raises(FullError, match="No room left while exporting"):
+                store.export(tmp_path / "out")
+        assert len(calls) >= 5
+        assert (threading.main_thread() in calls) == (failing == "write")
+        assert [path.name for path in tmp_path.iterdir()] == ["store"]
+        assert store.export(tmp_path / "out").num_rows == 2000
+
+
+def test_files_are_the_same_whatever_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "_LEAST_FILE_BYTES", 1000)
+    monkeypatch.setattr(writing, "_GROUP_BYTES", 2000)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
+    with rich_store(tmp_path / "store", 1) as store:
+        contents = []
+        for threads in (1, 4):
+            monkeypatch.setattr(writing, "_MOST_THREADS", threads)
+            done = store.export(tmp_path / str(threads), file_bytes=40_000)
+            contents.append([path.read_bytes() for path in done.files])
+        rows = store.sql("SELECT row_id FROM transitions").arrow()["row_id"]
+    assert contents[0] == contents[1]
+    assert len(contents[0]) > 2
+    tables = [pq.read_table(pa.BufferReader(content))["row_id"] for content in contents[0]]
+    assert sorted(row for table in tables for row in table.to_pylist()) == sorted(rows.to_pylist())
 
 
 def test_targets_through_links_and_from_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
