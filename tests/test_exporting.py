@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import gymnasium
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 from arrowrb.cli import app
 from arrowrb.errors import ArrowRBError, FullError, QueryError, StoreExistsError
 from arrowrb.export import writing
-from arrowrb.schema import Schema
+from arrowrb.schema import Extra, Schema
 from arrowrb.store import Store
 from tests.plain_store import plain_batch
 from tests.test_sql import rich_schema, write_rich
@@ -92,6 +93,32 @@ def test_others_read_it(tmp_path: Path) -> None:
         assert tails["terminated"].isna().all()
     metadata = pq.read_schema(done.files[0]).metadata
     assert Schema.from_json(json.loads(metadata[b"arrowrb.schema"])) == store.schema
+
+
+def test_polars_reads_vectors_that_are_missing(tmp_path: Path) -> None:
+    count = 21_000  # in pages of 20,000
+    schema = Schema.from_spaces(
+        gymnasium.spaces.Box(-9, 9, (), np.float32),
+        gymnasium.spaces.Box(-1, 1, (6,), np.float32),
+        extras={"goal": Extra("int64", (2,), nullable=True)},
+    )
+    observation = np.arange(count + 1, dtype=np.float32)
+    batch = {
+        "observation": observation[:-1],
+        "next_observation": observation[1:],
+        "action": np.random.default_rng(3).standard_normal((count, 6)).astype(np.float32),
+        "reward": observation[1:],
+        "terminated": np.arange(1, count + 1) % 1000 == 0,
+        "truncated": np.zeros(count, np.bool_),
+    }
+    with Store.create(tmp_path / "store", schema) as store:
+        store.extend(batch)
+        for extra in range(8):  # how many rows there are decides whether it would fail
+            done = store.export(tmp_path / str(extra), rows="steps", where=f"ordinal <= {20_001 + extra}")
+            found, expected = pl.read_parquet(done.files[0]), pq.read_table(done.files[0])
+            assert 0 < found["action"].null_count() == found["reward"].null_count() < done.num_rows
+            for name in expected.column_names:
+                assert found[name].to_list() == expected[name].to_pylist()
 
 
 def test_a_part_of_it_in_files_of_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

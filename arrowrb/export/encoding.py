@@ -54,19 +54,23 @@ def outputs_of(schema: Schema, *, steps: bool, images: str) -> list[Output]:
         nullable = column.name in masks or (steps and column.owner == "transition")
         metadata = column.field().metadata
         name = ("next_" if shift else "") + column.name
-        field = pa.field(name, _type(column, images), nullable=nullable, metadata=metadata)
+        field = pa.field(name, _type(column, images, nullable=nullable), nullable=nullable, metadata=metadata)
         outputs.append(Output(field, column, places[column.name], shift, places.get(masks.get(column.name, ""), -1)))
     return outputs
 
 
-def _type(column: Column, images: str) -> pa.DataType:
-    """Flags are booleans, vectors fixed-size lists, images bytes or lists."""
+def _type(column: Column, images: str, *, nullable: bool) -> pa.DataType:
+    """Flags are booleans, vectors fixed-size lists, images bytes or lists.
+
+    Where a list may be NULL, so may its elements by their type, though none is: polars 2.1 panics over lists that may be
+    and elements that may not, in any other encoding than plain.
+    """
     if column.encoding == "binary" and (images == "binary" or column.item_bytes == 0):
         return pa.binary(column.item_bytes)
     element = {"bool": pa.bool_(), "bfloat16": pa.float32()}.get(column.dtype, pa.from_numpy_dtype(column.storage))
     if not column.shape:
         return element
-    return pa.list_(pa.field("element", element, nullable=False), column.num_elements)
+    return pa.list_(pa.field("element", element, nullable=nullable), column.num_elements)
 
 
 def fields_of(outputs: list[Output], described: str) -> pa.Schema:
