@@ -1,9 +1,9 @@
-"""What does the cold tier cost? Moving, size on disk, draws, SQL, and collecting with a small hot tier.
+"""What does the cold tier cost? Moving, size on disk, draws, SQL, collecting with a small hot tier; and an export?
 
 Targets: 150 MB a second moved for HalfCheetah-sized rows and 500 for Pong's frames, on one core; at most 0.8 and 0.1 of
 the raw bytes; draws of 256 from 95 % cold rows in 20 ms where nothing is in the cache (drawn ahead), and in twice the
 time of hot ones where all is; an aggregate over 10 million rows, 90 % of them cold, in 1.5 times DuckDB's over one
-plain Parquet file; collecting at 0.8 of the rate without a cold tier.
+plain Parquet file; collecting at 0.8 of the rate without a cold tier; exports of 200 MB a second.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import gc
 import itertools
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ import gymnasium
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from common import Transitions, halfcheetah_schema, halfcheetah_transitions, interleave, show
+from common import Transitions, fill_store, halfcheetah_schema, halfcheetah_transitions, interleave, show
 
 import arrowrb
 from arrowrb.engine.paths import shard_paths
@@ -239,12 +240,62 @@ def measure_collecting(folder: Path, frames: int) -> None:
     )
 
 
+def measure_exporting(folder: Path, num_rows: int, frames: int, rounds: int) -> None:
+    """Write data sets, synced; bytes are those of the exported columns before they are encoded."""
+
+    def made(name: str, dtype: str) -> arrowrb.Store:
+        return fill_store(folder / name, halfcheetah_transitions(num_rows, dtype), halfcheetah_schema(dtype))
+
+    stores: dict[str, Callable[[], arrowrb.Store]] = {
+        f"{num_rows:,} HalfCheetah-sized, float32": lambda: made("float32", "float32"),
+        f"{num_rows:,} HalfCheetah-sized, float64": lambda: made("float64", "float64"),
+        f"{frames:,} of ALE/Pong-v5, 210 x 160 x 3": lambda: collect(folder / "pong", "ALE/Pong-v5", frames),
+    }
+    rows = []
+    for name, make in stores.items():
+        with make() as store:
+            for shown in ("transitions", "steps"):
+                seconds, used = [], []
+                for turn in range(rounds):
+                    target = folder / f"{store.path.name}-{shown}-{turn}"
+                    began, before = time.perf_counter(), time.process_time()
+                    done = store.export(target, rows=shown)
+                    seconds.append(time.perf_counter() - began)
+                    used.append(time.process_time() - before)
+                    table = pq.read_schema(done.files[0])
+                    shutil.rmtree(target)
+                raw = done.num_rows * sum(exported_bytes(store.schema, each) for each in table.names)
+                rows.append(
+                    (
+                        f"{name}, {shown}",
+                        f"{raw / float(np.median(seconds)) / 1e6:,.0f} MB/s",
+                        f"{raw / max(seconds) / 1e6:,.0f}",
+                        "200",
+                        f"{raw / float(np.median(used)) / 1e6:,.0f}",
+                        f"{done.num_bytes / raw:.2f}",
+                    )
+                )
+    show(
+        f"Exports to Parquet: gathered, encoded and synced; median of {rounds}",
+        ("", "written", "slowest", "target", "a core's second", "of the raw bytes"),
+        rows,
+    )
+
+
+def exported_bytes(schema: arrowrb.Schema, name: str) -> int:
+    """Bytes of a value of an exported column."""
+    sizes = {column.name: column.item_bytes for column in schema.columns} | {"row_id": 8}
+    return sizes[name if name in sizes else name.removeprefix("next_")]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000, help="for the draws")
     parser.add_argument("--sql-rows", type=int, default=10_000_000)
     parser.add_argument("--frames", type=int, default=5_000_000, help="for collecting")
-    parser.add_argument("--only", choices=["moving", "draws", "sql", "collecting"])
+    parser.add_argument("--export-rows", type=int, default=1_000_000)
+    parser.add_argument("--export-frames", type=int, default=6_000)
+    parser.add_argument("--only", choices=["moving", "draws", "sql", "collecting", "exporting"])
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     os.environ.setdefault("MUJOCO_GL", "disabled")
@@ -253,6 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "draws": lambda folder: measure_draws(folder, options.rows),
         "sql": lambda folder: measure_sql(folder, options.sql_rows),
         "collecting": lambda folder: measure_collecting(folder, options.frames),
+        "exporting": lambda folder: measure_exporting(folder, options.export_rows, options.export_frames, 5),
     }
     for name, job in jobs.items():
         if options.only in (None, name):

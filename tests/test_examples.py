@@ -72,6 +72,7 @@ def test_own_loop(tmp_path: Path) -> None:
         ("extending", ("--rows", 5_000), "arrowrb, extend"),
         ("opening", ("--rows", 5_000, "--rounds", 1), 'mode="a"'),
         ("footprint", ("--rows", 5_000), "NumPy arrays in RAM"),
+        ("tiers", ("--only", "exporting", "--export-rows", 5_000, "--export-frames", 200), "Exports to Parquet"),
     ],
 )
 def test_benchmarks_print_a_table(script: str, arguments: tuple[object, ...], said: str) -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import gymnasium
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from arrowrb.cli import app
-from arrowrb.errors import ArrowRBError, QueryError, StoreExistsError
+from arrowrb.errors import ArrowRBError, FullError, QueryError, StoreExistsError
 from arrowrb.export import writing
-from arrowrb.schema import Schema
+from arrowrb.schema import Extra, Schema
 from arrowrb.store import Store
 from tests.plain_store import plain_batch
 from tests.test_sql import rich_schema, write_rich
@@ -90,6 +95,32 @@ def test_others_read_it(tmp_path: Path) -> None:
     assert Schema.from_json(json.loads(metadata[b"arrowrb.schema"])) == store.schema
 
 
+def test_polars_reads_vectors_that_are_missing(tmp_path: Path) -> None:
+    count = 21_000  # in pages of 20,000
+    schema = Schema.from_spaces(
+        gymnasium.spaces.Box(-9, 9, (), np.float32),
+        gymnasium.spaces.Box(-1, 1, (6,), np.float32),
+        extras={"goal": Extra("int64", (2,), nullable=True)},
+    )
+    observation = np.arange(count + 1, dtype=np.float32)
+    batch = {
+        "observation": observation[:-1],
+        "next_observation": observation[1:],
+        "action": np.random.default_rng(3).standard_normal((count, 6)).astype(np.float32),
+        "reward": observation[1:],
+        "terminated": np.arange(1, count + 1) % 1000 == 0,
+        "truncated": np.zeros(count, np.bool_),
+    }
+    with Store.create(tmp_path / "store", schema) as store:
+        store.extend(batch)
+        for extra in range(8):  # how many rows there are decides whether it would fail
+            done = store.export(tmp_path / str(extra), rows="steps", where=f"ordinal <= {20_001 + extra}")
+            found, expected = pl.read_parquet(done.files[0]), pq.read_table(done.files[0])
+            assert 0 < found["action"].null_count() == found["reward"].null_count() < done.num_rows
+            for name in expected.column_names:
+                assert found[name].to_list() == expected[name].to_pylist()
+
+
 def test_a_part_of_it_in_files_of_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "_LEAST_FILE_BYTES", 1000)
     monkeypatch.setattr(writing, "_GROUP_BYTES", 1000)
@@ -103,6 +134,8 @@ def test_a_part_of_it_in_files_of_a_size(tmp_path: Path, monkeypatch: pytest.Mon
         assert done.num_rows == 140
         assert len(done.files) > 1
         assert told[-1] == (140, 140)
+        assert len(told) == 3
+        assert [done for done, _ in told] == sorted({done for done, _ in told})
         assert done.num_bytes == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
         expected = store.sql('SELECT sum("return") FROM (FROM episodes ORDER BY "return" DESC LIMIT 20)').fetchall()
         found = duckdb.sql(f"SELECT sum(reward) FROM '{tmp_path}/out/*.parquet'").fetchall()
@@ -158,15 +191,71 @@ def test_refusals(tmp_path: Path) -> None:
         assert {path.name for path in tmp_path.iterdir()} == {"store", "full", "file"}
 
 
-def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", [1, 7])
+def test_an_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int) -> None:
+    monkeypatch.setattr(writing, "_GROUP_BYTES", 1000)
+    told: list[int] = []
+
     def stop(done: int, total: int) -> None:
-        raise KeyboardInterrupt
+        told.append(done)
+        if len(told) == last:
+            raise KeyboardInterrupt
 
     with create(tmp_path / "store") as store:
-        fill(store, 200)
+        fill(store, 2000)
         with pytest.raises(KeyboardInterrupt):
             store.export(tmp_path / "out", progress=stop)
+    assert len(told) == last
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize("failing", ["encode_group", "write", "sync"])
+def test_a_failure_in_any_thread_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    monkeypatch.setattr(writing, "_GROUP_BYTES", 1000)
+    monkeypatch.setattr(writing, "_SYNC_BYTES", 2000)
+    calls: list[threading.Thread] = []
+
+    def fails(*arguments: Any) -> Any:
+        if not threading.current_thread().name.startswith(("arrowrb-export", "MainThread")):
+            return original(*arguments)  # the writer's own
+        calls.append(threading.current_thread())
+        if len(calls) == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(*arguments)
+
+    with create(tmp_path / "store") as store:
+        fill(store, 2000)
+        place, name = {
+            "encode_group": (writing, "encode_group"),
+            "write": (writing.Stitched, "add"),
+            "sync": (os, "fdatasync"),
+        }[failing]
+        original = getattr(place, name)
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, fails)
+            with pytest.raises(FullError, match="No room left while exporting"):
+                store.export(tmp_path / "out")
+        assert len(calls) >= 5
+        assert (threading.main_thread() in calls) == (failing == "write")
+        assert [path.name for path in tmp_path.iterdir()] == ["store"]
+        assert store.export(tmp_path / "out").num_rows == 2000
+
+
+def test_files_are_the_same_whatever_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "_LEAST_FILE_BYTES", 1000)
+    monkeypatch.setattr(writing, "_GROUP_BYTES", 2000)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
+    with rich_store(tmp_path / "store", 1) as store:
+        contents = []
+        for threads in (1, 4):
+            monkeypatch.setattr(writing, "_MOST_THREADS", threads)
+            done = store.export(tmp_path / str(threads), file_bytes=40_000)
+            contents.append([path.read_bytes() for path in done.files])
+        rows = store.sql("SELECT row_id FROM transitions").arrow()["row_id"]
+    assert contents[0] == contents[1]
+    assert len(contents[0]) > 2
+    tables = [pq.read_table(pa.BufferReader(content))["row_id"] for content in contents[0]]
+    assert sorted(row for table in tables for row in table.to_pylist()) == sorted(rows.to_pylist())
 
 
 def test_targets_through_links_and_from_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
