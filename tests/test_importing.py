@@ -301,6 +301,57 @@ def test_an_import_adds_to_a_store_and_keeps_episodes_apart(tmp_path: Path) -> N
         assert store.verify()
 
 
+@pytest.mark.parametrize("kind", ["int8", "float32", "bool"])
+def test_ends_and_numbers_of_any_type(tmp_path: Path, kind: str) -> None:
+    table = foreign(56)
+    done = table["done"].to_numpy().astype(kind)
+    table = table.set_column(table.column_names.index("done"), "done", pa.array(done))
+    numbers = pa.array(table["episode_index"].to_numpy().astype(np.float64))
+    table = table.set_column(table.column_names.index("episode_index"), "episode_index", numbers)
+    pq.write_table(table, tmp_path / "data.parquet")
+    for number, dropped in enumerate(((), ("episode_id", "step"))):
+        names = {name: given for name, given in NAMES.items() if name not in dropped}
+        path = tmp_path / f"store{number}"
+        done = arrowrb.import_parquet(tmp_path / "data.parquet", path, columns=names, final="repeat")
+        with Store.open(path) as store:
+            assert store.sql("SELECT DISTINCT ended_by, length FROM episodes").fetchall() == [("terminated", 7)]
+
+
+def test_names_of_any_bytes_and_metadata_that_say_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    with open(folder / "1.parquet", "wb") as file:
+        pq.write_table(foreign(), file)
+    assert arrowrb.import_parquet(folder, tmp_path / "store", columns=NAMES).num_transitions == 51
+    with pytest.raises(StoreError):
+        arrowrb.import_parquet("x" * 5000, tmp_path / "other", columns=NAMES)
+    with pytest.raises(StoreError):
+        arrowrb.import_parquet(folder, tmp_path / ("x" * 5000), columns=NAMES)
+    for dtype, shape in (
+        ("foo", "[]"),
+        ("object", "[]"),
+        ("float32", "[1e400]"),
+        ("float32", "[-1]"),
+        ("float32", "{"),
+    ):
+        field = pa.field("obs", foreign().schema.field("obs").type, metadata={"dtype": dtype, "shape": shape})
+        pq.write_table(foreign().cast(foreign().schema.set(0, field)), tmp_path / "told.parquet")
+        with pytest.raises(SchemaError, match="by its metadata"):
+            arrowrb.import_parquet(tmp_path / "told.parquet", tmp_path / "other", columns=NAMES)
+
+
+def test_a_store_is_no_data_set_and_holds_none(tmp_path: Path) -> None:
+    pq.write_table(foreign(), tmp_path / "data.parquet")
+    with rich_store(tmp_path / "store", 1) as store:
+        inside = next((tmp_path / "store").rglob("*.parquet"))
+        for source in (tmp_path / "store", inside, tmp_path):
+            with pytest.raises(StoreError, match="belongs to the store"):
+                arrowrb.import_parquet(source, tmp_path / "new")
+        with pytest.raises(StoreExistsError, match="lies inside the store"):
+            arrowrb.import_parquet(tmp_path / "data.parquet", tmp_path / "store/new", columns=NAMES)
+        assert store.verify()
+
+
 # -- Minari ----------------------------------------------------------------------------------------------------------
 
 
@@ -525,6 +576,11 @@ def test_columns_that_do_not_fit(tmp_path: Path) -> None:
     refused(tmp_path, with_column("obs", pa.array([[0.0], None, *[[1.0]] * 58])), "1 nulls")
     refused(tmp_path, with_column("done", pa.array([0.5] * 60)), "'terminated'")
     refused(tmp_path, with_column("done", pa.array([None, *[False] * 59])), "nulls")
+    refused(tmp_path, with_column("done", pa.array(["no"] * 60)), "'terminated' is of type string")
+    refused(tmp_path, with_column("done", pa.array([2] * 60)), "other values than 0 and 1")
+    refused(tmp_path, with_column("frame_index", pa.array([0.5] * 60)), "'step' of type double")
+    refused(tmp_path, with_column("episode_index", pa.array(["a"] * 60)), "'episode_id' is of type string")
+    refused(tmp_path, with_column("episode_index", pa.array([None, *[1] * 59])), "'episode_id' has 1 nulls")
     refused(tmp_path, with_column("episode_index", pa.array([-1] * 60)), "'episode_id' has the value -1")
     refused(tmp_path, with_column("episode_index", pa.array([0, 0, 1, 1, 0, 0] * 10)), "Episode 0 comes again")
     small = Schema.from_spaces(spaces.Box(-9, 9, (3,), np.float32), spaces.Discrete(2))
@@ -534,6 +590,9 @@ def test_columns_that_do_not_fit(tmp_path: Path) -> None:
     for columns in ([], {"reward": 3}, {"reward": []}, {3: "rew"}):
         with pytest.raises(OptionError, match="columns"):
             arrowrb.import_parquet(tmp_path / "data.parquet", tmp_path / "store", columns=columns)  # type: ignore[arg-type]
+    for wrong in ({"extras": [3]}, {"extras": 5}, {"progress": 5}, {"final": np.zeros(2)}):
+        with pytest.raises(OptionError, match=next(iter(wrong))):
+            arrowrb.import_parquet(tmp_path / "data.parquet", tmp_path / "store", **wrong)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="final"):
         arrowrb.import_parquet(tmp_path / "data.parquet", tmp_path / "store", final="zero")
 

@@ -62,8 +62,8 @@ def outputs_of(schema: Schema, *, steps: bool, images: str) -> list[Output]:
 def _type(column: Column, images: str, *, nullable: bool) -> pa.DataType:
     """Flags are booleans, vectors fixed-size lists, images bytes or lists.
 
-    Where a list may be NULL, so may its elements by their type, though none is: polars 2.1 panics over lists that may be
-    and elements that may not, in any other encoding than plain.
+    Where a list may be NULL, so may its elements by their type, though none is: polars 2.1 panics over lists that may
+    be and elements that may not, in any other encoding than plain.
     """
     if column.encoding == "binary" and (images == "binary" or column.item_bytes == 0):
         return pa.binary(column.item_bytes)

@@ -30,6 +30,7 @@ from ..errors import ColumnError, OptionError, SchemaError, StoreExistsError
 from ..events import external
 from ..schema import Rows, Schema
 from ..store import Store
+from .sources import enclosing_store
 
 _CHUNK_BYTES: Final = 8 << 20
 _LEAST_CHUNK_ROWS: Final = 64
@@ -51,6 +52,12 @@ class Imported:
     path: Path
     num_transitions: int
     num_left_out: int
+
+
+def check_progress(progress: Any) -> None:
+    """Refuse what cannot be called."""
+    if progress is not None and not callable(progress):
+        raise OptionError(f"progress is {progress!r}, expected a function of the rows that are done, and all.")
 
 
 def chunk_rows(schema: Schema) -> int:
@@ -87,7 +94,7 @@ def filling(
         return
     path = _check_new(check_path(target))
     made = schema()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.tmp")
     try:
         store = Store.create(temporary, made, sync_interval=None, **given)
         try:
@@ -113,6 +120,9 @@ def check_same(schema: Schema, other: Schema, place: str) -> None:
 def _check_new(path: Path) -> Path:
     with files.explaining(path, "looking at the target"):
         path = Path(os.path.realpath(path))
+        store = enclosing_store(path)
+        if store is not None:
+            raise StoreExistsError(f"{path} lies inside the store {store}. Choose a folder beside it.")
         if (path / "store.json").exists():
             raise StoreExistsError(
                 f"{path} is a store already. Open it with mode='a' and give that to add to it, or choose another path."
@@ -138,7 +148,6 @@ class Filler:
 
     def __init__(self, store: Store, total: int, progress: Progress | None) -> None:
         self.num_transitions = 0
-        self._store = store
         self._engine = store._engine  # one package
         records = self._engine.snapshot().records
         self._shift = max(record.next_episode for record in records) if any(r.watermark for r in records) else 0

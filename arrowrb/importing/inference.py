@@ -6,26 +6,26 @@ Where bounds matter (a Discrete action), the environment knows better: give its 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ..errors import ColumnError, SchemaError
-from ..schema import Extra, Schema
+from ..schema import Extra, Schema, check_shape, dtype_name
 from .sources import ParquetSource, Place
 
 Columns = Mapping[str, str | Sequence[str]]
 
 
-def infer(source: ParquetSource, columns: Columns, extras: Mapping[str, Any] | Iterable[str]) -> Schema:
+def infer(source: ParquetSource, columns: Columns, extras: Mapping[str, Any]) -> Schema:
     """A schema that holds what is in the files, from their types and first rows.
 
     Args:
         source: the files.
         columns: the caller's names.
-        extras: names of further columns to keep, or name -> dtype, (dtype, shape) or Extra.
+        extras: further columns to keep: name -> dtype, (dtype, shape) or Extra, or None for what they are.
 
     Raises:
         ColumnError: if there is no observation, action or reward, or of a type that cannot be stored.
@@ -61,9 +61,8 @@ def infer(source: ParquetSource, columns: Columns, extras: Mapping[str, Any] | I
     observation, action = space("observation"), space("action")
     if source.find("reward", columns) is None:
         raise _missing("reward", source)
-    given = extras if isinstance(extras, Mapping) else dict.fromkeys(extras)
     kept: dict[str, Any] = {}
-    for name, declared in given.items():
+    for name, declared in extras.items():
         if declared is None:
             dtype, shape = _type_of(source, name, columns)
             kept[name] = Extra(dtype, shape, nullable=True)
@@ -142,13 +141,13 @@ def _told(field: pa.Field) -> tuple[str, tuple[int, ...]] | None:
     metadata = field.metadata or {}
     if b"dtype" not in metadata or b"shape" not in metadata:
         return None
+    place = f"Column {field.name!r}, by its metadata,"
     try:
-        shape = json.loads(metadata[b"shape"])
-        return metadata[b"dtype"].decode(), tuple(int(size) for size in shape)
-    except (ValueError, TypeError) as error:
-        raise SchemaError(
-            f"Column {field.name!r} has a dtype or shape in its metadata that says nothing: {error}."
-        ) from None
+        shape, dtype = json.loads(metadata[b"shape"]), metadata[b"dtype"].decode()
+    except (ValueError, RecursionError) as error:
+        raise SchemaError(f"{place} has a dtype or shape that says nothing: {error}.") from None
+    dtype = dtype_name(dtype, place)
+    return dtype, check_shape(shape, dtype, place)
 
 
 def _dtype(kind: pa.DataType, name: str) -> str:

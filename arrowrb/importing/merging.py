@@ -15,7 +15,7 @@ from ..errors import OptionError, StoreExistsError
 from ..rows import Kind, row_id_base
 from ..schema import SYSTEM_COLUMNS, Rows, Schema
 from ..store import Store
-from .filling import Filler, Imported, Progress, check_same, chunk_rows, filling
+from .filling import Filler, Imported, Progress, check_progress, check_same, chunk_rows, filling
 
 _KEPT: Final = ("lane", "episode_id", "step", "time", "policy_version")
 _PLACES: Final = {column.name: place for place, column in enumerate(SYSTEM_COLUMNS)}
@@ -47,6 +47,7 @@ def merge(
         StoreNotFoundError: if a source is no store.
         StoreExistsError: if there is something at the path of a new store, or a source is the target.
     """
+    check_progress(progress)
     given = [sources] if isinstance(sources, Store | str | os.PathLike) else sources
     if not isinstance(given, Sequence) or not given:
         raise OptionError(f"sources is {sources!r}, expected stores or their paths.")

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import ArrowRBError, ColumnError, CorruptError, OptionError, StoreError, StoreNotFoundError
 from ..schema import Rows, Schema, Tree, encode_batch
-from .filling import Filler, Imported, Progress, chunk_rows, filling
+from .filling import Filler, Imported, Progress, check_progress, chunk_rows, filling
 
 _DATA: Final = "data"
 
@@ -48,6 +48,7 @@ def import_minari(
         ColumnError: if an episode does not fit the schema.
         CorruptError: if it cannot be read.
     """
+    check_progress(progress)
     dataset = open_dataset(dataset)
 
     def make_schema() -> Schema:

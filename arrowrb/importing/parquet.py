@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ..errors import ColumnError, OptionError
 from ..schema import Column, Rows, Schema, column_values, encode_batch
-from .filling import Filler, Imported, Progress, chunk_rows, filling, zeros
+from .filling import Filler, Imported, Progress, check_progress, chunk_rows, filling, zeros
 from .inference import infer
 from .sources import ParquetSource, Place
 from .steps import Successors
@@ -19,6 +19,7 @@ from .steps import Successors
 FINALS: Final = ("drop", "repeat")
 _ABOUT_ROWS: Final = ("lane", "episode_id", "step", "time", "policy_version")
 _FLAGS: Final = ("terminated", "truncated")
+_NUMBERS: Final = ("lane", "episode_id", "step")
 _ROOTS: Final = ("observation", "next_observation", "action")
 
 
@@ -63,12 +64,13 @@ def import_parquet(
         StoreExistsError: if there is something at the path of a new store.
         CorruptError: if a file is damaged.
     """
-    if final not in FINALS:
+    check_progress(progress)
+    if not isinstance(final, str) or final not in FINALS:
         raise OptionError(f"final is {final!r}, expected one of {', '.join(map(repr, FINALS))}.")
-    files, named = ParquetSource(source), check_columns(columns)
+    files, named, kept = ParquetSource(source), check_columns(columns), check_extras(extras)
 
     def make_schema() -> Schema:
-        return schema or files.described() or infer(files, named, extras)
+        return schema or files.described() or infer(files, named, kept)
 
     limits = {"hot_rows": hot_rows, "max_rows": max_rows}
     with filling(target, make_schema, limits, exact=schema is not None) as (store, path):
@@ -77,7 +79,8 @@ def import_parquet(
         with Filler(store, files.num_rows, progress) as filler:
             successors = Successors(plan.observations, final) if plan.follows else None
             for table in files.tables(plan.places, chunk_rows(store.schema)):
-                filler.add(plan.encode(table if successors is None else successors.feed(table)))
+                told = plan.tell_episodes(table)
+                filler.add(plan.encode(told if successors is None else successors.feed(told)))
                 done += table.num_rows
                 filler.tell(done)
             rest = None if successors is None else successors.finish()
@@ -100,6 +103,19 @@ def check_columns(columns: Any) -> dict[str, str | Sequence[str]]:
     return dict(columns)
 
 
+def check_extras(extras: Any) -> Mapping[str, Any]:
+    """Extras by name; None where the files say what they are."""
+    if isinstance(extras, Mapping):
+        names, given = list(extras), dict(extras)
+    else:
+        names = list(extras) if isinstance(extras, list | tuple | set | frozenset) else [extras]
+        given = {}
+    for name in names:
+        if not isinstance(name, str):
+            raise OptionError(f"extras is {extras!r}, expected names of columns, or a dict from names to dtypes.")
+    return given or dict.fromkeys(names)
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """Which columns are read, and how they become rows.
@@ -115,6 +131,16 @@ class _Plan:
     places: Mapping[str, Place]
     observations: tuple[str, ...]
     follows: bool
+
+    def tell_episodes(self, table: pa.Table) -> pa.Table:
+        """What tells episodes apart as integers and booleans, whatever the files hold it as."""
+        for name in (*_NUMBERS, *_FLAGS):
+            if name in self.places:
+                index = table.column_names.index(name)
+                column = table.column(index)
+                told = _as_flags(column, name) if name in _FLAGS else _as_integers(column, name)
+                table = table.set_column(index, name, told)
+        return table
 
     def encode(self, table: pa.Table) -> Rows:
         """Rows of a table of transitions."""
@@ -160,6 +186,36 @@ def _plan(files: ParquetSource, schema: Schema, columns: Mapping[str, str | Sequ
     return _Plan(schema, places, tuple(name for name in observations if name in places), bool(absent))
 
 
+def _as_integers(array: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Lanes, episodes and steps; floats where they are whole (data frames make such of integers)."""
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise ColumnError(f"Column {name!r} is of type {kind}, expected integers. Number them first.")
+    if array.null_count:
+        raise ColumnError(f"Column {name!r} has {array.null_count} nulls, expected none. Fill them.")
+    try:
+        return pc.cast(array, pa.int64())
+    except pa.ArrowInvalid as error:
+        raise ColumnError(f"Column {name!r} of type {kind} holds what is no int64: {error}.") from None
+
+
+def _as_flags(array: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Ends of episodes: booleans, or numbers that are 0 or 1. NULL stays, for final observations."""
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if pa.types.is_boolean(kind):
+        return array
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise ColumnError(f"Column {name!r} is of type {kind}, expected booleans, or numbers that are 0 or 1.")
+    numbers = pc.cast(array, pa.float64(), safe=False)
+    if pc.any(pc.and_(pc.not_equal(numbers, 0.0), pc.not_equal(numbers, 1.0))).as_py():
+        raise ColumnError(f"Column {name!r} of type {kind} has other values than 0 and 1, expected flags.")
+    return pc.not_equal(numbers, 0.0)
+
+
 def _fitted(column: Column, array: pa.ChunkedArray, name: str) -> Any:
     """A column as `encode_batch` takes it: times in microseconds; flags and short floats that are wider in files."""
     import pyarrow.compute as pc
@@ -168,7 +224,7 @@ def _fitted(column: Column, array: pa.ChunkedArray, name: str) -> Any:
     try:
         if name == "time" and pa.types.is_timestamp(kind):
             return pc.cast(pc.cast(array, pa.timestamp("us")), pa.int64())
-        if column.dtype == "bool" and pa.types.is_floating(kind):
+        if column.dtype == "bool" and not column.shape and pa.types.is_floating(kind):
             return pc.cast(array, pa.uint8())
     except pa.ArrowInvalid as error:
         raise ColumnError(f"Column {name!r} of type {kind} does not fit {column.dtype}: {error}.") from None

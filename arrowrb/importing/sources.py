@@ -20,7 +20,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import ColumnError, CorruptError, OptionError, SchemaError, StoreError
+from ..errors import ArrowRBError, ColumnError, CorruptError, OptionError, SchemaError, StoreError
+from ..files import explaining
 from ..schema import Schema
 
 _SCHEMA_KEY: Final = b"arrowrb.schema"
@@ -120,11 +121,12 @@ class ParquetSource:
 def opened(path: Path) -> Iterator[pq.ParquetFile]:
     """A Parquet file, closed at the end; whatever is wrong with it is an error of ours that names it."""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        # Opened by Python, whose names of files may be any bytes.
+        with open(path, "rb") as content, pq.ParquetFile(content, page_checksum_verification=True) as file:
             yield file
-    except (StoreError, ColumnError):
+    except ArrowRBError:
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise StoreError(f"{path} cannot be read: {error.strerror or error}.") from error
         raise CorruptError(f"{path} is no Parquet file, or damaged: {error}.") from error
@@ -145,16 +147,27 @@ def find_files(source: Any) -> tuple[Path, ...]:
     if not isinstance(text, str) or "\0" in text:
         raise OptionError(f"source is {source!r}, expected the path of Parquet files or of a folder of them.")
     path = Path(text)
-    if path.is_dir():
-        inside = (each for each in path.rglob("*.parquet") if each.is_file())
-        found = [each for each in inside if not _is_hidden(each.relative_to(path))]
-    elif path.exists():
-        found = [path]
-    else:
-        found = [Path(each) for each in glob.glob(text, recursive=True)]
+    with explaining(path, "looking for Parquet files"):
+        if path.is_dir():
+            inside = (each for each in path.rglob("*.parquet") if each.is_file())
+            found = [each for each in inside if not _is_hidden(each.relative_to(path))]
+        elif path.exists():
+            found = [path]
+        else:
+            found = [Path(each) for each in glob.glob(text, recursive=True)]
+        for each in found:
+            store = enclosing_store(each)
+            if store is not None:
+                raise StoreError(f"{each} belongs to the store {store}. Merge that, or export it first.")
     if not found:
         raise StoreError(f"{text} is no Parquet file and no folder of such. Check the path.")
     return tuple(sorted(found, key=_natural))
+
+
+def enclosing_store(path: Path) -> Path | None:
+    """The store in whose folder a path lies."""
+    parents = Path(os.path.realpath(path)).parents
+    return next((parent for parent in parents if (parent / "store.json").exists()), None)
 
 
 def _is_hidden(path: Path) -> bool:

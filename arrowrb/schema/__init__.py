@@ -18,7 +18,7 @@ Importing this package imports neither gymnasium nor torch.
 from __future__ import annotations
 
 from arrowrb.schema.arrays import column_array, column_numpy
-from arrowrb.schema.columns import SYSTEM_COLUMNS, Column, Extra
+from arrowrb.schema.columns import SYSTEM_COLUMNS, Column, Extra, check_shape, dtype_name
 from arrowrb.schema.convert import Rows, encode_batch, encode_row
 from arrowrb.schema.inputs import column_values
 from arrowrb.schema.schema import Schema
@@ -31,9 +31,11 @@ __all__ = [
     "Rows",
     "Schema",
     "Tree",
+    "check_shape",
     "column_array",
     "column_numpy",
     "column_values",
+    "dtype_name",
     "encode_batch",
     "encode_row",
 ]
