@@ -65,6 +65,12 @@ def test_own_loop(tmp_path: Path) -> None:
         assert 1_300 < len(store) < 1_600
 
 
+@pytest.mark.parametrize(("env_id", "frames"), [("HalfCheetah-v5", 3_000), ("ALE/Pong-v5", 1_300)])
+def test_two_tiers_checks_all_the_way(env_id: str, frames: int) -> None:
+    said = run("examples/two_tiers.py", "--env", env_id, "--frames", frames)
+    assert "all counts and rows agree" in said
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
     [
