@@ -14,6 +14,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 import socket
 import stat
 import struct
@@ -29,7 +30,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ArrowRBError, CorruptError, FullError, LockedError, StoreError
+from .errors import ArrowRBError, CorruptError, FullError, LockedError, StoreError, StoreExistsError
 
 PROT_READ: Final = 1
 PROT_WRITE: Final = 2
@@ -81,6 +82,11 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def stamp_of(stat: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file is replaced."""
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
 def publish(path: Path, content: bytes, *, sync: bool = True, sync_name: bool = True) -> None:
     """Replace a file atomically: unique temporary name, sync, rename, sync the directory."""
     with publishing(path, sync=sync, sync_name=sync_name) as file:
@@ -116,6 +122,35 @@ def publishing(
             raise
         if sync and sync_name:
             sync_directory(path.parent)
+
+
+def check_vacant(path: Path) -> None:
+    """Refuse a name at which no folder can appear: a file, a mount, or a folder that holds something."""
+    if path.is_mount():
+        raise StoreExistsError(f"{path} is where a disk is mounted. Name a folder to make in it.")
+    if path.exists() and not path.is_dir():
+        raise StoreExistsError(f"{path} is a file, expected a folder to make or an empty one. Choose another path.")
+    if path.is_dir() and any(path.iterdir()):
+        raise StoreExistsError(f"{path} is not empty, it holds something else. Choose a new or an empty folder.")
+
+
+@contextlib.contextmanager
+def publishing_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder to make and fill, which takes its name when the block ends; if that raises, nothing is left.
+
+    Args:
+        path: the name, of nothing or of an empty folder. The block makes durable what it writes; the name is made so.
+    """
+    name = os.fsdecode(os.fsencode(path.name)[:200])
+    temporary = path.with_name(f".{name}.{secrets.token_hex(6)}.tmp")
+    try:
+        yield temporary
+        with explaining(path, "giving the folder its name"):
+            os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(path.parent)
 
 
 def open_file(path: Path, flags: int = os.O_RDONLY) -> int:

@@ -106,7 +106,7 @@ def describe(engine: Engine) -> StoreInfo:
     hot = [entry for entry in segments if entry.tier == "hot"]
     cold = [entry for entry in segments if entry.tier == "cold"]
     records = snapshot.records
-    row_bytes = sum(column.item_bytes for column in engine.schema.columns)
+    row_bytes = engine.schema.row_bytes
     num_rows = sum(record.watermark for record in records) - sum(each.num_rows for each in snapshot.evicted)
     transitions = snapshot.num_transitions
     return StoreInfo(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -35,17 +35,18 @@ def _pack(entry: SeedEntry) -> bytes:
     return body + struct.pack("<Q", zlib.crc32(body))
 
 
-def parse(content: bytes, watermark: int) -> list[SeedEntry]:
-    """The valid entries up to a watermark, in the order in which they were written."""
-    entries = []
+def _bodies(content: bytes) -> Iterator[bytes | None]:
+    """What entries hold; None where the checksum does not agree. A torn end is no entry."""
     for start in range(0, len(content) - ENTRY_BYTES + 1, ENTRY_BYTES):
         body = content[start : start + _BODY.size]
         checksum = struct.unpack_from("<Q", content, start + _BODY.size)[0]
-        if checksum == zlib.crc32(body):
-            entry = SeedEntry(*_BODY.unpack(body))
-            if 1 <= entry.ordinal <= watermark:
-                entries.append(entry)
-    return entries
+        yield body if checksum == zlib.crc32(body) else None
+
+
+def parse(content: bytes, watermark: int) -> list[SeedEntry]:
+    """The valid entries up to a watermark, in the order in which they were written."""
+    entries = [SeedEntry(*_BODY.unpack(body)) for body in _bodies(content) if body is not None]
+    return [entry for entry in entries if 1 <= entry.ordinal <= watermark]
 
 
 def examine(content: bytes) -> tuple[list[str], bool]:
@@ -54,12 +55,7 @@ def examine(content: bytes) -> tuple[list[str], bool]:
     A machine that stopped may leave an end that was never written; the next writer cuts it off.
     """
     num_entries, rest = divmod(len(content), ENTRY_BYTES)
-    bad = []
-    for number in range(num_entries):
-        start = number * ENTRY_BYTES
-        body = content[start : start + _BODY.size]
-        if struct.unpack_from("<Q", content, start + _BODY.size)[0] != zlib.crc32(body):
-            bad.append(number)
+    bad = [number for number, body in enumerate(_bodies(content)) if body is None]
     wrong = []
     if bad:
         which = f"Entry {bad[0]}" if len(bad) == 1 else f"{len(bad):,} entries of {bad[0]} to {bad[-1]}"

@@ -48,6 +48,11 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.0f} transitions/s", style="progress.data.speed")
 
 
+def is_store(path: Path) -> bool:
+    """Whether there is a store, without loading what opening one needs."""
+    return (path / "store.json").exists()
+
+
 def collect_into(wanted: Wanted) -> bool:
     """Collect, and say what was stored.
 
@@ -58,7 +63,7 @@ def collect_into(wanted: Wanted) -> bool:
         StoreExistsError: If the store exists and is not to be appended to.
         ArrowRBError: Whatever keeps the environment or the store from working.
     """
-    exists = (wanted.path / "store.json").exists()
+    exists = is_store(wanted.path)
     if exists and not wanted.append:
         raise StoreExistsError(
             f"{wanted.path} is a store already. Add --append to go on with it, or choose another path."

@@ -32,6 +32,12 @@ _FORMAT = typer.Option(
 )
 
 
+_HotRows = Annotated[
+    int | None, typer.Option(min=1000, help="Rows in mapped files; older ones go to Parquet.", show_default=False)
+]
+_MaxRows = Annotated[int | None, typer.Option(min=1000, help="Transitions that a new store keeps.", show_default=False)]
+
+
 class _Commands(TyperGroup):
     """Turns errors into one line and an exit code, whatever the command."""
 
@@ -124,12 +130,8 @@ def collect(
     env_kwargs: Annotated[
         str | None, typer.Option(help="For making the environment, a JSON object.", show_default=False)
     ] = None,
-    hot_rows: Annotated[
-        int | None, typer.Option(min=1000, help="Rows in mapped files; older ones go to Parquet.", show_default=False)
-    ] = None,
-    max_rows: Annotated[
-        int | None, typer.Option(min=1000, help="Transitions that a new store keeps.", show_default=False)
-    ] = None,
+    hot_rows: _HotRows = None,
+    max_rows: _MaxRows = None,
     append: Annotated[bool, typer.Option("--append", help="Go on with a store that is there already.")] = False,
 ) -> None:
     """Step an environment with random actions into a store, which is created if it is missing."""
@@ -264,12 +266,8 @@ def import_(
         Literal["drop", "repeat"],
         typer.Option(help="A transition without next observation is left out, or its own observation repeated."),
     ] = "drop",
-    hot_rows: Annotated[
-        int | None, typer.Option(min=1000, help="Rows in mapped files of a new store.", show_default=False)
-    ] = None,
-    max_rows: Annotated[
-        int | None, typer.Option(min=1000, help="Transitions that a new store keeps.", show_default=False)
-    ] = None,
+    hot_rows: _HotRows = None,
+    max_rows: _MaxRows = None,
     append: Annotated[bool, typer.Option("--append", help="Add to a store that is there already.")] = False,
 ) -> None:
     """Make a store of a data set: an export, anybody's Parquet files, or a Minari data set.
@@ -302,12 +300,8 @@ def merge(
             show_default=False,
         ),
     ],
-    hot_rows: Annotated[
-        int | None, typer.Option(min=1000, help="Rows in mapped files of a new store.", show_default=False)
-    ] = None,
-    max_rows: Annotated[
-        int | None, typer.Option(min=1000, help="Transitions that a new store keeps.", show_default=False)
-    ] = None,
+    hot_rows: _HotRows = None,
+    max_rows: _MaxRows = None,
 ) -> None:
     """Add the transitions of stores to another of the same schema.
 
@@ -337,9 +331,7 @@ def maintain(
     store: Annotated[Path, _STORE],
     form: Annotated[Format, _FORMAT] = "table",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    hot_rows: Annotated[
-        int | None, typer.Option(min=1000, help="Rows in mapped files; the others go to Parquet.", show_default=False)
-    ] = None,
+    hot_rows: _HotRows = None,
 ) -> None:
     """Do what a writer does in the background: drop and move segments that are due."""
     with arrowrb.Store.open(store, mode="r" if dry_run else "a", hot_rows=hot_rows) as opened:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import arrowrb
+from arrowrb.cli.collecting import is_store
 from arrowrb.errors import OptionError, StoreError, StoreExistsError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def import_into(asked: Import, progress: Callable[[int, int], None]) -> Imported
         ArrowRBError: Whatever keeps the data set from fitting.
     """
     source = Path(asked.source)
-    if _is_store(source):
+    if is_store(source):
         raise StoreError(f"{source} is a store. Join it to another with: arrowrb merge {source} {asked.path}")
     with ExitStack() as stack:
         target = _target(asked.path, asked.append, stack)
@@ -59,7 +60,7 @@ def merge_into(
 ) -> Imported:
     """Merge into a new store, or add to one that is there."""
     with ExitStack() as stack:
-        into = _target(target, _is_store(target), stack)
+        into = _target(target, is_store(target), stack)
         return arrowrb.merge(list(sources), into, progress=progress, **limits)
 
 
@@ -72,13 +73,9 @@ def print_imported(done: Imported) -> None:
 def _target(path: Path, append: bool, stack: ExitStack) -> Any:
     if append:
         return stack.enter_context(arrowrb.Store.open(path, mode="a"))
-    if _is_store(path):
+    if is_store(path):
         raise StoreExistsError(f"{path} is a store already. Add --append to add to it, or choose another path.")
     return path
-
-
-def _is_store(path: Path) -> bool:
-    return (path / "store.json").exists()
 
 
 def _is_minari(source: str) -> bool:

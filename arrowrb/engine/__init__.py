@@ -26,6 +26,7 @@ from ..retention import Action
 from .checks import Problem
 from .engine import Engine, create_store, now_microseconds, read_store_file, remove_store
 from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_cache_bytes, check_path, check_retention, writer_options
+from .paths import is_store
 from .snapshot import Located, SegmentView, Snapshot
 from .verifying import Verified, verify
 
@@ -43,6 +44,7 @@ __all__ = [
     "check_path",
     "check_retention",
     "create_store",
+    "is_store",
     "now_microseconds",
     "read_store_file",
     "remove_store",

@@ -40,7 +40,7 @@ from ..schema import Schema
 from ..seeds import SeedEntry
 from ..writer import MAX_LANES
 from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_schema
-from .paths import STORE_FILE, find_foreign, list_shards, shard_paths
+from .paths import STORE_FILE, find_foreign, is_store, list_shards, shard_paths
 from .reading import GroupCache
 from .shard_reader import ShardReader
 from .shard_writer import ShardWriter
@@ -82,7 +82,7 @@ def create_store(
     """
     files.check_platform()
     check_schema(schema)
-    if (path / STORE_FILE).exists():
+    if is_store(path):
         raise StoreExistsError(
             f'{path} is a store already. Open it with Store.open({str(path)!r}, mode="a") to go on with it.'
         )

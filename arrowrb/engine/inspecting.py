@@ -82,10 +82,9 @@ def inspect_shard(paths: ShardPaths, schema: Schema | None, store_id: str) -> In
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
-        stat = os.stat(path)
+        return files.stamp_of(os.stat(path))
     except OSError:
         return None
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _inspect_once(paths: ShardPaths, schema: Schema | None, store_id: str) -> Inspected:

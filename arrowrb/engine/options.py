@@ -74,15 +74,21 @@ def check_schema(value: object) -> None:
         raise OptionError(f"schema is a {type(value).__name__}, expected a Schema. Make one with Schema.from_env(env).")
 
 
-def check_path(value: Any) -> Path:
-    """The folder of a store."""
+def check_path(value: Any, name: str = "path", expected: str = "the name of a folder") -> Path:
+    """A path that a user gave, such as the folder of a store.
+
+    Args:
+        value: what was given.
+        name: of the argument, for the message; likewise `expected`.
+        expected: what it should have been.
+    """
     try:
         text = os.fspath(value)
         os.fsencode(text)
     except (TypeError, UnicodeEncodeError):
         text = None
     if not isinstance(text, str) or "\0" in text:
-        raise OptionError(f"path is {value!r}, expected the name of a folder.")
+        raise OptionError(f"{name} is {value!r}, expected {expected}.")
     return Path(text)
 
 

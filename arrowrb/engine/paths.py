@@ -15,6 +15,11 @@ _SHARD: Final = re.compile(r"\d{5}")
 _SEGMENT_FILE: Final = re.compile(r"\d{8}(\.runs|\.blocks)?\.arrow|\d{8}\.parquet|\d{8}-\d{8}\.runs\.arrow|\..*\.tmp")
 
 
+def is_store(path: Path) -> bool:
+    """Whether a folder is a store."""
+    return (path / STORE_FILE).exists()
+
+
 @dataclass(frozen=True, slots=True)
 class ShardPaths:
     """The files of one shard."""

@@ -195,13 +195,12 @@ class Segments:
 
 def in_force(limits: Limits, schema: Schema) -> Limits:
     """The limits, without a bound of the hot tier where nothing would ever leave it."""
-    row_bytes = sum(column.item_bytes for column in schema.columns)
-    return replace(limits, hot_rows=None, hot_bytes=None) if limits.keeps_all_hot(row_bytes) else limits
+    return replace(limits, hot_rows=None, hot_bytes=None) if limits.keeps_all_hot(schema.row_bytes) else limits
 
 
 def shape_next(schema: Schema, state: ShardState, limits: Limits, num_lanes: int) -> SegmentShape:
     """How large the next segment is."""
-    row_bytes = sum(column.item_bytes for column in schema.columns)
+    row_bytes = schema.row_bytes
     bounds = [each for each in (limits.hot_rows, limits.hot_bytes and limits.hot_bytes // row_bytes) if each]
     return shape_segment(
         num_lanes=num_lanes,
@@ -218,7 +217,7 @@ def measure_tier(schema: Schema, state: ShardState, limits: Limits, num_lanes: i
     entries = [entry for entry in state.manifest.segments if entry.tier == "hot"]
     rows, num_bytes = sum(entry.rows for entry in entries), sum(entry.bytes for entry in entries)
     step = shape_next(schema, state, limits, max(1, num_lanes)).rows
-    return HotTier(rows, num_bytes, step, step * sum(column.item_bytes for column in schema.columns), limits)
+    return HotTier(rows, num_bytes, step, step * schema.row_bytes, limits)
 
 
 def _updated(before: Mapping[int, _T], changes: Mapping[int, _T | None]) -> dict[int, _T]:

@@ -126,7 +126,7 @@ class ShardReader:
             stat = os.stat(self._manifest_path)
         except OSError as error:
             raise StoreError(error.errno, "Looking for the manifest failed", self._manifest_path) from error
-        return stat.st_ino, stat.st_mtime_ns, stat.st_size
+        return files.stamp_of(stat)
 
     def plan(self, limits: Limits) -> list[Action]:
         """What a writer with these limits would do with the segments, as they are now."""

@@ -284,6 +284,25 @@ class Snapshot:
         else:
             kernels.gather(located.slots, located.positions, self.layout.addresses, outputs)
 
+    def read(self, located: Located, wanted: Sequence[tuple[int, int]]) -> dict[tuple[int, int], NDArray[Any]]:
+        """Copies of some columns of rows, all in one pass.
+
+        Args:
+            located: the rows, of any kind.
+            wanted: (place of a column, 0 for the row's own value or 1 for that of the row behind).
+
+        Returns:
+            Each as [n, *shape], storage dtype.
+        """
+        columns, count = self.layout.schema.columns, located.row_ids.size
+        values = {key: np.empty((count, *columns[key[0]].shape), columns[key[0]].storage) for key in wanted}
+        table = [
+            (place, shift, columns[place].item_bytes, 0, array.__array_interface__["data"][0])
+            for (place, shift), array in values.items()
+        ]
+        self.gather(located, np.array(table, np.int64))
+        return values
+
     def column(self, slot: int, index: int) -> NDArray[Any]:
         """A column of one segment, all allocated rows; without a copy in the hot tier."""
         return self.layout.views[slot].column(index)

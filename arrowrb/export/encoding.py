@@ -111,16 +111,7 @@ def _gather(snapshot: Snapshot, row_ids: NDArray[np.int64], outputs: list[Output
     # All columns in one pass, their valid flags and the kinds (to tell tails) among them.
     reads = [(output.place, output.shift) for output in outputs]
     reads += [(output.mask, output.shift) for output in outputs if output.mask >= 0]
-    reads = list(dict.fromkeys([*reads, (_KIND, 0)]))
-    columns = layout.schema.columns
-    values = {
-        (place, shift): np.empty((ids.size, *columns[place].shape), columns[place].storage) for place, shift in reads
-    }
-    table = [
-        (place, shift, columns[place].item_bytes, 0, array.__array_interface__["data"][0])
-        for (place, shift), array in values.items()
-    ]
-    snapshot.gather(located, np.array(table, np.int64))
+    values = snapshot.read(located, [*reads, (_KIND, 0)])
     is_transition = values[_KIND, 0] == int(Kind.TRANSITION)
     arrays = [pa.Array.from_buffers(pa.int64(), ids.size, [None, pa.py_buffer(ids)])]
     for output in outputs:

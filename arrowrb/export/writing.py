@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,17 +74,11 @@ def export(
     path = _check_target(path, engine.path)
     snapshot, row_ids = _choose(engine, rows, where)
     outputs = outputs_of(engine.schema, steps=rows == "steps", images=images)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     with files.explaining(path, "exporting"):
-        try:
-            temporary.mkdir(parents=True)
-            names = _write(snapshot, row_ids, outputs, temporary, file_bytes, compression, progress)
-            files.sync_directory(temporary)
-            os.rename(temporary, path)  # onto nothing, or an empty folder
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        files.sync_directory(path.parent)
+        with files.publishing_folder(path) as folder:
+            folder.mkdir(parents=True)
+            names = _write(snapshot, row_ids, outputs, folder, file_bytes, compression, progress)
+            files.sync_directory(folder)
         written = tuple(path / name for name in names)
         return Exported(path, written, row_ids.size, sum(each.stat().st_size for each in written))
 
@@ -111,12 +103,7 @@ def _check_target(path: Path, store: Path) -> Path:
         path = Path(os.path.realpath(path))
         if path.is_relative_to(os.path.realpath(store)):
             raise StoreExistsError(f"{path} lies inside the store. Choose a folder beside it.")
-        if path.is_mount():
-            raise StoreExistsError(f"{path} is where a disk is mounted. Name a folder to make in it.")
-        if path.exists() and not path.is_dir():
-            raise StoreExistsError(f"{path} is a file, expected a folder to make or an empty one. Choose another path.")
-        if path.is_dir() and any(path.iterdir()):
-            raise StoreExistsError(f"{path} is not empty. Export into a new or an empty folder.")
+        files.check_vacant(path)
     return path
 
 

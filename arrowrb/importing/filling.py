@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import files
-from ..engine import check_path
+from ..engine import check_path, is_store
 from ..errors import ColumnError, OptionError, SchemaError, StoreExistsError
 from ..events import external
 from ..schema import Rows, Schema
@@ -62,8 +60,7 @@ def check_progress(progress: Any) -> None:
 
 def chunk_rows(schema: Schema) -> int:
     """Rows a commit: some megabytes."""
-    row_bytes = sum(column.item_bytes for column in schema.columns)
-    return max(_LEAST_CHUNK_ROWS, min(_MOST_CHUNK_ROWS, _CHUNK_BYTES // row_bytes))
+    return max(_LEAST_CHUNK_ROWS, min(_MOST_CHUNK_ROWS, _CHUNK_BYTES // schema.row_bytes))
 
 
 @contextlib.contextmanager
@@ -94,20 +91,11 @@ def filling(
         return
     path = _check_new(check_path(target))
     made = schema()
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.tmp")
-    try:
-        store = Store.create(temporary, made, sync_interval=None, **given)
-        try:
-            yield store, path
-        finally:
-            store.close()
-        with files.explaining(path, "putting the new store in its place"):
-            os.rename(temporary, path)  # onto nothing, or an empty folder
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    with files.explaining(path, "putting the new store in its place"):
-        files.sync_directory(path.parent)
+    with (
+        files.publishing_folder(path) as folder,
+        Store.create(folder, made, sync_interval=None, **given) as store,
+    ):
+        yield store, path
 
 
 def check_same(schema: Schema, other: Schema, place: str) -> None:
@@ -123,14 +111,11 @@ def _check_new(path: Path) -> Path:
         store = enclosing_store(path)
         if store is not None:
             raise StoreExistsError(f"{path} lies inside the store {store}. Choose a folder beside it.")
-        if (path / "store.json").exists():
+        if is_store(path):
             raise StoreExistsError(
                 f"{path} is a store already. Open it with mode='a' and give that to add to it, or choose another path."
             )
-        if path.is_mount():
-            raise StoreExistsError(f"{path} is where a disk is mounted. Name a folder to make in it.")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise StoreExistsError(f"{path} holds something else. Choose a new or an empty folder.")
+        files.check_vacant(path)
     return path
 
 
@@ -209,8 +194,3 @@ class Filler:
             if last is not None:
                 self._ended.add(last if where == 0 else (where, last))
             self._running[where] = which
-
-
-def zeros(count: int) -> NDArray[Any]:
-    """Flags that are not set."""
-    return np.zeros(count, np.bool_)

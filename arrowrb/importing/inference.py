@@ -38,7 +38,7 @@ def infer(source: ParquetSource, columns: Columns, extras: Mapping[str, Any]) ->
             return within(root, _kind(source, whole))
         names = [name for name in (*columns, *source.schema.names) if name.startswith(root + ".")]
         if not names:
-            raise _missing(root, source)
+            raise source.lacks(root)
         return _nest({name[len(root) + 1 :]: leaf(name) for name in dict.fromkeys(names)})
 
     def within(name: str, kind: pa.DataType | None) -> Any:
@@ -60,7 +60,7 @@ def infer(source: ParquetSource, columns: Columns, extras: Mapping[str, Any]) ->
 
     observation, action = space("observation"), space("action")
     if source.find("reward", columns) is None:
-        raise _missing("reward", source)
+        raise source.lacks("reward")
     kept: dict[str, Any] = {}
     for name, declared in extras.items():
         if declared is None:
@@ -86,14 +86,6 @@ def _nest(leaves: Mapping[str, Any]) -> Any:
     return spaces.Dict({key: _nest(part) if isinstance(part, dict) else part for key, part in parts.items()})
 
 
-def _missing(name: str, source: ParquetSource) -> ColumnError:
-    there = ", ".join(map(repr, source.schema.names[:12]))
-    return ColumnError(
-        f"Column {name!r} is not in {source.files[0]}, which has {there}. Say which it is: columns={{{name!r}: ...}}, "
-        f"or --column {name}=... on the command line."
-    )
-
-
 def _kind(source: ParquetSource, place: Place) -> pa.DataType | None:
     """The Arrow type of a column; None where it is made of several."""
     if len(place.paths) != 1:
@@ -109,32 +101,31 @@ def _type_of(source: ParquetSource, name: str, columns: Columns) -> tuple[str, t
     """The dtype and shape of a column: as its metadata say, else as its type and first value do."""
     place = source.find(name, columns)
     if place is None:
-        raise _missing(name, source)
+        raise source.lacks(name)
     if len(place.paths) == 1 and len(place.paths[0]) == 1:
         told = _told(source.schema.field(place.paths[0][0]))
         if told is not None:
             return told
     table = next((table for table in source.tables({name: place}, 64) if table.num_rows), None)
     array = pa.nulls(0, _kind(source, place) or pa.float64()) if table is None else table.column(0).combine_chunks()
-    kind, shape = array.drop_null(), ()
-    if isinstance(array, pa.ExtensionArray):
-        if isinstance(array.type, pa.FixedShapeTensorType):
-            return _dtype(array.type.value_type, name), tuple(array.type.shape)
-        kind = kind.storage
-    types = pa.types
-    sizes: tuple[int, ...] = shape
-    while types.is_list(kind.type) or types.is_large_list(kind.type) or types.is_fixed_size_list(kind.type):
-        items = kind.flatten()
-        if types.is_fixed_size_list(kind.type):
-            size = kind.type.list_size
-        elif not len(kind):
+    items = array.drop_null()
+    if isinstance(array.type, pa.FixedShapeTensorType):
+        return _dtype(array.type.value_type, name), tuple(array.type.shape)
+    if isinstance(items, pa.ExtensionArray):
+        items = items.storage
+    types, shape = pa.types, []
+    while types.is_list(items.type) or types.is_large_list(items.type) or types.is_fixed_size_list(items.type):
+        count, within = len(items), items.flatten()
+        if types.is_fixed_size_list(items.type):
+            shape.append(items.type.list_size)
+        elif not count:
             raise ColumnError(f"Column {name!r} is of lists, and there is none to tell their length. Give the schema.")
+        elif len(within) % count:
+            raise ColumnError(f"Column {name!r} has lists of unequal length, expected the same in every row.")
         else:
-            size = len(items) // len(kind)
-            if size * len(kind) != len(items):
-                raise ColumnError(f"Column {name!r} has lists of unequal length, expected the same in every row.")
-        sizes, kind = (*sizes, size), items
-    return _dtype(kind.type, name), sizes
+            shape.append(len(within) // count)
+        items = within
+    return _dtype(items.type, name), tuple(shape)
 
 
 def _told(field: pa.Field) -> tuple[str, tuple[int, ...]] | None:

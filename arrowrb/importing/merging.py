@@ -10,15 +10,20 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine import Snapshot
+from ..engine import Snapshot, tables
 from ..errors import OptionError, StoreExistsError
 from ..rows import Kind, row_id_base
-from ..schema import SYSTEM_COLUMNS, Rows, Schema
+from ..schema import Rows, Schema
 from ..store import Store
 from .filling import Filler, Imported, Progress, check_progress, check_same, chunk_rows, filling
 
-_KEPT: Final = ("lane", "episode_id", "step", "time", "policy_version")
-_PLACES: Final = {column.name: place for place, column in enumerate(SYSTEM_COLUMNS)}
+_KEPT: Final = {
+    "lane": tables.LANE,
+    "episode_id": tables.EPISODE,
+    "step": tables.STEP,
+    "time": tables.TIME,
+    "policy_version": tables.POLICY,
+}
 
 
 def merge(
@@ -95,17 +100,17 @@ def _read(snapshot: Snapshot, shard: int, size: int) -> Iterator[Rows]:
     observation = [(places[column.name], 0) for column in schema.observation_columns]
     following = [(place, 1) for place, _ in observation]
     outcome = [(places[column.name], 0) for column in schema.transition_columns]
-    about = [(_PLACES[name], 0) for name in _KEPT]
+    about = [(place, 0) for place in _KEPT.values()]
     wanted = [*observation, *following, *outcome, *about]
     for first in range(0, row_ids.size, size):
-        values = _gather(snapshot, row_ids[first : first + size], wanted)
-        of = dict(zip(wanted, values, strict=True))
+        located = snapshot.locate(row_ids[first : first + size])
+        of = snapshot.read(located, wanted)
         yield Rows(
-            values[0].shape[0],
+            located.row_ids.size,
             tuple(of[key] for key in observation),
             tuple(of[key] for key in following),
             tuple(of[key] for key in outcome),
-            **{name: of[_PLACES[name], 0] for name in _KEPT},
+            **{name: of[place, 0] for name, place in _KEPT.items()},
         )
 
 
@@ -116,17 +121,6 @@ def _in_order(snapshot: Snapshot, shard: int) -> NDArray[np.int64]:
         if view.shard == shard:
             positions = np.flatnonzero(snapshot.visible_kinds(slot) == int(Kind.TRANSITION))
             row_ids.append(positions + row_id_base(view.shard, view.entry.number))
-            ordinals.append(snapshot.column(slot, _PLACES["ordinal"])[positions])
+            ordinals.append(snapshot.column(slot, tables.ORDINAL)[positions])
     joined: NDArray[np.int64] = np.concatenate(row_ids)[np.argsort(np.concatenate(ordinals), kind="stable")]
     return joined
-
-
-def _gather(snapshot: Snapshot, row_ids: NDArray[np.int64], wanted: Sequence[tuple[int, int]]) -> list[NDArray[Any]]:
-    columns = snapshot.layout.schema.columns
-    values = [np.empty((row_ids.size, *columns[place].shape), columns[place].storage) for place, _ in wanted]
-    table = [
-        (place, shift, columns[place].item_bytes, 0, array.__array_interface__["data"][0])
-        for (place, shift), array in zip(wanted, values, strict=True)
-    ]
-    snapshot.gather(snapshot.locate(np.ascontiguousarray(row_ids)), np.array(table, np.int64))
-    return values

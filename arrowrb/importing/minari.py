@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
 
+from ..engine import check_path
 from ..errors import ArrowRBError, ColumnError, CorruptError, OptionError, StoreError, StoreNotFoundError
 from ..schema import Rows, Schema, Tree, encode_batch
 from .filling import Filler, Imported, Progress, check_progress, chunk_rows, filling
@@ -78,19 +77,14 @@ def open_dataset(dataset: Any) -> Any:
     """A Minari data set by its object, path or id."""
     if hasattr(dataset, "iterate_episodes"):
         return dataset
-    try:
-        text = os.fspath(dataset)
-    except TypeError:
-        text = None
-    if not isinstance(text, str) or "\0" in text:
-        raise OptionError(f"dataset is {dataset!r}, expected a MinariDataset, the path or the id of one.")
+    path = check_path(dataset, "dataset", "a MinariDataset, the path or the id of one")
+    text = str(path)
     try:
         import minari
     except ImportError as error:
         raise OptionError(
             f"Reading a Minari data set needs the package minari: pip install 'minari[hdf5]'. ({error})"
         ) from error
-    path = Path(text)
     with _reading(text):
         if path.is_dir():
             return minari.MinariDataset(path / _DATA if (path / _DATA).is_dir() else path)

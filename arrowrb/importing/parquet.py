@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ..errors import ColumnError, OptionError
 from ..schema import Column, Rows, Schema, column_values, encode_batch
-from .filling import Filler, Imported, Progress, check_progress, chunk_rows, filling, zeros
+from .filling import Filler, Imported, Progress, check_progress, chunk_rows, filling
 from .inference import infer
 from .sources import ParquetSource, Place
 from .steps import Successors
@@ -150,7 +150,7 @@ class _Plan:
             column = by_name.get(name) or by_name[name.removeprefix("next_")]
             batch[name] = _fitted(column, table.column(name), name)
         for name in _FLAGS:
-            batch.setdefault(name, zeros(table.num_rows))
+            batch.setdefault(name, np.zeros(table.num_rows, np.bool_))
         return encode_batch(self.schema, batch)
 
 
@@ -173,11 +173,7 @@ def _plan(files: ParquetSource, schema: Schema, columns: Mapping[str, str | Sequ
     if there and absent:
         lacking += absent
     if lacking:
-        names = ", ".join(map(repr, files.schema.names[:12]))
-        raise ColumnError(
-            f"Column {lacking[0]!r} is not in {files.files[0]}, which has {names}. Say which it is: "
-            f"columns={{{lacking[0]!r}: ...}}, or --column {lacking[0]}=... on the command line."
-        )
+        raise files.lacks(lacking[0])
     if not {"episode_id", *_FLAGS} & set(places):
         raise ColumnError(
             "There is no terminated, truncated or episode_id, so that nothing says where episodes end. Name one of "
@@ -221,13 +217,13 @@ def _fitted(column: Column, array: pa.ChunkedArray, name: str) -> Any:
     import pyarrow.compute as pc
 
     kind = array.type
-    try:
-        if name == "time" and pa.types.is_timestamp(kind):
+    if name == "time" and pa.types.is_timestamp(kind):
+        try:
             return pc.cast(pc.cast(array, pa.timestamp("us")), pa.int64())
-        if column.dtype == "bool" and not column.shape and pa.types.is_floating(kind):
-            return pc.cast(array, pa.uint8())
-    except pa.ArrowInvalid as error:
-        raise ColumnError(f"Column {name!r} of type {kind} does not fit {column.dtype}: {error}.") from None
+        except pa.ArrowInvalid as error:
+            raise ColumnError(f"Column {name!r} of type {kind} has no whole microseconds: {error}.") from None
+    if column.dtype == "bool" and not column.shape and pa.types.is_floating(kind):
+        return _as_flags(array, name)
     if column.dtype == "bfloat16":
         return _short_floats(column, array, name)
     return array

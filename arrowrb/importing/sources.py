@@ -20,6 +20,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..engine import check_path, is_store
 from ..errors import ArrowRBError, ColumnError, CorruptError, OptionError, SchemaError, StoreError
 from ..files import explaining
 from ..schema import Schema
@@ -95,6 +96,14 @@ class ParquetSource:
                 raise ColumnError(f"Column {part!r}, given for {name!r}, is not in {self.files[0]}, which has {there}.")
         return Place(tuple(path for path in found if path is not None))
 
+    def lacks(self, name: str) -> ColumnError:
+        """The error for a column that must be there and is not."""
+        there = ", ".join(map(repr, self.schema.names[:_NAMED]))
+        return ColumnError(
+            f"Column {name!r} is not in {self.files[0]}, which has {there}. Say which it is: "
+            f"columns={{{name!r}: ...}}, or --column {name}=... on the command line."
+        )
+
     def tables(self, places: Mapping[str, Place], num_rows: int) -> Iterator[pa.Table]:
         """Some rows after others, with the store's names.
 
@@ -140,13 +149,7 @@ def find_files(source: Any) -> tuple[Path, ...]:
     """
     if isinstance(source, list | tuple):
         return tuple(path for each in source for path in find_files(each))
-    try:
-        text = os.fspath(source)
-    except TypeError:
-        text = None
-    if not isinstance(text, str) or "\0" in text:
-        raise OptionError(f"source is {source!r}, expected the path of Parquet files or of a folder of them.")
-    path = Path(text)
+    path = check_path(source, "source", "the path of Parquet files or of a folder of them")
     with explaining(path, "looking for Parquet files"):
         if path.is_dir():
             inside = (each for each in path.rglob("*.parquet") if each.is_file())
@@ -154,20 +157,20 @@ def find_files(source: Any) -> tuple[Path, ...]:
         elif path.exists():
             found = [path]
         else:
-            found = [Path(each) for each in glob.glob(text, recursive=True)]
+            found = [Path(each) for each in glob.glob(str(path), recursive=True)]
         for each in found:
             store = enclosing_store(each)
             if store is not None:
                 raise StoreError(f"{each} belongs to the store {store}. Merge that, or export it first.")
     if not found:
-        raise StoreError(f"{text} is no Parquet file and no folder of such. Check the path.")
+        raise StoreError(f"{path} is no Parquet file and no folder of such. Check the path.")
     return tuple(sorted(found, key=_natural))
 
 
 def enclosing_store(path: Path) -> Path | None:
     """The store in whose folder a path lies."""
     parents = Path(os.path.realpath(path)).parents
-    return next((parent for parent in parents if (parent / "store.json").exists()), None)
+    return next((parent for parent in parents if is_store(parent)), None)
 
 
 def _is_hidden(path: Path) -> bool:

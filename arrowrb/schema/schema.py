@@ -171,6 +171,11 @@ class Schema:
         return tuple(column for column in self.columns if column.owner == "transition")
 
     @cached_property
+    def row_bytes(self) -> int:
+        """The bytes of a row over all columns."""
+        return sum(column.item_bytes for column in self.columns)
+
+    @cached_property
     def all_extras(self) -> Mapping[str, Extra]:
         """`extras` and `info` together, by name."""
         return MappingProxyType({**self.extras, **self.info})
@@ -297,8 +302,7 @@ class Schema:
         widths = [max(len(row[index]) for row in rows) for index in range(2)]
         lines = [f"  {name:<{widths[0]}}  {what:<{widths[1]}}  {owner}" for name, what, owner in rows]
         title = "Schema" if self.env_id is None else f"Schema of {self.env_id}"
-        row_bytes = sum(column.item_bytes for column in self.columns)
-        return "\n".join([f"{title}: {len(self.columns)} columns, {row_bytes} bytes a row", *lines])
+        return "\n".join([f"{title}: {len(self.columns)} columns, {self.row_bytes} bytes a row", *lines])
 
 
 def _describe(column: Column | None) -> str:

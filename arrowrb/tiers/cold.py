@@ -46,7 +46,7 @@ _READING_ERRORS: Final = (pa.ArrowException, ArrowRBError, OSError, ValueError, 
 
 def group_rows(schema: Schema) -> int:
     """Rows of a row group, a power of two."""
-    row_bytes = sum(column.item_bytes for column in schema.columns)
+    row_bytes = schema.row_bytes
     target = _NARROW_GROUP_BYTES if row_bytes <= _NARROW_ROW_BYTES else _WIDE_GROUP_BYTES
     rows = _MOST_GROUP_ROWS
     while rows > _LEAST_GROUP_ROWS and rows * row_bytes > target:
