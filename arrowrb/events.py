@@ -18,8 +18,8 @@ INDEPENDENT: Final = 3  # a row of its own: begins here and is cut (or ends) her
 
 _MAX_INT32: Final = (1 << 31) - 1
 _MAX_INT64: Final = (1 << 63) - 1
-_MAX_EPISODE: Final = 1 << 62  # room for those that are assigned after it
-_MAX_STEP: Final = 1 << 30  # room for the steps that follow
+MAX_EPISODE: Final = 1 << 62  # room for those that are assigned after it
+MAX_STEP: Final = 1 << 30  # room for the steps that follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,8 @@ def external(rows: Rows, time: int, contiguous: bool, seeds: tuple[tuple[int, in
         observation=index,
         next_observation=~index,
         row=index,
-        episode_id=_given("episode_id", rows.episode_id, n, -1, _MAX_EPISODE),
-        step=_given("step", rows.step, n, -1, _MAX_STEP),
+        episode_id=_given("episode_id", rows.episode_id, n, -1, MAX_EPISODE),
+        step=_given("step", rows.step, n, -1, MAX_STEP),
         time=_given("time", rows.time, n, time, _MAX_INT64),
         policy_version=_given("policy_version", rows.policy_version, n, 0, _MAX_INT32),
         arrived=rows.observation,

@@ -139,16 +139,21 @@ def publishing_folder(path: Path) -> Iterator[Path]:
     """A hidden folder to make and fill, which takes its name when the block ends; if that raises, nothing is left.
 
     Args:
-        path: the name, of nothing or of an empty folder. The block makes durable what it writes; the name is made so.
+        path: the name, of nothing or of an empty folder; missing parents may be made. The block makes durable what it
+            writes; the name is made so.
     """
     name = os.fsdecode(os.fsencode(path.name)[:200])
     temporary = path.with_name(f".{name}.{secrets.token_hex(6)}.tmp")
+    missing = [parent for parent in path.parents if not parent.exists()]
     try:
         yield temporary
         with explaining(path, "giving the folder its name"):
             os.rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: others use them by now
+            for parent in missing:
+                parent.rmdir()
         raise
     sync_directory(path.parent)
 

@@ -582,7 +582,7 @@ def test_columns_that_do_not_fit(tmp_path: Path) -> None:
     refused(tmp_path, with_column("episode_index", pa.array(["a"] * 60)), "'episode_id' is of type string")
     refused(tmp_path, with_column("episode_index", pa.array([None, *[1] * 59])), "'episode_id' has 1 nulls")
     refused(tmp_path, with_column("episode_index", pa.array([-1] * 60)), "'episode_id' has the value -1")
-    refused(tmp_path, with_column("episode_index", pa.array([0, 0, 1, 1, 0, 0] * 10)), "Episode 0 comes again")
+    refused(tmp_path, with_column("episode_index", pa.array([0, 0, 1, 1, 0, 0] * 10)), "episode 0 comes again")
     small = Schema.from_spaces(spaces.Box(-9, 9, (3,), np.float32), spaces.Discrete(2))
     refused(tmp_path, table, "a Discrete space", schema=small)
     other = Schema.from_spaces(spaces.Box(-9, 9, (4,), np.float32), spaces.Discrete(4))

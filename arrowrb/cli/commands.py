@@ -247,7 +247,7 @@ def import_(
     column: Annotated[
         list[str] | None,
         typer.Option(
-            help="Where the files call a column otherwise: observation=obs; several make a vector: action=vx,vy.",
+            help="Where the files call a column otherwise: observation=obs; several make a vector: action=vx,vy; none: step=.",
             metavar="NAME=COLUMN",
             show_default=False,
         ),
@@ -315,14 +315,13 @@ def merge(
     print_imported(done)
 
 
-def _parse_columns(given: Sequence[str]) -> dict[str, str | list[str]]:
-    columns: dict[str, str | list[str]] = {}
+def _parse_columns(given: Sequence[str]) -> dict[str, str | list[str] | None]:
+    columns: dict[str, str | list[str] | None] = {}
     for text in given:
         name, equals, column = text.partition("=")
-        if not (name and equals and column) or name in columns:
+        if not (name and equals) or name in columns:
             raise typer.BadParameter(f"{text!r} is not NAME=COLUMN, or NAME is given twice.", param_hint="--column")
-        parts = column.split(",")
-        columns[name] = parts if len(parts) > 1 else column
+        columns[name] = column.removesuffix(",").split(",") if "," in column else column or None
     return columns
 
 

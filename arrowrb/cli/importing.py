@@ -24,7 +24,7 @@ class Import:
 
     source: str
     path: Path
-    columns: Mapping[str, str | list[str]]
+    columns: Mapping[str, str | list[str] | None]
     extras: Sequence[str]
     env_id: str | None
     final: str
@@ -66,7 +66,11 @@ def merge_into(
 
 def print_imported(done: Imported) -> None:
     """One line about what was added."""
-    left_out = f" ({done.num_left_out:,} more have no next observation and were left out)" if done.num_left_out else ""
+    left_out = ""
+    if done.num_left_out:
+        left_out = (
+            f" ({done.num_left_out:,} more have no next observation and were left out: --final repeat keeps them)"
+        )
     print(f"{done.num_transitions:,} transitions added to {done.path}{left_out}")
 
 

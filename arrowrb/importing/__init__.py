@@ -2,6 +2,7 @@
 
 sources     Parquet files, and where in them a store's columns are
 inference   the schema of files that do not say theirs
+order       what is refused, because its rows do not belong together
 steps       rows that hold one observation each -> transitions
 filling     rows -> commits; a new store appears when it is whole
 parquet, minari, merging    what users call

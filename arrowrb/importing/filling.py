@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import files
 from ..engine import check_path, is_store
-from ..errors import ColumnError, OptionError, SchemaError, StoreExistsError
-from ..events import external
+from ..errors import ColumnError, FullError, OptionError, SchemaError, StoreExistsError
+from ..events import MAX_EPISODE, external
 from ..schema import Rows, Schema
 from ..store import Store
 from .sources import enclosing_store
@@ -91,11 +90,14 @@ def filling(
         return
     path = _check_new(check_path(target))
     made = schema()
-    with (
-        files.publishing_folder(path) as folder,
-        Store.create(folder, made, sync_interval=None, **given) as store,
-    ):
-        yield store, path
+    try:
+        with (
+            files.publishing_folder(path) as folder,
+            Store.create(folder, made, sync_interval=None, **given) as store,
+        ):
+            yield store, path
+    except FullError as error:
+        raise FullError(error.errno, "No room left for the new store. Nothing of it is kept", str(path)) from error
 
 
 def check_same(schema: Schema, other: Schema, place: str) -> None:
@@ -129,22 +131,26 @@ class Filler:
         store: open for writing.
         total: the rows that are expected, for the progress.
         progress: called with the rows that are done, and all.
+        done: rows that were done before.
     """
 
-    def __init__(self, store: Store, total: int, progress: Progress | None) -> None:
+    def __init__(self, store: Store, total: int, progress: Progress | None, done: int = 0) -> None:
         self.num_transitions = 0
         self._engine = store._engine  # one package
         records = self._engine.snapshot().records
         self._shift = max(record.next_episode for record in records) if any(r.watermark for r in records) else 0
         self._total, self._progress = total, progress
+        self._done = done
         self._lanes: set[int] = set()
-        self._running: dict[int, int] = {}
-        self._ended: set[int | tuple[int, int]] = set()
 
     def __enter__(self) -> Filler:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.cut()
+
+    def cut(self) -> None:
+        """End what runs: the rows that come next are of other episodes."""
         self._engine.cut(sorted(self._lanes))
 
     def add(self, rows: Rows, seeds: tuple[tuple[int, int], ...] = ()) -> None:
@@ -156,10 +162,14 @@ class Filler:
         """
         if not rows.num_rows:
             return
-        if rows.episode_id is not None:
-            self._check_together(rows, rows.episode_id)
-            if self._shift:
-                rows = replace(rows, episode_id=rows.episode_id + self._shift)
+        if rows.episode_id is not None and self._shift:
+            most = int(rows.episode_id.max())
+            if most > MAX_EPISODE - self._shift:
+                raise ColumnError(
+                    f"Column 'episode_id' has the value {most}, expected 0 to {MAX_EPISODE - self._shift}: the store "
+                    f"has {self._shift} already, behind which these come. Number them anew."
+                )
+            rows = replace(rows, episode_id=rows.episode_id + self._shift)
         lanes = {0} if rows.lane is None else set(np.unique(rows.lane).tolist())
         events = external(rows, self._engine.clock(), True, seeds)
         if not lanes <= self._lanes:
@@ -169,28 +179,8 @@ class Filler:
         self._engine.ingest_external(events)
         self.num_transitions += rows.num_rows
 
-    def tell(self, done: int) -> None:
-        """Say how far it is."""
+    def tell(self, count: int) -> None:
+        """Say that so many rows more are done."""
+        self._done += count
         if self._progress is not None:
-            self._progress(done, max(done, self._total))
-
-    def _check_together(self, rows: Rows, episode: NDArray[np.int64]) -> None:
-        """An episode that comes again after another of its lane: the rows are not in order."""
-        lane = np.zeros(rows.num_rows, np.int64) if rows.lane is None else rows.lane
-        order = np.argsort(lane, kind="stable")
-        lane, episode = lane[order], episode[order]
-        changes = np.flatnonzero((np.diff(lane) != 0) | (np.diff(episode) != 0)) + 1
-        for at in (0, *changes.tolist()):
-            where, which = int(lane[at]), int(episode[at])
-            last = self._running.get(where)
-            if last == which:
-                continue
-            if (which if where == 0 else (where, which)) in self._ended:
-                raise ColumnError(
-                    f"Episode {which} comes again after others of lane {where}, expected all of its rows together and "
-                    f"in order. Sort the rows by episode_id and step first, in DuckDB for example: "
-                    f"COPY (SELECT * FROM 'data.parquet' ORDER BY episode_id, step) TO 'sorted.parquet'."
-                )
-            if last is not None:
-                self._ended.add(last if where == 0 else (where, last))
-            self._running[where] = which
+            self._progress(self._done, max(self._done, self._total))

@@ -6,7 +6,7 @@ Where bounds matter (a Discrete action), the environment knows better: give its 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,10 @@ import pyarrow as pa
 
 from ..errors import ColumnError, SchemaError
 from ..schema import Extra, Schema, check_shape, dtype_name
-from .sources import ParquetSource, Place
-
-Columns = Mapping[str, str | Sequence[str]]
+from .sources import Names, ParquetSource, Place
 
 
-def infer(source: ParquetSource, columns: Columns, extras: Mapping[str, Any]) -> Schema:
+def infer(source: ParquetSource, columns: Names, extras: Mapping[str, Any]) -> Schema:
     """A schema that holds what is in the files, from their types and first rows.
 
     Args:
@@ -37,6 +35,7 @@ def infer(source: ParquetSource, columns: Columns, extras: Mapping[str, Any]) ->
         if whole is not None:
             return within(root, _kind(source, whole))
         names = [name for name in (*columns, *source.schema.names) if name.startswith(root + ".")]
+        names = [name for name in names if columns.get(name, name) is not None]
         if not names:
             raise source.lacks(root)
         return _nest({name[len(root) + 1 :]: leaf(name) for name in dict.fromkeys(names)})
@@ -79,16 +78,17 @@ def _nest(leaves: Mapping[str, Any]) -> Any:
     parts: dict[str, Any] = {}
     for name, space in leaves.items():
         head, dot, rest = name.partition(".")
+        known = parts.setdefault(head, {} if dot else space)
+        if isinstance(known, dict) != bool(dot):
+            raise ColumnError(f"There are columns {head!r} and {name!r}: one is within the other. Name one of them.")
         if dot:
-            parts.setdefault(head, {})[rest] = space
-        else:
-            parts[head] = space
+            known[rest] = space
     return spaces.Dict({key: _nest(part) if isinstance(part, dict) else part for key, part in parts.items()})
 
 
 def _kind(source: ParquetSource, place: Place) -> pa.DataType | None:
     """The Arrow type of a column; None where it is made of several."""
-    if len(place.paths) != 1:
+    if place.is_vector:
         return None
     top, *rest = place.paths[0]
     kind = source.schema.field(top).type
@@ -97,16 +97,17 @@ def _kind(source: ParquetSource, place: Place) -> pa.DataType | None:
     return kind
 
 
-def _type_of(source: ParquetSource, name: str, columns: Columns) -> tuple[str, tuple[int, ...]]:
+def _type_of(source: ParquetSource, name: str, columns: Names) -> tuple[str, tuple[int, ...]]:
     """The dtype and shape of a column: as its metadata say, else as its type and first value do."""
     place = source.find(name, columns)
     if place is None:
         raise source.lacks(name)
-    if len(place.paths) == 1 and len(place.paths[0]) == 1:
+    if not place.is_vector and len(place.paths[0]) == 1:
         told = _told(source.schema.field(place.paths[0][0]))
         if told is not None:
             return told
-    table = next((table for table in source.tables({name: place}, 64) if table.num_rows), None)
+    tables = (table for path in source.files for table in source.tables(path, {name: place}, 64))
+    table = next((table for table in tables if table.num_rows), None)
     array = pa.nulls(0, _kind(source, place) or pa.float64()) if table is None else table.column(0).combine_chunks()
     items = array.drop_null()
     if isinstance(array.type, pa.FixedShapeTensorType):

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine import Snapshot, tables
+from ..engine import Snapshot, check_path, tables
 from ..errors import OptionError, StoreExistsError
 from ..rows import Kind, row_id_base
 from ..schema import Rows, Schema
@@ -54,11 +54,11 @@ def merge(
     """
     check_progress(progress)
     given = [sources] if isinstance(sources, Store | str | os.PathLike) else sources
-    if not isinstance(given, Sequence) or not given:
+    if not isinstance(given, Sequence) or isinstance(given, bytes) or not given:
         raise OptionError(f"sources is {sources!r}, expected stores or their paths.")
     with contextlib.ExitStack() as stack:
         stores = [each if isinstance(each, Store) else stack.enter_context(Store.open(each)) for each in given]
-        place = target.path if isinstance(target, Store) else target
+        place = target.path if isinstance(target, Store) else check_path(target, "target")
         for store in stores:
             check_same(stores[0].schema, store.schema, str(stores[0].path))
             if os.path.realpath(store.path) == os.path.realpath(place):
@@ -75,11 +75,11 @@ def merge(
             added = 0
             for engine, snapshot in zip(engines, snapshots, strict=True):
                 seeds = {entry.episode_id: entry.seed for entry in engine.read_seeds(snapshot)}
-                with Filler(into, total, progress) as filler:
+                with Filler(into, total, progress, added) as filler:
                     for shard in range(len(snapshot.records)):
                         for rows in _read(snapshot, shard, chunk_rows(into.schema)):
                             filler.add(rows, _pop_seeds(rows, seeds))
-                            filler.tell(added + filler.num_transitions)
+                            filler.tell(rows.num_rows)
                 added += filler.num_transitions
             return Imported(path, added, 0)
 

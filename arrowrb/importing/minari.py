@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, Final
@@ -126,7 +127,7 @@ class _Episode:
 
     def __init__(self, data: Any, seed: Any, schema: Schema) -> None:
         self.number = int(data.id)
-        self.seed = None if seed is None else int(seed)
+        self.seed = None if seed is None else self._check_seed(seed)
         self.num_steps = len(data.rewards)
         self.observations = _leaves(schema.observation_tree, data.observations, "observations")
         self.columns = {
@@ -143,6 +144,15 @@ class _Episode:
         for values in self.observations:
             if len(values) != self.num_steps + 1:
                 raise self._misfit("observations", len(values), self.num_steps + 1)
+
+    def _check_seed(self, seed: Any) -> int:
+        try:
+            whole = operator.index(seed)
+        except TypeError:
+            whole = -1
+        if not 0 <= whole < 1 << 64:
+            raise ColumnError(f"Episode {self.number} has the seed {seed!r}, expected a whole number of 64 bits.")
+        return whole
 
     def _take_infos(self, infos: Mapping[str, Any], schema: Schema) -> None:
         """Infos have an entry for the reset and one a step, or one a step."""
@@ -176,7 +186,11 @@ def _episodes(dataset: Any, schema: Schema) -> Iterator[_Episode]:
     indices = [int(index) for index in dataset.episode_indices]
     with _reading(dataset):
         described = dict(zip(indices, dataset.storage.get_episode_metadata(indices), strict=True))
+        seen: set[int] = set()
         for data in dataset.iterate_episodes():
+            if int(data.id) in seen:
+                raise CorruptError(f"Episode {int(data.id)} is in the data set twice: it is damaged.")
+            seen.add(int(data.id))
             yield _Episode(data, described.get(int(data.id), {}).get("seed"), schema)
 
 
@@ -200,7 +214,7 @@ def _add(filler: Filler, schema: Schema, episodes: list[_Episode]) -> None:
     starts = np.cumsum([0, *lengths[:-1]]).tolist()
     seeds = [(start, episode.seed) for start, episode in zip(starts, episodes, strict=True) if episode.seed is not None]
     filler.add(rows, tuple(seeds))
-    filler.tell(filler.num_transitions)
+    filler.tell(rows.num_rows)
 
 
 def _joined(episodes: list[_Episode], name: str) -> Any:

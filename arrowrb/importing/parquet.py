@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,14 +11,15 @@ import pyarrow as pa
 
 from ..errors import ColumnError, OptionError
 from ..schema import Column, Rows, Schema, column_values, encode_batch
+from ..store import Store
 from .filling import Filler, Imported, Progress, check_progress, chunk_rows, filling
 from .inference import infer
-from .sources import ParquetSource, Place
+from .order import FLAGS, Order
+from .sources import Names, ParquetSource, Place
 from .steps import Successors
 
 FINALS: Final = ("drop", "repeat")
 _ABOUT_ROWS: Final = ("lane", "episode_id", "step", "time", "policy_version")
-_FLAGS: Final = ("terminated", "truncated")
 _NUMBERS: Final = ("lane", "episode_id", "step")
 _ROOTS: Final = ("observation", "next_observation", "action")
 
@@ -27,7 +28,7 @@ def import_parquet(
     source: Any,
     target: Any,
     *,
-    columns: Mapping[str, str | Sequence[str]] | None = None,
+    columns: Names | None = None,
     extras: Mapping[str, Any] | Iterable[str] = (),
     schema: Schema | None = None,
     final: str = "drop",
@@ -39,8 +40,9 @@ def import_parquet(
 
     Rows must lie in the order of each episode, and all of an episode before the next of its lane. They hold
     ``next_observation``, or one observation each: then the next one is that of the row behind, in the same
-    ``episode_id``, or without that up to where ``terminated`` or ``truncated`` is set. A row whose reward or action is
-    NULL is an episode's final observation.
+    ``episode_id``, or without that up to where ``terminated`` or ``truncated`` is set, or the file ends. A row whose
+    reward or action is NULL is an episode's final observation. What contradicts this is refused: an id that comes
+    again, rows behind an end, steps that go back.
 
     Args:
         source: a file, a folder (``*.parquet`` at any depth), a pattern with ``*``, or a list of those.
@@ -49,7 +51,7 @@ def import_parquet(
             reaches into a struct; a list of several columns of numbers makes one vector. Names are those of a
             batch: observation, next_observation, action (and leaves, ``observation.camera``), reward, terminated,
             truncated, extras, lane, episode_id, step, time (timestamps, or integer microseconds since the epoch) and
-            policy_version. Other columns of the files are left out.
+            policy_version; None for a column that is not to be taken. Other columns of the files are left out.
         extras: of a new store without schema: further columns to keep, or name -> dtype, (dtype, shape) or Extra.
         schema: of a new store. By default that of an export, or one that is read off the files: Box spaces without
             bounds.
@@ -60,7 +62,8 @@ def import_parquet(
         progress: called with the rows that are read, and all.
 
     Raises:
-        ColumnError: if a column is missing, or does not fit the schema.
+        ColumnError: if a column is missing, or does not fit the schema, or rows are not in order.
+        OptionError: if ``extras`` are given where the schema is there already.
         StoreExistsError: if there is something at the path of a new store.
         CorruptError: if a file is damaged.
     """
@@ -68,28 +71,61 @@ def import_parquet(
     if not isinstance(final, str) or final not in FINALS:
         raise OptionError(f"final is {final!r}, expected one of {', '.join(map(repr, FINALS))}.")
     files, named, kept = ParquetSource(source), check_columns(columns), check_extras(extras)
+    described = files.described()
+    if kept and (schema is not None or described is not None or isinstance(target, Store)):
+        raise OptionError(
+            f"extras has {next(iter(kept))!r}, but the schema is there already: that of the store, of an export, or "
+            "one that is given. Leave extras out, or give a schema that has them."
+        )
 
     def make_schema() -> Schema:
-        return schema or files.described() or infer(files, named, kept)
+        return schema or described or infer(files, named, kept)
 
     limits = {"hot_rows": hot_rows, "max_rows": max_rows}
     with filling(target, make_schema, limits, exact=schema is not None) as (store, path):
         plan = _plan(files, store.schema, named)
-        done = 0
+        order = Order(follows=plan.follows, trusted=described is not None)
+        successors = Successors(plan.observations, final) if plan.follows else None
         with Filler(store, files.num_rows, progress) as filler:
-            successors = Successors(plan.observations, final) if plan.follows else None
-            for table in files.tables(plan.places, chunk_rows(store.schema)):
-                told = plan.tell_episodes(table)
-                filler.add(plan.encode(told if successors is None else successors.feed(told)))
-                done += table.num_rows
-                filler.tell(done)
-            rest = None if successors is None else successors.finish()
-            if rest is not None:
-                filler.add(plan.encode(rest))
-        return Imported(path, filler.num_transitions, 0 if successors is None else successors.num_left_out)
+            for file in files.files:
+                for table in files.tables(file, plan.places, chunk_rows(store.schema)):
+                    told = plan.tell_episodes(table)
+                    order.check(told, file)
+                    filler.add(plan.encode(told if successors is None else successors.feed(told)))
+                    filler.tell(table.num_rows)
+                if not plan.is_numbered:
+                    _finish(
+                        plan, successors, filler
+                    )  # nothing says that the next file goes on with this one's episodes
+                    filler.cut()
+            _finish(plan, successors, filler)
+        left_out = 0 if successors is None else successors.num_left_out
+        if left_out and not filler.num_transitions:
+            raise _nothing_follows(left_out, order)
+        return Imported(path, filler.num_transitions, left_out)
 
 
-def check_columns(columns: Any) -> dict[str, str | Sequence[str]]:
+def _finish(plan: _Plan, successors: Successors | None, filler: Filler) -> None:
+    """What waits for a row behind gets none."""
+    rest = None if successors is None else successors.finish()
+    if rest is not None:
+        filler.add(plan.encode(rest))
+
+
+def _nothing_follows(count: int, order: Order) -> ColumnError:
+    """The error for steps none of which has a next observation."""
+    why = "Each row is an episode of its own. Is episode_id the right column?"
+    if order.gap is not None:
+        why = (
+            f"The first that is missing: {order.gap}. Where steps count something else, leave them out: "
+            "columns={'step': None}, or --column step= on the command line."
+        )
+    return ColumnError(
+        f"None of the {count:,} transitions has a next observation, expected that in the row behind. {why}"
+    )
+
+
+def check_columns(columns: Any) -> Names:
     """The caller's names, checked."""
     if columns is None:
         return {}
@@ -98,8 +134,8 @@ def check_columns(columns: Any) -> dict[str, str | Sequence[str]]:
     for name, given in columns.items():
         parts = [given] if isinstance(given, str) else given
         good = isinstance(parts, list | tuple) and parts and all(isinstance(part, str) for part in parts)
-        if not isinstance(name, str) or not good:
-            raise OptionError(f"columns has {name!r}: {given!r}, expected a name, or a list of names.")
+        if not isinstance(name, str) or not (good or given is None):
+            raise OptionError(f"columns has {name!r}: {given!r}, expected a name, a list of names, or None for none.")
     return dict(columns)
 
 
@@ -125,6 +161,7 @@ class _Plan:
         places: name in the store -> where it is in the files.
         observations: the names that have a ``next_`` one.
         follows: whether next observations are those of the rows behind.
+        is_numbered: whether there are episode ids.
     """
 
     schema: Schema
@@ -132,13 +169,17 @@ class _Plan:
     observations: tuple[str, ...]
     follows: bool
 
+    @property
+    def is_numbered(self) -> bool:
+        return "episode_id" in self.places
+
     def tell_episodes(self, table: pa.Table) -> pa.Table:
         """What tells episodes apart as integers and booleans, whatever the files hold it as."""
-        for name in (*_NUMBERS, *_FLAGS):
+        for name in (*_NUMBERS, *FLAGS):
             if name in self.places:
                 index = table.column_names.index(name)
                 column = table.column(index)
-                told = _as_flags(column, name) if name in _FLAGS else _as_integers(column, name)
+                told = _as_flags(column, name) if name in FLAGS else _as_integers(column, name)
                 table = table.set_column(index, name, told)
         return table
 
@@ -149,12 +190,12 @@ class _Plan:
         for name in table.column_names:
             column = by_name.get(name) or by_name[name.removeprefix("next_")]
             batch[name] = _fitted(column, table.column(name), name)
-        for name in _FLAGS:
+        for name in FLAGS:
             batch.setdefault(name, np.zeros(table.num_rows, np.bool_))
         return encode_batch(self.schema, batch)
 
 
-def _plan(files: ParquetSource, schema: Schema, columns: Mapping[str, str | Sequence[str]]) -> _Plan:
+def _plan(files: ParquetSource, schema: Schema, columns: Names) -> _Plan:
     masks = set(schema.masks.values())
     observations = tuple(column.name for column in schema.observation_columns if column.name not in masks)
     nexts = tuple("next_" + name for name in observations)
@@ -165,7 +206,7 @@ def _plan(files: ParquetSource, schema: Schema, columns: Mapping[str, str | Sequ
             raise ColumnError(f"columns names {name!r}, which is no column of the store: {', '.join(sorted(known))}.")
     found = {name: files.find(name, columns) for name in (*observations, *nexts, *outcome, *_ABOUT_ROWS)}
     places = {name: place for name, place in found.items() if place is not None}
-    optional = {*_FLAGS, *_ABOUT_ROWS, *schema.masks, *("next_" + name for name in schema.masks)}
+    optional = {*FLAGS, *_ABOUT_ROWS, *schema.masks, *("next_" + name for name in schema.masks)}
     lacking = [name for name in observations if name not in places and name not in optional]
     lacking += [name for name in outcome if name not in places and name not in optional]
     there = [name for name in nexts if name in places]
@@ -174,7 +215,7 @@ def _plan(files: ParquetSource, schema: Schema, columns: Mapping[str, str | Sequ
         lacking += absent
     if lacking:
         raise files.lacks(lacking[0])
-    if not {"episode_id", *_FLAGS} & set(places):
+    if not {"episode_id", *FLAGS} & set(places):
         raise ColumnError(
             "There is no terminated, truncated or episode_id, so that nothing says where episodes end. Name one of "
             "them: columns={'terminated': ...}, or --column terminated=... on the command line."

@@ -27,6 +27,7 @@ from ..schema import Schema
 
 _SCHEMA_KEY: Final = b"arrowrb.schema"
 _NAMED: Final = 12
+Names = Mapping[str, "str | Sequence[str] | None"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,11 @@ class Place:
 
     Attributes:
         paths: of each part.
+        is_vector: whether the parts make one column of vectors.
     """
 
     paths: tuple[tuple[str, ...], ...]
+    is_vector: bool = False
 
 
 class ParquetSource:
@@ -70,7 +73,7 @@ class ParquetSource:
                 raise
             raise CorruptError(f"{self.files[0]} has a damaged schema of arrowrb in its metadata: {error}.") from None
 
-    def find(self, name: str, columns: Mapping[str, str | Sequence[str]]) -> Place | None:
+    def find(self, name: str, columns: Names) -> Place | None:
         """Where a column of the store is; None where the files have none.
 
         Args:
@@ -81,6 +84,8 @@ class ParquetSource:
             ColumnError: if the caller names a column that is not there.
         """
         given = columns.get(name)
+        if given is None and name in columns:
+            return None
         if given is None:
             for root in ("observation", "next_observation", "action"):
                 if name.startswith(root + ".") and isinstance(columns.get(root), str):
@@ -94,7 +99,7 @@ class ParquetSource:
             if path is None:
                 there = ", ".join(map(repr, self.schema.names[:_NAMED]))
                 raise ColumnError(f"Column {part!r}, given for {name!r}, is not in {self.files[0]}, which has {there}.")
-        return Place(tuple(path for path in found if path is not None))
+        return Place(tuple(path for path in found if path is not None), not isinstance(given, str))
 
     def lacks(self, name: str) -> ColumnError:
         """The error for a column that must be there and is not."""
@@ -104,26 +109,25 @@ class ParquetSource:
             f"columns={{{name!r}: ...}}, or --column {name}=... on the command line."
         )
 
-    def tables(self, places: Mapping[str, Place], num_rows: int) -> Iterator[pa.Table]:
-        """Some rows after others, with the store's names.
+    def tables(self, path: Path, places: Mapping[str, Place], num_rows: int) -> Iterator[pa.Table]:
+        """Some rows of a file after others, with the store's names.
 
         Raises:
-            ColumnError: if a file lacks a column that the first has, or has it of another type.
-            CorruptError: if a file cannot be read.
+            ColumnError: if the file lacks a column that the first has, or has it of another type.
+            CorruptError: if it cannot be read.
         """
-        tops = list(dict.fromkeys(path[0] for place in places.values() for path in place.paths))
-        for path in self.files:
-            with opened(path) as file:
-                for top in tops:
-                    index, kind = file.schema_arrow.get_all_field_indices(top), self.schema.field(top).type
-                    if len(index) != 1 or file.schema_arrow.field(index[0]).type != kind:
-                        raise ColumnError(
-                            f"{path} has no column {top!r} of type {kind}, which {self.files[0]} has. Import files of "
-                            "one kind together."
-                        )
-                for batch in file.iter_batches(batch_size=num_rows, columns=tops):
-                    arrays = {name: _take(batch, place, name) for name, place in places.items()}
-                    yield pa.table(arrays) if arrays else pa.table({"": pa.nulls(batch.num_rows)})
+        tops = list(dict.fromkeys(way[0] for place in places.values() for way in place.paths))
+        with opened(path) as file:
+            for top in tops:
+                index, kind = file.schema_arrow.get_all_field_indices(top), self.schema.field(top).type
+                if len(index) != 1 or file.schema_arrow.field(index[0]).type != kind:
+                    raise ColumnError(
+                        f"{path} has no column {top!r} of type {kind}, which {self.files[0]} has. Import files of "
+                        "one kind together."
+                    )
+            for batch in file.iter_batches(batch_size=num_rows, columns=tops):
+                arrays = {name: _take(batch, place, name) for name, place in places.items()}
+                yield pa.table(arrays) if arrays else pa.table({"": pa.nulls(batch.num_rows)})
 
 
 @contextlib.contextmanager
@@ -150,14 +154,18 @@ def find_files(source: Any) -> tuple[Path, ...]:
     if isinstance(source, list | tuple):
         return tuple(path for each in source for path in find_files(each))
     path = check_path(source, "source", "the path of Parquet files or of a folder of them")
+    if source in ("", b""):
+        raise OptionError("source is empty, expected the path of Parquet files or of a folder of them.")
     with explaining(path, "looking for Parquet files"):
         if path.is_dir():
             inside = (each for each in path.rglob("*.parquet") if each.is_file())
             found = [each for each in inside if not _is_hidden(each.relative_to(path))]
         elif path.exists():
+            if not path.is_file():
+                raise StoreError(f"{path} is a pipe or a device, expected a Parquet file or a folder of such.")
             found = [path]
         else:
-            found = [Path(each) for each in glob.glob(str(path), recursive=True)]
+            found = [Path(each) for each in glob.glob(str(path), recursive=True) if os.path.isfile(each)]
         for each in found:
             store = enclosing_store(each)
             if store is not None:
@@ -212,7 +220,7 @@ def _descend(kind: pa.DataType, name: str) -> tuple[str, ...] | None:
 
 def _take(batch: pa.RecordBatch, place: Place, name: str) -> pa.Array:
     parts = [_field(batch.column(path[0]), path[1:]) for path in place.paths]
-    return parts[0] if len(parts) == 1 else stack(parts, name)
+    return stack(parts, name) if place.is_vector else parts[0]
 
 
 def _field(array: pa.Array, path: Iterable[str]) -> pa.Array:
@@ -234,6 +242,13 @@ def stack(parts: Sequence[pa.Array], name: str) -> pa.Array:
         if part.null_count:
             raise ColumnError(f"Column {name!r} is made of several, one of which has {part.null_count} nulls.")
     values = np.stack([part.to_numpy(zero_copy_only=False) for part in parts], axis=1)
-    if values.dtype == np.bool_:
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), len(parts))
+    for place, part in enumerate(parts):
+        if values.dtype.kind == "f" and pa.types.is_integer(part.type):
+            whole = np.asarray(part)
+            exact = 1 << (np.finfo(values.dtype).nmant + 1)
+            if whole.size and not (whole.min() >= -exact and whole.max() <= exact):
+                raise ColumnError(
+                    f"Column {name!r} is made of several, of which number {place} is {part.type} and others are not: "
+                    f"{values.dtype} does not hold all of its values. Cast them first."
+                )
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), len(parts))

@@ -2,19 +2,19 @@
 
 A row is a *final observation* where reward or action are NULL: it makes no transition, and is the next observation of
 the row before it. Where episodes are numbered, a row's successor is the next of its episode; else it is the next row,
-unless the row ends its episode and the next is no final observation.
+unless the row ends its episode and the next is no final observation. Where steps are numbered, a successor is one
+step on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-_FLAGS = ("terminated", "truncated")
+from .order import FLAGS, integers, is_final
 
 
 class Successors:
@@ -39,14 +39,11 @@ class Successors:
         if self._held is not None:
             table = pa.concat_tables([self._held, table])
         table = table.combine_chunks()
-        lane = _integers(table, "lane")
-        if lane is not None and (np.diff(lane) < 0).any():
+        lane = integers(table, "lane")
+        if (np.diff(lane) < 0).any():
             order = np.argsort(lane, kind="stable")
             table, lane = table.take(pa.array(order)), lane[order]
-        ends = np.zeros(table.num_rows, np.bool_)
-        ends[-1:] = True
-        if lane is not None:
-            ends[:-1] |= np.diff(lane) != 0
+        ends = np.diff(lane, append=-1) != 0
         self._held = table.take(pa.array(np.flatnonzero(ends)))
         return self._join(table, ends)
 
@@ -56,11 +53,11 @@ class Successors:
         return None if held is None else self._join(held, np.zeros(held.num_rows, np.bool_), last=True)
 
     def _join(self, table: pa.Table, waiting: NDArray[np.bool_], *, last: bool = False) -> pa.Table:
-        is_final = _is_final(table)
+        final = is_final(table)
         follows = np.zeros(table.num_rows, np.bool_)
         if not last:
-            follows[:-1] = _goes_on(table, is_final)
-        wanted = ~is_final & ~waiting
+            follows[:-1] = _goes_on(table, final)
+        wanted = ~final & ~waiting
         if not self._repeats:
             self.num_left_out += int(np.count_nonzero(wanted & ~follows))
             wanted &= follows
@@ -78,29 +75,16 @@ def _pick(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
     return table.take(pa.array(rows))
 
 
-def _is_final(table: pa.Table) -> NDArray[np.bool_]:
-    found = np.zeros(table.num_rows, np.bool_)
-    for name in table.column_names:
-        column = table.column(name)
-        if (name == "reward" or name.split(".")[0] == "action") and column.null_count:
-            found |= np.asarray(column.is_null())
-    return found
-
-
-def _goes_on(table: pa.Table, is_final: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _goes_on(table: pa.Table, final: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Which rows, but for the last, are followed by the next observation of their episode."""
-    episode, step = _integers(table, "episode_id"), _integers(table, "step")
-    if episode is not None:
-        follows = np.diff(episode) == 0
-        if step is not None:
-            follows &= np.diff(step) == 1
-        return np.asarray(follows, np.bool_)
-    done = np.zeros(table.num_rows, np.bool_)
-    for name in _FLAGS:
-        if name in table.column_names:
-            done |= np.asarray(table.column(name).fill_null(False)).astype(np.bool_)
-    return ~is_final[:-1] & (~done[:-1] | is_final[1:])
-
-
-def _integers(table: pa.Table, name: str) -> NDArray[Any] | None:
-    return np.asarray(table.column(name)) if name in table.column_names else None
+    if "episode_id" in table.column_names:
+        follows = np.diff(integers(table, "episode_id")) == 0
+    else:
+        done = np.zeros(table.num_rows, np.bool_)
+        for name in FLAGS:
+            if name in table.column_names:
+                done |= np.asarray(table.column(name).fill_null(False)).astype(np.bool_)
+        follows = ~final[:-1] & (~done[:-1] | final[1:])
+    if "step" in table.column_names:
+        follows &= np.diff(integers(table, "step")) == 1
+    return np.asarray(follows, np.bool_)
