@@ -147,7 +147,7 @@ def test_order_against_a_model(data: Any) -> None:
     def has_error() -> bool:
         last: dict[int, int] = {}
         begun: dict[int, int] = {}
-        for at, (lane, episode, step, done, final) in enumerate(drawn):
+        for at, (lane, episode, step, _, final) in enumerate(drawn):
             before = last.get(lane)
             last[lane] = at
             if not numbered:
@@ -158,10 +158,10 @@ def test_order_against_a_model(data: Any) -> None:
                 if episode in begun:
                     return True
                 begun[episode] = lane
-            elif (drawn[before][3] and not final) or drawn[before][4]:
-                return True
-            elif (step <= drawn[before][2]) if stepped else file[before] != file[at]:
-                return True
+            else:
+                over = (drawn[before][3] and not final) or drawn[before][4]
+                if over or (step <= drawn[before][2] if stepped else file[before] != file[at]):
+                    return True
         return False
 
     order, refused, at = Order(follows=True, trusted=False), False, 0

@@ -247,7 +247,8 @@ def import_(
     column: Annotated[
         list[str] | None,
         typer.Option(
-            help="Where the files call a column otherwise: observation=obs; several make a vector: action=vx,vy; none: step=.",
+            help="Where the files call a column otherwise: observation=obs; several as a vector: action=vx,vy; "
+            "step= for none.",
             metavar="NAME=COLUMN",
             show_default=False,
         ),
