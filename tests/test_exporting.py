@@ -95,6 +95,23 @@ def test_others_read_it(tmp_path: Path) -> None:
     assert Schema.from_json(json.loads(metadata[b"arrowrb.schema"])) == store.schema
 
 
+@pytest.mark.parametrize("rows", ["transitions", "steps"])
+@pytest.mark.parametrize("images", ["binary", "list"])
+def test_hugging_face_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str, images: str) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    with rich_store(tmp_path / "store", 1) as store:
+        store.export(tmp_path / "out", rows=rows, images=images)
+    files = str(tmp_path / "out" / "*.parquet")
+    found = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    expected = pq.read_table(tmp_path / "out")
+    assert found.column_names == expected.column_names
+    for name in expected.column_names:
+        for value, other in zip(found.with_format("arrow")[name], expected[name].to_pylist(), strict=True):
+            assert _same(value.as_py(), other), name
+
+
 def test_polars_reads_vectors_that_are_missing(tmp_path: Path) -> None:
     count = 21_000  # in pages of 20,000
     schema = Schema.from_spaces(
