@@ -11,11 +11,11 @@ The map of the house; each row imports only from rows below it, and names on one
     samplers/                                       which rows to draw
     engine/                                         shards that are written or followed, and snapshots of them
     writer, recovery, sizing, retention             commits; what a dead writer left; how large segments are; limits
-    tiers/                                          where segments live: mapped Arrow IPC files, Parquet
+    tiers/, checkpoints                             where segments live: mapped Arrow IPC, Parquet; named points
     kernels/, manifest, commits, seeds, staging     compiled loops; the durable lists and records; steps -> events
     files, tape, arrival, interrupts                publish, map, lock; steps as they arrive; Ctrl-C held back
     events                                          what a commit is made of
-    schema/, rows                                   spaces <-> Arrow <-> NumPy; row ids, kinds, runs
+    schema/, rows, nested                           spaces <-> Arrow <-> NumPy; row ids; values <-> JSON and tensors
     errors
 
 Names are loaded when they are first used, so that importing arrowrb costs little.

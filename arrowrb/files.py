@@ -35,6 +35,8 @@ from .errors import ArrowRBError, CorruptError, FullError, LockedError, StoreErr
 PROT_READ: Final = 1
 PROT_WRITE: Final = 2
 MAP_SHARED: Final = 1
+MAP_PRIVATE: Final = 2
+MAP_ANONYMOUS: Final = 32
 MADV_HUGEPAGE: Final = 14
 PAGE: Final = 4096
 
@@ -202,6 +204,16 @@ def _unmap(address: int, size: int) -> None:
     _libc.munmap(address, size)
 
 
+def sync_file(path: Path) -> None:
+    """`sync_descriptor` by name."""
+    with explaining(path, "opening for sync"):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        sync_descriptor(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
 class _Window:
     """An array interface over part of a mapping; NumPy keeps it, and so the mapping, alive."""
 
@@ -246,6 +258,17 @@ class Mapping:
         self.address: int = address
         self.size: int = actual
         weakref.finalize(self, _unmap, address, actual).atexit = False
+
+    @classmethod
+    def anonymous(cls, path: Path, size: int) -> Mapping:
+        """Memory of its own, all zeros, in place of the file of that name."""
+        made = cls.__new__(cls)
+        address = _libc.mmap(None, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if address is None or address == ctypes.c_void_p(-1).value:
+            raise MemoryError(f"No room in memory for {size:,} bytes of {path.name}.")
+        made.path, made.writable, made.address, made.size = path, True, address, size
+        weakref.finalize(made, _unmap, address, size).atexit = False
+        return made
 
     def array(self, offset: int, count: int, dtype: Any) -> NDArray[Any]:
         """A one-dimensional array over the mapping, which it keeps alive. No copy."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 
+from . import checkpoints
+from .checkpoints import Checkpoint
 from .engine import Engine
 
 
@@ -26,6 +28,7 @@ class StoreInfo:
         pinned_bytes: of files that are gone or moved, which snapshots in this process still hold.
         row_bytes: bytes of one row.
         bytes_per_transition: allocated bytes of rows in use a transition, tails included.
+        checkpoints: the named points that there are, oldest first.
         writer_pid: the process that has the store open for writing, if any.
         columns: name, dtype and shape of each column of the schema.
     """
@@ -45,6 +48,7 @@ class StoreInfo:
     pinned_bytes: int
     row_bytes: int
     bytes_per_transition: float | None
+    checkpoints: tuple[Checkpoint, ...]
     writer_pid: int | None
     columns: tuple[tuple[str, str, tuple[int, ...]], ...]
 
@@ -77,6 +81,10 @@ class StoreInfo:
         ]
         if self.bytes_per_transition is not None:
             lines.append(("bytes a transition", f"{self.bytes_per_transition:,.1f}"))
+        for point in self.checkpoints:
+            later = self.num_transitions + self.num_evicted - point.num_transitions
+            told = f"{point.num_transitions:,} transitions, {later:,} later{', kept' if point.keep else ''}"
+            lines.append(("checkpoint", f"{point.name}: {told}"))
         lines.append(("writer", "none" if self.writer_pid is None else f"process {self.writer_pid}"))
         return lines
 
@@ -129,6 +137,7 @@ def describe(engine: Engine) -> StoreInfo:
         pinned_bytes=engine.pinned_bytes,
         row_bytes=row_bytes,
         bytes_per_transition=num_rows * row_bytes / transitions if transitions else None,
+        checkpoints=tuple(checkpoints.read_all(engine.path, engine.file.store_id)),
         writer_pid=engine.writer_pid(),
         columns=tuple((column.name, column.dtype, column.shape) for column in engine.schema.columns),
     )

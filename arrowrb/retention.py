@@ -23,18 +23,24 @@ class Limits:
         hot_rows, hot_bytes: allocated in the hot tier; what is beyond goes to the cold one.
         max_rows: transitions in all; the oldest beyond are evicted.
         max_bytes: bytes of segments on disk, likewise.
+        keep_below: segments of lower numbers are kept for good, and count for neither.
     """
 
     hot_rows: int | None = None
     hot_bytes: int | None = None
     max_rows: int | None = None
     max_bytes: int | None = None
+    keep_below: int = 0
+
+    def spare(self, pieces: Iterable[Piece]) -> list[Piece]:
+        """The segments that may be evicted once it is their turn."""
+        return [piece for piece in pieces if piece.number >= self.keep_below]
 
     def keeps_all_hot(self, row_bytes: int) -> bool:
         """Whether nothing is ever demoted: retention evicts it before the hot tier is full."""
         if self.hot_rows is None and self.hot_bytes is None:
             return True
-        if self.max_rows is None:
+        if self.max_rows is None or self.keep_below:
             return False
         by_rows = self.hot_rows is None or self.hot_rows >= self.max_rows
         return by_rows and (self.hot_bytes is None or self.hot_bytes >= self.max_rows * row_bytes)
@@ -82,7 +88,8 @@ class Action:
 
 def plan(pieces: Sequence[Piece], tier: HotTier, num_transitions: int) -> list[Action]:
     """All that is due, evictions first."""
-    evicted = choose_evictions(pieces, tier.limits, num_transitions)
+    kept = sum(piece.num_transitions for piece in pieces if piece.number < tier.limits.keep_below)
+    evicted = choose_evictions(pieces, tier.limits, num_transitions - kept)
     for piece in evicted:
         if piece.tier == "hot":
             tier = tier.without(piece)
@@ -99,10 +106,10 @@ def choose_evictions(pieces: Iterable[Piece], limits: Limits, num_transitions: i
 
     Args:
         pieces: in order of number.
-        limits: `max_rows` and `max_bytes` matter.
-        num_transitions: in all of them.
+        limits: those that bound what is kept.
+        num_transitions: in all of them that may go.
     """
-    pieces = list(pieces)
+    pieces = limits.spare(pieces)
     num_bytes = sum(piece.num_bytes for piece in pieces)
     evicted = []
     for piece in pieces:
@@ -157,13 +164,14 @@ def choose_demotions(pieces: Sequence[Piece], tier: HotTier) -> list[Piece]:
     would be written only to be removed.
     """
     demoted: list[Piece] = []
-    num_transitions = sum(piece.num_transitions for piece in pieces)
-    for place, piece in enumerate(pieces):
+    spare = tier.limits.spare(pieces)
+    num_transitions = sum(piece.num_transitions for piece in spare)
+    for piece in pieces:
         if not tier.exceeds(with_next=ROOM_AFTER if demoted else ROOM_BEFORE):
             break
         if piece.tier != "hot" or not piece.sealed:
             continue
-        if place == 0 and _goes_next(piece, num_transitions, tier):
+        if spare and piece is spare[0] and _goes_next(piece, num_transitions, tier):
             continue
         demoted.append(piece)
         tier = tier.without(piece)

@@ -34,7 +34,7 @@ from .recorder import Recorder
 from .sampler import Sampler, check_batch_size
 from .samplers import Strategy, Stream, Uniform, check_tiers
 from .schema import Schema, encode_batch, encode_row
-from .upkeep import Upkeep
+from .upkeep import NamedSamplers, Upkeep
 
 __all__ = ["Sampler", "Store"]
 
@@ -55,6 +55,7 @@ class Store(Upkeep):
         self._local = threading.local()  # a loader's memory is for one thread
         self._stream_guard = threading.Lock()
         self._stream: Stream | None = None
+        self._named = NamedSamplers()
         self._remove = weakref.finalize(self, remove_store, engine, os.getpid()) if temporary else None
 
     # -- opening and closing -------------------------------------------------------------------------------------
@@ -108,6 +109,7 @@ class Store(Upkeep):
         hot_bytes: int | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         sync_interval: float | None = 5.0,
+        at: str | None = None,
     ) -> Self:
         """Open a store. Opening never destroys anything.
 
@@ -119,17 +121,21 @@ class Store(Upkeep):
             hot_bytes: see `create`.
             cache_bytes: see `create`.
             sync_interval: see `create`.
+            at: the name of a checkpoint: shows the rows that there were at that point, as far as retention has not
+                dropped them. For reading only.
 
         Raises:
-            StoreNotFoundError: if there is no store.
+            StoreNotFoundError: if there is no store, or no checkpoint of that name.
             LockedError: if another process writes (``"a"``); names its pid.
             FormatError: if it was written by a newer version.
         """
         if not isinstance(mode, str) or mode not in ("r", "a"):
             raise OptionError(f'mode is {mode!r}, expected "r" (read and follow) or "a" (go on writing).')
+        if at is not None and mode != "r":
+            raise OptionError('at is given, but mode is "a": rows go on from the newest only. Open it with mode="r".')
         options = writer_options(sync_interval, hot_rows, hot_bytes)
         cache_bytes = check_cache_bytes(cache_bytes)
-        return cls(Engine(check_path(path), writable=mode == "a", options=options, cache_bytes=cache_bytes))
+        return cls(Engine(check_path(path), writable=mode == "a", options=options, cache_bytes=cache_bytes, at=at))
 
     @classmethod
     def temporary(
@@ -325,6 +331,7 @@ class Store(Upkeep):
         prefetch: int = 0,
         tiers: str = "all",
         seed: int | None = None,
+        name: str | None = None,
     ) -> Sampler:
         """An endless stream of batches: ``for batch in store.sampler(batch_size=256): ...``.
 
@@ -339,13 +346,17 @@ class Store(Upkeep):
                 so many batches behind what is written, and holds the memory of all of them.
             tiers: see `sample`.
             seed: the same seed over the same rows draws the same batches, whatever tier they lie in.
+            name: under which checkpoints keep where it stands. After `restore`, a sampler of that name goes on there,
+                whatever its seed; batches that had been drawn ahead come first.
         """
         chosen: object = Uniform() if strategy is None else strategy
         if not isinstance(chosen, Strategy):
             raise OptionError(f"strategy is {chosen!r}, expected a strategy such as arrowrb.Uniform().")
         loader = Loader(self.schema, columns=columns, float64=float64, device=device)
         stream, size = chosen.start(seed), check_batch_size(batch_size)
-        return Sampler(self._engine, stream, loader, size, prefetch=prefetch, tiers=tiers)
+        made = Sampler(self._engine, stream, loader, size, prefetch=prefetch, tiers=tiers, name=name)
+        self._named.add(made)
+        return made
 
     def sql(
         self, query: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None, *, threads: int | None = None

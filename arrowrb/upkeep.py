@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from . import checkpoints
+from .checkpoints import Checkpoint
 from .engine import Action, Engine, Verified, check_path
 from .engine import verify as verify_directory
+from .errors import OptionError, StoreNotFoundError
 from .export import Exported, export
+from .sampler import Sampler
 
 
 def verify(path: str | os.PathLike[str], *, progress: Callable[[int, int], None] | None = None) -> Verified:
@@ -30,10 +35,105 @@ def verify(path: str | os.PathLike[str], *, progress: Callable[[int, int], None]
     return verify_directory(check_path(path), progress=progress)
 
 
+class NamedSamplers:
+    """The samplers of a store that have a name, and the states from which those go on that are made yet."""
+
+    def __init__(self) -> None:
+        self._live: weakref.WeakValueDictionary[str, Sampler] = weakref.WeakValueDictionary()
+        self._waiting: dict[str, Any] = {}
+
+    def add(self, sampler: Sampler) -> None:
+        """Note a new one; it goes on from the state that waits for it.
+
+        Raises:
+            OptionError: if the name is none, or taken.
+        """
+        if sampler.name is None:
+            return
+        name = checkpoints.check_name(sampler.name)
+        if name in self._live:
+            raise OptionError(f"name is {name!r}, which another sampler of this store has. Choose another name.")
+        if name in self._waiting:
+            sampler.load(self._waiting[name])
+            del self._waiting[name]
+        self._live[name] = sampler
+
+    def save(self) -> dict[str, Any]:
+        """The states of all, those that wait included."""
+        return {**self._waiting, **{name: sampler.save() for name, sampler in self._live.items()}}
+
+    def load(self, states: Mapping[str, Any]) -> None:
+        """Let those that are there go on from these states, and the others when they are made."""
+        states = dict(states)
+        for name, sampler in self._live.items():
+            if name in states:
+                sampler.load(states.pop(name))
+        self._waiting = states
+
+
 class Upkeep:
     """The part of a `Store` that is about all of it."""
 
     _engine: Engine
+    _named: NamedSamplers
+
+    def checkpoint(self, name: str, *, tensors: Any = None, state: Any = None, keep: bool = False) -> Checkpoint:
+        """Name this point: the rows that are committed now, where named samplers stand, and what you give.
+
+        Atomic: after a crash there is all of it or, of that name, what was there before. The rows are made durable
+        first. Call it where nobody draws or collects, so that what you give belongs to that point.
+
+        Args:
+            name: of letters, digits, ``.``, ``_`` and ``-``. A checkpoint of that name is replaced.
+            tensors: what to keep of an agent: ``agent.state_dict()``, an optimizer's, or dicts, lists and tuples of
+                tensors, arrays and numbers, as deep as you like. Tensors lie in a file of safetensors,
+                ``checkpoints/<name>.safetensors``; nothing is pickled.
+            state: what else to keep, likewise: counters, states of random generators.
+            keep: keep its rows, whatever ``max_rows`` and ``max_bytes`` say; they do not count for these.
+
+        Raises:
+            OptionError: if the name or a value cannot be kept; says which.
+            ReadOnlyError: if the store was not opened for writing.
+        """
+        checkpoints.check_name(name)
+        return self._engine.checkpoint(name, bool(keep), tensors, state, self._named.save)
+
+    def restore(self, name: str | None = None) -> tuple[Any, Any]:
+        """What was given to `checkpoint`: tensors (on the CPU) and state; named samplers go on where they stood.
+
+        Rows that came later stay in the store. To see only those of that point, see `Store.open` with ``at``.
+
+        Args:
+            name: of the checkpoint; the newest by default.
+
+        Raises:
+            StoreNotFoundError: if there is none.
+            CorruptError: if it is damaged.
+        """
+        self._engine.check_open()
+        store_id, path = self._engine.file.store_id, self._engine.path
+        if name is None:
+            there = checkpoints.read_all(path, store_id)
+            if not there:
+                raise StoreNotFoundError(f"{path} has no checkpoint. Make one with store.checkpoint(name, ...).")
+            name = there[-1].name
+        _, content = checkpoints.load(path, store_id, name)
+        self._named.load(content.samplers)
+        return content.tensors, content.state
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The checkpoints that there are, oldest first."""
+        self._engine.check_open()
+        return checkpoints.read_all(self._engine.path, self._engine.file.store_id)
+
+    def remove_checkpoint(self, name: str) -> None:
+        """Remove a checkpoint. Its rows stay; those that only it kept are subject to retention again.
+
+        Raises:
+            StoreNotFoundError: if there is none of that name.
+            ReadOnlyError: if the store was not opened for writing.
+        """
+        self._engine.remove_checkpoint(name)
 
     def export(
         self,

@@ -46,6 +46,7 @@ def print_info(described: StoreInfo, form: str, *, header: bool = True) -> None:
     if form == "json":
         print(json.dumps(_plain(values), allow_nan=False))
         return
+    values["checkpoints"] = " ".join(point.name for point in described.checkpoints)
     for state, count in values.pop("num_segments").items():
         values[f"num_segments_{state}"] = count
     _write_csv(list(values), [list(values.values())], header=header)

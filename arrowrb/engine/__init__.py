@@ -2,6 +2,7 @@
 
 paths           where things lie
 options         what a store is opened with
+creating        a new store, and the file that says which it is
 snapshot        what readers see: layout, watermark, draw domain
 tables          block and run tables
 pins            how much snapshots hold of files that are gone
@@ -13,6 +14,7 @@ shard_writer    lock, what happens after a commit, durability
 reopening       what an earlier writer left
 sealing         what is known for good of a closed segment
 shard_reader    following a writer through its files
+past            a shard as it was at an earlier commit
 background      the writer's threads
 engine          all shards of a store
 checks          what is held against what in rows
@@ -24,7 +26,8 @@ from __future__ import annotations
 
 from ..retention import Action
 from .checks import Problem
-from .engine import Engine, create_store, now_microseconds, read_store_file, remove_store
+from .creating import create_store, read_store_file
+from .engine import Engine, now_microseconds, remove_store
 from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_cache_bytes, check_path, check_retention, writer_options
 from .paths import is_store
 from .snapshot import Located, SegmentView, Snapshot

@@ -4,49 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import operator
 import os
-import secrets
 import shutil
 import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import commits, files, seeds
-from .. import manifest as manifests
+from .. import checkpoints, files, seeds
+from ..checkpoints import Checkpoint, Content, Mark
 from ..commits import Record
 from ..errors import (
     ClosedError,
     CorruptError,
     OptionError,
     ReadOnlyError,
-    StoreExistsError,
-    StoreNotFoundError,
     UsageError,
 )
 from ..events import Events
 from ..interrupts import Uninterrupted
-from ..manifest import Manifest, check_format
+from ..manifest import Manifest
 from ..retention import Action
-from ..schema import Schema
 from ..seeds import SeedEntry
 from ..writer import MAX_LANES
-from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_schema
-from .paths import STORE_FILE, find_foreign, is_store, list_shards, shard_paths
+from .creating import read_store_file
+from .options import DEFAULT_CACHE_BYTES, WriterOptions
+from .paths import list_shards, shard_paths
 from .reading import GroupCache
 from .shard_reader import ShardReader
 from .shard_writer import ShardWriter
 from .snapshot import Layout, Snapshot
 
-_MAX_STORE_FILE_BYTES = 256 << 20
 _BREAK_SHARE = 0.05
 _BREAKS_MIN_ROWS = 1000
 
@@ -54,98 +50,6 @@ _BREAKS_MIN_ROWS = 1000
 def now_microseconds() -> int:
     """The clock of rows: microseconds since the epoch."""
     return time.time_ns() // 1000
-
-
-@dataclass(frozen=True, slots=True)
-class StoreFile:
-    """What `store.json` says: which store this is, and of what schema. Written once, by create, last."""
-
-    store_id: str
-    schema: Schema
-    created: float
-    max_rows: int | None = None
-    max_bytes: int | None = None
-
-
-def create_store(
-    path: Path,
-    schema: Schema,
-    *,
-    max_rows: int | None = None,
-    max_bytes: int | None = None,
-    durable: bool = True,
-) -> None:
-    """Lay out an empty store with one shard. A crash in between leaves a folder that create completes.
-
-    Raises:
-        StoreExistsError: if a store is there already, or files that are not ours.
-    """
-    files.check_platform()
-    check_schema(schema)
-    if is_store(path):
-        raise StoreExistsError(
-            f'{path} is a store already. Open it with Store.open({str(path)!r}, mode="a") to go on with it.'
-        )
-    if path.exists() and not path.is_dir():
-        raise StoreExistsError(f"{path} is a file, expected a folder to create or an empty one. Choose another path.")
-    if path.is_dir():
-        foreign = find_foreign(path)
-        if foreign:
-            raise StoreExistsError(
-                f"{path} holds other files ({', '.join(foreign[:3])}, ...). Choose an empty or new folder."
-            )
-    with files.explaining(path, "creating the store"):
-        path.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(path / "shards", ignore_errors=True)  # a half-made create; there is no store.json
-        create_shard(path, 0, "main", durable=durable)
-        content = {
-            "format": manifests.FORMAT,
-            "features": [],
-            "id": secrets.token_hex(16),
-            "created": time.time(),
-            "max_rows": max_rows,
-            "max_bytes": max_bytes,
-            "schema": schema.to_json(),
-        }
-        files.publish(path / STORE_FILE, json.dumps(content, indent=1, allow_nan=False).encode(), sync=durable)
-        if durable:
-            files.sync_directory(path.parent)
-
-
-def create_shard(path: Path, shard: int, name: str, *, durable: bool) -> None:
-    """Lay out an empty shard, its manifest last."""
-    paths = shard_paths(path, shard)
-    paths.segments.mkdir(parents=True, exist_ok=True)
-    record = Record(sequence=1, boot_id=files.boot_id(), clean=True)
-    for each in (paths.visible, paths.durable):
-        commits.create_file(each, record, sync=durable)
-    manifests.write(paths.manifest, Manifest(shard, name), sync=durable)
-    if durable:
-        for folder in (paths.root.parent, path):
-            files.sync_directory(folder)
-
-
-def read_store_file(path: Path) -> StoreFile:
-    """Read and check `store.json`."""
-    file = path / STORE_FILE
-    with files.explaining(file, "looking for a store"):
-        there = file.is_file()
-    if not there:
-        raise StoreNotFoundError(
-            f"{path} is no store: it has no {STORE_FILE}. Create one with Store.create({str(path)!r}, schema)."
-        )
-    text = files.read_file(file, "reading", most=_MAX_STORE_FILE_BYTES)
-    try:
-        content = json.loads(text)
-        if not isinstance(content, dict):
-            raise TypeError("it is no object")
-        check_format(content.get("format"), content.get("features"), str(file))
-        limits = [content.get("max_rows"), content.get("max_bytes")]
-        if not isinstance(content["id"], str) or not all(each is None or type(each) is int for each in limits):
-            raise TypeError("id, max_rows or max_bytes is of the wrong type")
-        return StoreFile(content["id"], Schema.from_json(content["schema"]), float(content["created"]), *limits)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CorruptError(f"{file} is damaged: {error}.") from None
 
 
 class Engine:
@@ -159,6 +63,7 @@ class Engine:
         options: WriterOptions | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         clock: Callable[[], int] = now_microseconds,
+        at: str | None = None,
     ) -> None:
         files.check_platform()
         self.path = path
@@ -176,6 +81,7 @@ class Engine:
         self._warned = False
         self.cache = GroupCache(cache_bytes)
         self.writer_shard: ShardWriter | None = None
+        self._at = None if at is None else checkpoints.read(path, self.file.store_id, at)
         numbers = list_shards(path)
         if not numbers:
             raise CorruptError(f"{path} has no shard: the store is damaged.")
@@ -183,13 +89,20 @@ class Engine:
         self._limits = replace(options.limits, max_rows=self.file.max_rows, max_bytes=self.file.max_bytes)
         self._readers = self._follow([number for number in numbers if not (writable and number == 0)])
         if writable:
-            paths, options = shard_paths(path, 0), replace(options, limits=self._limits)
+            paths = shard_paths(path, 0)
+            limits = replace(self._limits, keep_below=checkpoints.keep_below(path, self.file.store_id, 0))
+            options = replace(options, limits=limits)
             with Uninterrupted():
                 self.writer_shard = ShardWriter(paths, self.schema, self.file.store_id, options, clock)
             self._guard = self.writer_shard.guard
 
     def _follow(self, numbers: Sequence[int]) -> list[ShardReader]:
-        return [ShardReader(shard_paths(self.path, number), self.schema, self.file.store_id) for number in numbers]
+        marks = {} if self._at is None else {mark.shard: mark for mark in self._at.marks}
+        readers = []
+        for number in numbers:
+            until = None if self._at is None else marks.get(number, Mark.of(number, Record(), 0))
+            readers.append(ShardReader(shard_paths(self.path, number), self.schema, self.file.store_id, until))
+        return readers
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -299,8 +212,54 @@ class Engine:
         if dry_run and self.writer_shard is None:
             for reader in self._readers:
                 reader.refresh()
-            return [action for reader in self._readers for action in reader.plan(self._limits)]
+            return [
+                action
+                for reader in self._readers
+                for below in [checkpoints.keep_below(self.path, self.file.store_id, reader.paths.number)]
+                for action in reader.plan(replace(self._limits, keep_below=below))
+            ]
         return self._own().maintain(dry_run=dry_run)
+
+    # -- points --------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, name: str, keep: bool, tensors: Any, state: Any, samplers: Callable[[], Any]) -> Checkpoint:
+        """Name the newest commit; see `Store.checkpoint`.
+
+        In this order: the commit is taken, with the samplers' states; its rows are made durable; the file is
+        published. A crash in between leaves the checkpoint of that name that was there before, or none.
+
+        Args:
+            name: its name.
+            keep: whether retention keeps its rows.
+            tensors: of the caller; likewise `state`.
+            state: see `tensors`.
+            samplers: called for the states of samplers by name, at that commit.
+        """
+        shard = self._own()
+        self.snapshot()  # the newest commits of others
+        with shard.guard:
+            shard.check()
+            marks = [Mark.of(shard.paths.number, shard.writer.record, shard.manifest.next_segment)]
+            marks += [Mark.of(each.paths.number, each.record, each.manifest.next_segment) for each in self._readers]
+            if keep:
+                shard.keep(max(marks[0].next_segment, shard.segments.limits.keep_below))
+            content = Content(samplers(), tensors, state)
+        try:
+            shard.flush()
+            ordered = tuple(sorted(marks, key=lambda mark: mark.shard))
+            return checkpoints.write(self.path, self.file.store_id, name, ordered, keep, content)
+        finally:
+            self._keep_what_is_said()
+
+    def remove_checkpoint(self, name: str) -> None:
+        """Forget a point; its rows are subject to retention again."""
+        self._own()
+        checkpoints.remove(self.path, name)
+        self._keep_what_is_said()
+
+    def _keep_what_is_said(self) -> None:
+        shard = self._own()
+        shard.keep(checkpoints.keep_below(self.path, self.file.store_id, shard.paths.number))
 
     @property
     def times_opened(self) -> int:

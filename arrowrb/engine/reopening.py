@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import files, kernels
+from .. import checkpoints, files, kernels
 from ..commits import Record
 from ..errors import CorruptError
 from ..manifest import Manifest, SegmentEntry
@@ -27,8 +27,9 @@ _NEAR_SEGMENTS = 4  # a waiting copy lies at most so many segments after the tai
 
 def remove_leftovers(paths: ShardPaths, manifest: Manifest) -> None:
     """Remove files of ours that nothing lists; only the lock's holder may."""
-    for folder, known in ((paths.segments, manifest.files), (paths.root, None)):
-        for path in folder.iterdir():
+    points = paths.root.parent.parent / checkpoints.FOLDER
+    for folder, known in ((paths.segments, manifest.files), (paths.root, None), (points, None)):
+        for path in folder.iterdir() if folder.is_dir() else ():
             if known is None:
                 ours = path.name.startswith(".") and path.name.endswith(".tmp")
             else:

@@ -62,6 +62,7 @@ class Segments:
         self._state_guard = threading.Lock()
         self.pins = Pins()
         self._next_number = 0
+        self._asked = limits
         self.limits = in_force(limits, schema)
         self.changed: Callable[[], None] = _nothing
         entries = manifest.segments
@@ -80,6 +81,10 @@ class Segments:
     def manifest(self) -> Manifest:
         """The list of segments."""
         return self.state.manifest
+
+    def keep(self, below: int) -> None:
+        """Keep segments below this number for good: those of checkpoints that say so."""
+        self.limits = in_force(replace(self._asked, keep_below=below), self._schema)
 
     def shape(self, num_lanes: int) -> SegmentShape:
         """How large the next segment is."""

@@ -11,6 +11,7 @@ import os
 
 from .. import commits, files
 from .. import manifest as manifests
+from ..checkpoints import Mark
 from ..commits import CommitFile, Record
 from ..errors import CorruptError, StoreError, WaitError
 from ..files import Holder
@@ -19,6 +20,7 @@ from ..retention import Action, Limits, plan
 from ..schema import Schema
 from ..tiers import hot
 from ..tiers.cold import ColdSegment
+from .past import Past, look_back
 from .paths import ShardPaths, identity
 from .pins import Pins
 from .segments import in_force, measure_tier
@@ -32,8 +34,11 @@ _TRIES = 20
 class ShardReader:
     """Follows one shard through its files. Not thread-safe: the engine serialises its calls."""
 
-    def __init__(self, paths: ShardPaths, schema: Schema, store_id: str) -> None:
+    def __init__(self, paths: ShardPaths, schema: Schema, store_id: str, until: Mark | None = None) -> None:
+        """Follow a shard, or with ``until`` look back at that commit of it."""
         self.paths = paths
+        self._until = until
+        self._past: Past | None = None
         self._manifest_path = str(paths.manifest)  # looked at for every snapshot
         self._schema = schema
         self._store_id = store_id
@@ -52,7 +57,7 @@ class ShardReader:
             record = self._newest()
             stamp = self._stat()
             if stamp == self._stamp:
-                self.record = record
+                self.record = self._bound(record)
                 return
             try:
                 state = self._read_state()
@@ -70,9 +75,15 @@ class ShardReader:
                     f"that rows up to {state.manifest.reach:,} were moved or dropped. `arrowrb verify` tells more."
                 )
                 continue
-            self._take(state, stamp, record)
+            self._take(state, stamp, self._bound(record))
             return
         raise why or WaitError(f"{self.paths.root}: the manifest changed {_TRIES} times while it was read.")
+
+    def _bound(self, record: Record) -> Record:
+        if self._until is None:
+            return record
+        bounded = self._until.bound(record)
+        return self.record if bounded == self.record else bounded  # the same object as long as nothing changes
 
     def _read_state(self) -> ShardState:
         """The manifest as it is now, with its segments mapped; those that were mapped before are kept."""
@@ -147,6 +158,9 @@ class ShardReader:
         """What readers see."""
         state, record = self._seen, self.record
         evicted = state.manifest.evicted
+        if self._until is not None:
+            self._past = look_back(state, record, self._until, self._past)
+            return self._past.look
         count = record.num_transitions - evicted.num_transitions
         return Look(state.version, record, count, evicted, lambda: self._views(state, record), tuple)
 

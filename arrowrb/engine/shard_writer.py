@@ -12,13 +12,11 @@ Order of things, and what a crash in between leaves:
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -67,7 +65,7 @@ class ShardWriter:
         self._room = threading.Condition()
         self._prepared: Future[OpenSegment] | None = None
         self._tight = False
-        self._measured = (-1, 0)  # a version of the state, and bytes of its segments
+        self._measured = (-1, 0, 0)  # of a version of the state: bytes that may go, and transitions that may not
         self._working = False
         self._closing: dict[int, OpenSegment] = {}  # closed, not sealed yet
         self._error: BaseException | None = None
@@ -218,8 +216,10 @@ class ShardWriter:
         """Take segments beyond the limits out of what can be sampled; their files go in the background."""
         limits, state = self.segments.limits, self.segments.state
         if self._measured[0] != state.version:  # not the state itself, which holds its mappings
-            self._measured = state.version, sum(piece.num_bytes for piece in self._pieces())
-        live = self.writer.record.num_transitions - state.num_evicted
+            pieces = self._pieces()
+            kept = sum(piece.num_transitions for piece in pieces if piece.number < limits.keep_below)
+            self._measured = state.version, sum(piece.num_bytes for piece in limits.spare(pieces)), kept
+        live = self.writer.record.num_transitions - state.num_evicted - self._measured[2]
         too_many = limits.max_rows is not None and live > limits.max_rows
         too_large = limits.max_bytes is not None and self._measured[1] > limits.max_bytes
         if not (too_many or too_large):
@@ -304,6 +304,13 @@ class ShardWriter:
         for entry in entries:
             self._closing.pop(entry.number, None)
 
+    def keep(self, below: int) -> None:
+        """Keep the rows of segments below this number, whatever retention says."""
+        with self.guard:
+            self.segments.keep(below)
+            self.segments.touch()
+            self._review()
+
     def mark(self) -> tuple[object, object]:
         """Two objects that are the same ones as long as `look` shows the same."""
         return self.segments.state, self.writer.record
@@ -334,7 +341,7 @@ class ShardWriter:
                 if self._options.durable:
                     for entry in self.manifest.segments:
                         if entry.tier == "hot" and not entry.sealed:
-                            _sync_path(self.paths.segments / entry.name)
+                            files.sync_file(self.paths.segments / entry.name)
                     self._seeds.sync()
                 self._durable.write(record, sync=self._options.durable)
             except OSError as error:
@@ -404,12 +411,3 @@ class ShardWriter:
 
 def _nothing() -> None:
     """What a thread that only works on demand does at its tick."""
-
-
-def _sync_path(path: Path) -> None:
-    with files.explaining(path, "opening for sync"):
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        files.sync_descriptor(descriptor, path)
-    finally:
-        os.close(descriptor)

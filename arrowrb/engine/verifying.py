@@ -33,7 +33,7 @@ from .checks import (
     check_runs,
     check_statistics,
 )
-from .engine import read_store_file
+from .creating import read_store_file
 from .inspecting import Inspected, inspect_shard
 from .paths import STORE_FILE, list_shards, shard_paths
 from .snapshot import SegmentView

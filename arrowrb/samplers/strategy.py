@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,18 @@ class Stream(Protocol):
 
         Raises:
             EmptyError: if there is nothing to draw.
+        """
+        ...
+
+    def save(self) -> dict[str, Any]:
+        """Its state as plain values, from which `load` goes on."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state that `save` gave.
+
+        Raises:
+            OptionError: if it is that of another strategy.
         """
         ...
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from ..engine import Located, Snapshot
+from ..errors import OptionError
 from .strategy import Stream, generator_state
 
 
@@ -17,6 +21,20 @@ class _UniformStream:
     def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Located:
         """Choose ``count`` transitions uniformly, with replacement."""
         return snapshot.draw_uniform(self._state, count, tiers=tiers)
+
+    def save(self) -> dict[str, Any]:
+        """The generator's state."""
+        return {"strategy": "uniform", "generator": self._state.copy()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state that `save` gave."""
+        generator = state.get("generator")
+        if state.get("strategy") != "uniform" or not isinstance(generator, np.ndarray) or generator.shape != (4,):
+            raise OptionError(
+                f"The sampler draws uniformly, but the state that it is to go on from is of strategy "
+                f"{state.get('strategy')!r}. Make it with the strategy that it had."
+            )
+        self._state[:] = generator
 
 
 @dataclass(frozen=True, slots=True)

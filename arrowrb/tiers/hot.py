@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -197,6 +198,23 @@ def open_segment(
         told = " ".join(str(error).split()).rstrip(".")
         raise CorruptError(f"Segment {path.name} cannot be used: {told}.") from None
     return HotSegment(mapping, schema.columns, rows, offsets)
+
+
+def from_columns(path: Path, columns: tuple[Column, ...], arrays: Sequence[NDArray[Any]]) -> HotSegment:
+    """A segment in memory of its own, in place of a file: for one whose rows are not all to be seen.
+
+    Args:
+        path: the file that it stands for.
+        columns: of the schema.
+        arrays: one a column, all of its rows.
+    """
+    sizes = [-(-array.nbytes // 64) * 64 for array in arrays]
+    offsets = np.cumsum([0, *sizes])
+    mapping = Mapping.anonymous(path, max(int(offsets[-1]), PAGE))
+    segment = HotSegment(mapping, columns, len(arrays[0]), offsets[:-1].astype(np.int64))
+    for place, array in enumerate(arrays):
+        segment.column(place)[...] = array
+    return segment
 
 
 def check_beginning(segment: HotSegment) -> None:

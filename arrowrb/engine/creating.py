@@ -1,0 +1,114 @@
+"""Creating a store, and the file that says which store it is."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from .. import commits, files
+from .. import manifest as manifests
+from ..commits import Record
+from ..errors import CorruptError, StoreExistsError, StoreNotFoundError
+from ..manifest import Manifest, check_format
+from ..schema import Schema
+from .options import check_schema
+from .paths import STORE_FILE, find_foreign, is_store, shard_paths
+
+_MAX_STORE_FILE_BYTES: Final = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFile:
+    """What `store.json` says: which store this is, and of what schema. Written once, by create, last."""
+
+    store_id: str
+    schema: Schema
+    created: float
+    max_rows: int | None = None
+    max_bytes: int | None = None
+
+
+def create_store(
+    path: Path,
+    schema: Schema,
+    *,
+    max_rows: int | None = None,
+    max_bytes: int | None = None,
+    durable: bool = True,
+) -> None:
+    """Lay out an empty store with one shard. A crash in between leaves a folder that create completes.
+
+    Raises:
+        StoreExistsError: if a store is there already, or files that are not ours.
+    """
+    files.check_platform()
+    check_schema(schema)
+    if is_store(path):
+        raise StoreExistsError(
+            f'{path} is a store already. Open it with Store.open({str(path)!r}, mode="a") to go on with it.'
+        )
+    if path.exists() and not path.is_dir():
+        raise StoreExistsError(f"{path} is a file, expected a folder to create or an empty one. Choose another path.")
+    if path.is_dir():
+        foreign = find_foreign(path)
+        if foreign:
+            raise StoreExistsError(
+                f"{path} holds other files ({', '.join(foreign[:3])}, ...). Choose an empty or new folder."
+            )
+    with files.explaining(path, "creating the store"):
+        path.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(path / "shards", ignore_errors=True)  # a half-made create; there is no store.json
+        create_shard(path, 0, "main", durable=durable)
+        content = {
+            "format": manifests.FORMAT,
+            "features": [],
+            "id": secrets.token_hex(16),
+            "created": time.time(),
+            "max_rows": max_rows,
+            "max_bytes": max_bytes,
+            "schema": schema.to_json(),
+        }
+        files.publish(path / STORE_FILE, json.dumps(content, indent=1, allow_nan=False).encode(), sync=durable)
+        if durable:
+            files.sync_directory(path.parent)
+
+
+def create_shard(path: Path, shard: int, name: str, *, durable: bool) -> None:
+    """Lay out an empty shard, its manifest last."""
+    paths = shard_paths(path, shard)
+    paths.segments.mkdir(parents=True, exist_ok=True)
+    record = Record(sequence=1, boot_id=files.boot_id(), clean=True)
+    for each in (paths.visible, paths.durable):
+        commits.create_file(each, record, sync=durable)
+    manifests.write(paths.manifest, Manifest(shard, name), sync=durable)
+    if durable:
+        for folder in (paths.root.parent, path):
+            files.sync_directory(folder)
+
+
+def read_store_file(path: Path) -> StoreFile:
+    """Read and check `store.json`."""
+    file = path / STORE_FILE
+    with files.explaining(file, "looking for a store"):
+        there = file.is_file()
+    if not there:
+        raise StoreNotFoundError(
+            f"{path} is no store: it has no {STORE_FILE}. Create one with Store.create({str(path)!r}, schema)."
+        )
+    text = files.read_file(file, "reading", most=_MAX_STORE_FILE_BYTES)
+    try:
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise TypeError("it is no object")
+        check_format(content.get("format"), content.get("features"), str(file))
+        limits = [content.get("max_rows"), content.get("max_bytes")]
+        if not isinstance(content["id"], str) or not all(each is None or type(each) is int for each in limits):
+            raise TypeError("id, max_rows or max_bytes is of the wrong type")
+        return StoreFile(content["id"], Schema.from_json(content["schema"]), float(content["created"]), *limits)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CorruptError(f"{file} is damaged: {error}.") from None
