@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from .errors import CorruptError
-from .files import Mapping, explaining, open_file, publish
+from .files import Mapping, explaining, open_file, publish, write_at
 from .files import read_file as read
 
 MAGIC: Final = b"ARBCMT01"
@@ -95,11 +95,12 @@ def _place(record: Record) -> int:
     return (record.sequence & 1) * _SLOT_BYTES
 
 
-def create_file(path: Path, record: Record, *, sync: bool) -> None:
-    """Publish a commit file that holds one record."""
+def create_file(path: Path, *records: Record, sync: bool) -> None:
+    """Publish a commit file that holds one record, or two with sequences that follow each other."""
     content = bytearray(FILE_BYTES)
-    slot = pack(record)
-    content[_place(record) : _place(record) + len(slot)] = slot
+    for record in records:
+        slot = pack(record)
+        content[_place(record) : _place(record) + len(slot)] = slot
     publish(path, bytes(content), sync=sync)
 
 
@@ -148,7 +149,7 @@ class DurableFile:
         Sequences have gaps here (not every commit is synced), so the slots alternate by themselves.
         """
         with explaining(self._path, "writing the durable record"):
-            os.pwrite(self._descriptor, pack(record), self._next)
+            write_at(self._descriptor, pack(record), self._next)
             if sync:
                 os.fdatasync(self._descriptor)
         self._next = _SLOT_BYTES - self._next

@@ -194,6 +194,13 @@ def allocate(path: Path, size: int) -> int:
     return descriptor
 
 
+def write_at(descriptor: int, content: bytes, offset: int) -> None:
+    """Write all of it: a call may write less than it was given."""
+    while content:
+        written = os.pwrite(descriptor, content, offset)
+        content, offset = content[written:], offset + written
+
+
 def sync_descriptor(descriptor: int, path: Path) -> None:
     """Make a file's bytes durable, those written through a mapping included."""
     with explaining(path, f"syncing {path.name}"):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .files import explaining, read_file
+from .files import explaining, read_file, write_at
 
 _BODY: Final = struct.Struct("<qqqQ")
 ENTRY_BYTES: Final = _BODY.size + 8
@@ -88,21 +88,22 @@ class SeedLog:
         """Add entries behind the last."""
         content = b"".join(map(_pack, entries))
         with explaining(self._path, "writing seeds"):
-            written = os.pwrite(self._descriptor, content, self._size)
-            if written != len(content):
-                os.pwrite(self._descriptor, content[written:], self._size + written)
+            write_at(self._descriptor, content, self._size)
         self._size += len(content)
 
     def trim(self, watermark: int) -> None:
-        """Rewrite the file without torn entries and those beyond the watermark, where there are any."""
+        """Cut off what lies behind the last entry up to the watermark: what never counted, or was never written whole.
+
+        Damaged entries before it stay as they are, for `examine` to tell.
+        """
         with explaining(self._path, "trimming seeds"):
             size = os.fstat(self._descriptor).st_size
-            content = os.pread(self._descriptor, size, 0)
-            kept = b"".join(map(_pack, parse(content, watermark)))
-            if kept != content:
-                os.pwrite(self._descriptor, kept, 0)
-                os.ftruncate(self._descriptor, len(kept))
-        self._size = len(kept)
+            bodies = list(_bodies(os.pread(self._descriptor, size, 0)))
+            entries = [None if body is None else SeedEntry(*_BODY.unpack(body)) for body in bodies]
+            good = [i for i, entry in enumerate(entries) if entry is not None and 1 <= entry.ordinal <= watermark]
+            self._size = (good[-1] + 1) * ENTRY_BYTES if good else 0
+            if self._size != size:
+                os.ftruncate(self._descriptor, self._size)
 
     def sync(self) -> None:
         """Make the entries durable."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import checkpoints
 from .checkpoints import Checkpoint
-from .engine import Action, Engine, Verified, check_path
+from .engine import Action, BackedUp, Engine, Verified, back_up, check_path
 from .engine import verify as verify_directory
 from .errors import OptionError, StoreNotFoundError
 from .export import Exported, export
@@ -170,6 +170,23 @@ class Upkeep:
         """
         options: Any = {"format": format, "where": where, "rows": rows, "images": images, "progress": progress}
         return export(self._engine, check_path(path), file_bytes=file_bytes, compression=compression, **options)
+
+    def backup(self, path: str | os.PathLike[str]) -> BackedUp:
+        """Copy the store as it is now to another folder, which opens as a store; a writer may go on meanwhile.
+
+        Files that will not change are shared by hard links where the file system has them, so that this takes little
+        time and room; a copy on another disk takes all of it. Checkpoints are part of it. The copy appears when it is
+        whole and durable.
+
+        Args:
+            path: a folder that does not exist yet, or is empty, outside of stores.
+
+        Raises:
+            StoreExistsError: if there is something.
+            FullError: if there is no room.
+        """
+        self._engine.check_open()
+        return back_up(self._engine.path, self._engine.file.store_id, self._engine.schema, check_path(path))
 
     def maintain(self, *, dry_run: bool = False) -> list[Action]:
         """Do now what a writer does in the background: seal, drop and move what is due; returns once it is done.

@@ -17,6 +17,7 @@ shard_reader    following a writer through its files
 past            a shard as it was at an earlier commit
 background      the writer's threads
 engine          all shards of a store
+backup          copying a store beside its writer
 checks          what is held against what in rows
 inspecting      what can be opened of a directory
 verifying       holding everything against what is written down about it
@@ -25,6 +26,7 @@ verifying       holding everything against what is written down about it
 from __future__ import annotations
 
 from ..retention import Action
+from .backup import BackedUp, back_up
 from .checks import Problem
 from .creating import create_store, read_store_file
 from .engine import Engine, now_microseconds, remove_store
@@ -36,6 +38,7 @@ from .verifying import Verified, verify
 __all__ = [
     "DEFAULT_CACHE_BYTES",
     "Action",
+    "BackedUp",
     "Engine",
     "Located",
     "Problem",
@@ -43,6 +46,7 @@ __all__ = [
     "Snapshot",
     "Verified",
     "WriterOptions",
+    "back_up",
     "check_cache_bytes",
     "check_path",
     "check_retention",

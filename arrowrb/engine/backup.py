@@ -1,0 +1,186 @@
+"""Copying a store, beside a live writer, to a place that opens.
+
+Sealed files never change, so that the copy may share them by hard links; open ones are copied, and what they hold
+beyond the commit is undone there. All is put together in a hidden folder: each shard's manifest is written after its
+files, and the folder takes its name last. A crash in between leaves the hidden folder, which says by its name that it
+is none.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from .. import checkpoints, commits, files, kernels
+from .. import manifest as manifests
+from ..commits import Record
+from ..errors import StoreError, StoreExistsError, WaitError
+from ..manifest import Manifest
+from ..schema import Schema
+from ..tiers import hot
+from .paths import STORE_FILE, ShardPaths, identity, is_store, list_shards, shard_paths
+from .tables import KIND, ORDINAL
+
+_TRIES: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class BackedUp:
+    """What a backup holds.
+
+    Attributes:
+        path: its directory, a store.
+        num_transitions: that had been committed, dropped ones included.
+        num_files: in it.
+        copied_bytes: that were copied.
+        linked_bytes: of files that it shares with the store it was made from.
+    """
+
+    path: Path
+    num_transitions: int
+    num_files: int
+    copied_bytes: int
+    linked_bytes: int
+
+
+class _Copying:
+    """Puts files into the new folder, and counts them."""
+
+    def __init__(self) -> None:
+        self.num_files = self.copied_bytes = self.linked_bytes = 0
+
+    def share(self, source: Path, target: Path) -> None:
+        """A file that will not change: by a hard link, or a copy where the file system has none or it is another."""
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            with open(files.open_file(source), "rb") as file:
+                self.copy(file.fileno(), target)
+            return
+        self.linked_bytes += target.stat().st_size
+        self.num_files += 1
+
+    def copy(self, descriptor: int, target: Path) -> None:
+        """The bytes of an open file, made durable."""
+        with open(descriptor, "rb", closefd=False) as source, open(target, "xb") as sink:
+            source.seek(0)
+            shutil.copyfileobj(source, sink, 1 << 20)
+            sink.flush()
+            os.fsync(sink.fileno())
+            self.copied_bytes += sink.tell()
+        self.num_files += 1
+
+
+def back_up(store: Path, store_id: str, schema: Schema, target: Path) -> BackedUp:
+    """Copy a store as it is at one commit of each shard.
+
+    Raises:
+        StoreExistsError: if there is something at the target, or it lies within a store.
+        FullError: if there is no room; nothing of the copy is left.
+    """
+    target = Path(os.path.realpath(target))
+    inside = next((parent for parent in target.parents if is_store(parent)), None)
+    if inside is not None:
+        raise StoreExistsError(f"{target} lies inside the store {inside}. Choose a folder beside it.")
+    with files.explaining(target, "looking at the target"):
+        files.check_vacant(target)
+    with files.publishing_folder(target) as folder, files.explaining(target, "copying the store"):
+        copying, transitions = _Copying(), 0
+        (folder / "shards").mkdir(parents=True)
+        for shard in list_shards(store):
+            source, copy = shard_paths(store, shard), shard_paths(folder, shard)
+            transitions += _copy_shard(source, copy, store_id, schema, copying)
+        points = store / checkpoints.FOLDER
+        if points.is_dir():
+            (folder / checkpoints.FOLDER).mkdir()
+            for name in checkpoints.names(store):
+                path = checkpoints.path_of(store, name)
+                copying.share(path, folder / checkpoints.FOLDER / path.name)
+            files.sync_directory(folder / checkpoints.FOLDER)
+        files.publish(folder / STORE_FILE, files.read_file(store / STORE_FILE, "copying"))
+        copying.num_files += 1
+        for each in (folder / "shards", folder):
+            files.sync_directory(each)
+    return BackedUp(target, transitions, copying.num_files, copying.copied_bytes, copying.linked_bytes)
+
+
+def _copy_shard(source: ShardPaths, copy: ShardPaths, store_id: str, schema: Schema, copying: _Copying) -> int:
+    """Copy one shard; returns the transitions that it has committed."""
+    why: StoreError | None = None
+    for _ in range(_TRIES):
+        try:
+            with ExitStack() as stack:
+                taken = _take(source, stack)
+                if taken is None:
+                    continue
+                return _copy_taken(*taken, source, copy, store_id, schema, copying)
+        except StoreError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            why = error
+        except FileNotFoundError as error:
+            why = StoreError(f"{source.root}: {error}")
+        shutil.rmtree(copy.root, ignore_errors=True)  # a file has gone meanwhile: the manifest is another by now
+    raise why or WaitError(f"{source.root}: the manifest changed {_TRIES} times while it was read.")
+
+
+def _take(source: ShardPaths, stack: ExitStack) -> tuple[Manifest, Record, dict[str, int]] | None:
+    """A manifest, a commit of which it lists all segments, and its open segments' files, opened; None: it changed."""
+    before = files.stamp_of(os.stat(source.manifest))
+    manifest = manifests.read(source.manifest, source.number)
+    opened: dict[str, int] = {}
+    for entry in manifest.segments:
+        if not entry.sealed:
+            opened[entry.name] = files.open_file(source.segments / entry.name)
+            stack.callback(os.close, opened[entry.name])
+    visible, durable = commits.read_file(source.visible), commits.read_file(source.durable)
+    record, _ = commits.trusted(visible, durable, files.boot_id())
+    return (manifest, record, opened) if files.stamp_of(os.stat(source.manifest)) == before else None
+
+
+def _copy_taken(
+    manifest: Manifest,
+    record: Record,
+    opened: dict[str, int],
+    source: ShardPaths,
+    copy: ShardPaths,
+    store_id: str,
+    schema: Schema,
+    copying: _Copying,
+) -> int:
+    copy.segments.mkdir(parents=True)
+    for name in sorted(manifest.files - opened.keys()):
+        copying.share(source.segments / name, copy.segments / name)
+    for name, descriptor in opened.items():
+        copying.copy(descriptor, copy.segments / name)
+    for entry in manifest.segments:
+        if not entry.sealed:
+            told = identity(store_id, manifest.shard, entry.number)
+            path = copy.segments / entry.name
+            segment = hot.open_segment(path, schema, told, entry.rows, entry.bytes, writable=True)
+            addresses = segment.addresses
+            kernels.wipe(int(addresses[ORDINAL]), int(addresses[KIND]), entry.rows, record.watermark)
+            files.sync_file(path)
+    if source.seeds.exists():
+        with open(files.open_file(source.seeds), "rb") as file:
+            copying.copy(file.fileno(), copy.seeds)
+    # Nothing lies beyond the commit here, as if its writer had been closed after it.
+    last = replace(record, sequence=record.sequence + 1, boot_id=files.boot_id(), clean=True)
+    for path in (copy.visible, copy.durable):
+        commits.create_file(path, replace(last, sequence=record.sequence), last, sync=True)
+    _sync_folders([copy.segments, copy.root])
+    manifests.write(copy.manifest, manifest)
+    copying.num_files += 3
+    return record.num_transitions
+
+
+def _sync_folders(paths: Sequence[Path]) -> None:
+    for path in paths:
+        files.sync_directory(path)

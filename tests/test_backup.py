@@ -1,0 +1,165 @@
+"""Backups: copies that open, of a store that goes on being written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import arrowrb
+from arrowrb.cli import app
+from arrowrb.engine import backup
+from arrowrb.errors import ClosedError, CorruptError, FullError, OptionError, StoreExistsError
+from arrowrb.store import Store
+from tests.plain_store import plain_batch, plain_schema
+from tests.test_checkpoints import shown
+from tests.test_sql import rich_schema, write_rich
+from tests.test_tiers import create, fill, reopen, settle, small_segments, tiers_of
+
+__all__ = ["small_segments"]  # a fixture
+
+
+@pytest.mark.parametrize("hot_rows", [None, 1])
+def test_a_copy_is_the_store(tmp_path: Path, hot_rows: int | None) -> None:
+    store = create(tmp_path / "store", rich_schema(), hot_rows=hot_rows)
+    rng = np.random.default_rng(1)
+    for lane in (0, 3, 1, 0, 3) * 3:
+        write_rich(store, rng, 45, lane)
+    store.checkpoint("a", state=5)
+    expected = shown(store)
+    done = store.backup(tmp_path / "copies/one")
+    assert done.num_transitions == len(store)
+    assert done.linked_bytes > 0
+    assert done.num_files == sum(len(names) for _, _, names in os.walk(done.path))
+    for lane in (0, 3, 7):
+        write_rich(store, rng, 45, lane)
+    after = shown(store)
+    store.close()
+    copy = Store.open(done.path)
+    assert shown(copy) == expected
+    assert copy.restore() == (None, 5)
+    assert copy.verify()
+    copy.close()
+    with reopen(done.path, hot_rows=1) as copy:  # it goes on, and the first does not notice
+        for lane in (0, 3, 1, 2) * 5:
+            write_rich(copy, rng, 45, lane)
+        assert tiers_of(copy)["cold"] > 3
+        for view, rows in expected.items():
+            if view == "transitions":
+                assert shown(copy)[view][: len(rows)] == rows
+        assert copy.verify()
+    with Store.open(store.path) as first:
+        assert first.verify()
+        assert shown(first)["transitions"] == after["transitions"]
+    shutil.rmtree(store.path)
+    with Store.open(done.path) as copy:
+        assert copy.verify()
+
+
+def test_beside_a_writer_that_moves_and_drops(tmp_path: Path) -> None:
+    """Each copy is one commit: all rows up to it and no others."""
+    store = create(tmp_path / "store", hot_rows=1, max_rows=1000)
+    stop, errors = threading.Event(), list[BaseException]()
+
+    def write() -> None:
+        try:
+            seed = 0
+            while not stop.is_set():
+                fill(store, 200, seed)
+                seed += 1
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        with Store.open(store.path) as reader:
+            for number in range(8):
+                path = tmp_path / str(number)
+                (reader if number % 2 else store).backup(path)
+                with Store.open(path) as copy:
+                    assert copy.verify()
+                    ordinals = copy.sql("SELECT ordinal FROM steps ORDER BY 1").arrow()["ordinal"].to_numpy()
+                    assert len(copy) == copy.sql("SELECT count(*) FROM transitions").fetchall()[0][0]
+                    if ordinals.size:
+                        copy.sample(10)
+                with reopen(path) as copy:
+                    fill(copy, 100)
+                    assert copy.verify()
+                shutil.rmtree(path)
+    finally:
+        stop.set()
+        thread.join()
+    store.close()
+    assert not errors
+
+
+def test_on_another_disk_all_is_copied(tmp_path: Path) -> None:
+    elsewhere = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        with create(tmp_path / "store", hot_rows=1) as store:
+            fill(store, 500)
+            settle(store)
+            if os.stat(elsewhere).st_dev == os.stat(tmp_path).st_dev:
+                raise RuntimeError("both folders are on one disk, which this test cannot use")
+            done = store.backup(elsewhere / "copy")
+            assert done.linked_bytes == 0
+            assert done.copied_bytes > 0
+            with Store.open(done.path) as copy:
+                assert shown(copy) == shown(store)
+    finally:
+        shutil.rmtree(elsewhere)
+
+
+def test_where_no_copy_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with create(tmp_path / "store") as store:
+        fill(store, 100)
+        for target, error in (
+            (tmp_path, StoreExistsError),
+            (store.path, StoreExistsError),
+            (store.path / "copy", StoreExistsError),
+            (store.path / "shards/copy", StoreExistsError),
+            ("a\0b", OptionError),
+            (5, OptionError),
+        ):
+            with pytest.raises(error):
+                store.backup(target)  # type: ignore[arg-type]
+
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(backup._Copying, "copy", full)
+        with pytest.raises(FullError):
+            store.backup(tmp_path / "a/b/copy")
+        assert sorted(os.listdir(tmp_path)) == ["store"]
+        assert store.verify()
+    with pytest.raises(ClosedError):
+        store.backup(tmp_path / "copy")
+
+
+def test_a_damaged_store_is_not_copied(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "store", plain_schema()) as store:
+        store.extend(plain_batch(100))
+        manifest = store.path / "shards/00000/manifest.json"
+        manifest.write_bytes(manifest.read_bytes()[:-10])
+        with pytest.raises(CorruptError, match=r"manifest\.json"):
+            store.backup(tmp_path / "copy")
+    assert sorted(os.listdir(tmp_path)) == ["store"]
+
+
+def test_the_command(tmp_path: Path) -> None:
+    with create(tmp_path / "store") as store:
+        fill(store, 100)
+        result = CliRunner().invoke(app, ["backup", str(store.path), str(tmp_path / "copy")])
+        assert result.exit_code == 0, result.output
+        assert "100 transitions" in result.output
+    with arrowrb.Store.open(tmp_path / "copy") as copy:
+        assert len(copy) == 100
