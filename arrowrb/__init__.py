@@ -5,7 +5,7 @@ The map of the house; each row imports only from rows below it, and names on one
     cli/                                            the command line
     collector/, importing/                          steps environments into stores, evaluate; data sets into stores
     store                                           create, open, write, read: the public face
-    upkeep                                          export, maintain, verify: what is about all of a store
+    upkeep                                          checkpoint, export, backup, verify, repair: what is about all
     export/, sampler                                data sets of Parquet files; streams of batches
     info, sql/, loader, recorder                    counts; questions; batches of tensors; a user's own loop
     samplers/                                       which rows to draw
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from .schema import Extra, Schema
     from .sql import Query
     from .store import Store
-    from .upkeep import verify
+    from .upkeep import repair, verify
 
 __version__ = "0.1.0"
 
@@ -98,6 +98,7 @@ __all__ = [
     "import_minari",
     "import_parquet",
     "merge",
+    "repair",
     "to_torch",
     "verify",
 ]
@@ -139,6 +140,7 @@ _HOMES = {
     "import_parquet": "importing",
     "merge": "importing",
     "to_torch": "loader",
+    "repair": "upkeep",
     "verify": "upkeep",
 }
 

@@ -99,6 +99,7 @@ class Manifest:
     next_segment: int = 0  # numbers below it are used up for good
     segments: tuple[SegmentEntry, ...] = ()
     evicted: Evicted = Evicted()
+    lost: tuple[int, ...] = ()  # numbers of segments that a repair has set aside
     unknown: dict[str, Any] = field(default_factory=dict)
 
     def with_segment(self, entry: SegmentEntry) -> Manifest:
@@ -184,6 +185,7 @@ def decode(content: bytes, where: str) -> Manifest:
             next_segment=_count(value.pop("next_segment"), MAX_SEGMENTS),
             segments=segments,
             evicted=_evicted(value.pop("evicted")),
+            lost=tuple(_count(each, MAX_SEGMENTS - 1) for each in value.pop("lost", ())),
             unknown=value,
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -66,6 +66,11 @@ def examine(content: bytes) -> tuple[list[str], bool]:
     return wrong, only_the_end
 
 
+def keep_valid(content: bytes) -> bytes:
+    """A file's content without the entries that cannot be read."""
+    return b"".join(_pack(SeedEntry(*_BODY.unpack(body))) for body in _bodies(content) if body is not None)
+
+
 def read(path: Path, watermark: int) -> list[SeedEntry]:
     """Read the entries of a file; none where there is no file."""
     if not path.exists():

@@ -9,7 +9,8 @@ from typing import Any
 
 from . import checkpoints
 from .checkpoints import Checkpoint
-from .engine import Action, BackedUp, Engine, Verified, back_up, check_path
+from .engine import Action, BackedUp, Engine, Repaired, Verified, back_up, check_path
+from .engine import repair as repair_directory
 from .engine import verify as verify_directory
 from .errors import OptionError, StoreNotFoundError
 from .export import Exported, export
@@ -33,6 +34,23 @@ def verify(path: str | os.PathLike[str], *, progress: Callable[[int, int], None]
         StoreNotFoundError: if there is no store.
     """
     return verify_directory(check_path(path), progress=progress)
+
+
+def repair(path: str | os.PathLike[str]) -> Repaired:
+    """Make a damaged store open again: keep what is intact, set aside what is not, and say what was lost.
+
+    Nothing is deleted: damaged files are moved to ``damaged/<time>`` within the store, with a ``report.json``. Does
+    nothing to a store of which `verify` says that all is well. Needs the place of the writer.
+
+    Args:
+        path: the store's directory.
+
+    Raises:
+        StoreNotFoundError: if there is no store.
+        LockedError: if a process has it open for writing.
+        CorruptError: if nothing says any more what its columns are.
+    """
+    return repair_directory(check_path(path))
 
 
 class NamedSamplers:

@@ -39,7 +39,7 @@ WIDE = Schema.from_spaces(
 def made(request, tmp_path):
     """(path, schema, size of the file)"""
     path = tmp_path / "00000000.arrow"
-    size = hot.create(path, request.param, "store/0/0", 128, sync=True)
+    size = hot.create(path, request.param, "store/0/0", 128, 16, sync=True)
     return path, request.param, size
 
 
@@ -161,5 +161,5 @@ def test_full_disk_leaves_no_file(tmp_path, monkeypatch):
     for name in ("posix_fallocate", "pwrite", "fdatasync"):
         with monkeypatch.context() as patch, pytest.raises(FullError):  # noqa: PT012
             patch.setattr(os, name, full)
-            hot.create(tmp_path / "x.arrow", SCHEMA, "a/0/0", 64, sync=True)
+            hot.create(tmp_path / "x.arrow", SCHEMA, "a/0/0", 64, 16, sync=True)
         assert not list(tmp_path.iterdir())

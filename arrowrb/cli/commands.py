@@ -21,7 +21,15 @@ from typer.core import TyperGroup
 import arrowrb
 from arrowrb.cli.collecting import Wanted, collect_into
 from arrowrb.cli.importing import Import, import_into, merge_into, print_imported
-from arrowrb.cli.printing import print_actions, print_columns, print_info, print_problems, print_result, show_progress
+from arrowrb.cli.printing import (
+    print_actions,
+    print_columns,
+    print_info,
+    print_problems,
+    print_repaired,
+    print_result,
+    show_progress,
+)
 from arrowrb.errors import ArrowRBError
 
 Format = Literal["table", "json", "csv"]
@@ -365,4 +373,16 @@ def verify(store: Annotated[Path, _STORE], form: Annotated[Format, _FORMAT] = "t
         found = arrowrb.verify(store, progress=progress)
     print_problems(found, form)
     if not found:
+        raise typer.Exit(1)
+
+
+@app.command()
+def repair(store: Annotated[Path, _STORE], form: Annotated[Format, _FORMAT] = "table") -> None:
+    """Make a damaged store open again: set aside what is damaged, keep the rest. Deletes nothing.
+
+    Exit code 1 where something is still wrong.
+    """
+    done = arrowrb.repair(store)
+    print_repaired(done, form)
+    if not done.after:
         raise typer.Exit(1)

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -23,7 +23,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from arrowrb.engine import Action, Verified
+    from arrowrb.engine import Action, Repaired, Verified
     from arrowrb.info import StoreInfo
 
 _WIDEST_CELL = 60
@@ -96,6 +96,27 @@ def print_problems(found: Verified, form: str) -> None:
             print(", ".join(where) + ": " + what if where else what)
         told = f"{found.num_rows:,} rows in {found.num_segments} segments, {found.num_bytes:,} bytes"
         print(f"{told}: {'all is well' if found else f'{len(rows)} problems'}.")
+
+
+def print_repaired(done: Repaired, form: str) -> None:
+    """What a repair set aside, and how the store is now."""
+    names = ["shard", "segment", "file", "num_rows", "num_transitions", "first_ordinal", "last_ordinal", "reason"]
+    rows = [list(astuple(each)) for each in done.lost]
+    if form == "json":
+        _write_json(dict(zip(names, row, strict=True)) for row in rows)
+    elif form == "csv":
+        _write_csv(names, rows)
+    else:
+        if rows:
+            _console().print(_table(names, rows, {0, 1, 3, 4, 5, 6}))
+        if done.aside is None and not done.problems:
+            print("All is well: nothing was done.")
+            return
+        aside = "" if done.aside is None else f" What was damaged is in {done.aside}."
+        print(f"{len(done.problems)} problems, {done.num_transitions_lost:,} transitions lost.{aside}")
+        print(
+            "All is well now." if done.after else f"{len(done.after.problems)} problems are left, see arrowrb verify."
+        )
 
 
 @contextlib.contextmanager

@@ -21,6 +21,8 @@ backup          copying a store beside its writer
 checks          what is held against what in rows
 inspecting      what can be opened of a directory
 verifying       holding everything against what is written down about it
+rebuilding      what the files tell where manifest or commits cannot be read
+repairing       setting aside what is damaged, so that the rest opens
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from .creating import create_store, read_store_file
 from .engine import Engine, now_microseconds, remove_store
 from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_cache_bytes, check_path, check_retention, writer_options
 from .paths import is_store
+from .repairing import Lost, Repaired, repair
 from .snapshot import Located, SegmentView, Snapshot
 from .verifying import Verified, verify
 
@@ -41,7 +44,9 @@ __all__ = [
     "BackedUp",
     "Engine",
     "Located",
+    "Lost",
     "Problem",
+    "Repaired",
     "SegmentView",
     "Snapshot",
     "Verified",
@@ -55,6 +60,7 @@ __all__ = [
     "now_microseconds",
     "read_store_file",
     "remove_store",
+    "repair",
     "verify",
     "writer_options",
 ]

@@ -23,7 +23,7 @@ from ..errors import StoreError, StoreExistsError, WaitError
 from ..manifest import Manifest
 from ..schema import Schema
 from ..tiers import hot
-from .paths import STORE_FILE, ShardPaths, identity, is_store, list_shards, shard_paths
+from .paths import SPARE_STORE_FILE, STORE_FILE, ShardPaths, identity, is_store, list_shards, shard_paths
 from .tables import KIND, ORDINAL
 
 _TRIES: Final = 20
@@ -104,8 +104,9 @@ def back_up(store: Path, store_id: str, schema: Schema, target: Path) -> BackedU
                 path = checkpoints.path_of(store, name)
                 copying.share(path, folder / checkpoints.FOLDER / path.name)
             files.sync_directory(folder / checkpoints.FOLDER)
-        files.publish(folder / STORE_FILE, files.read_file(store / STORE_FILE, "copying"))
-        copying.num_files += 1
+        for name in (SPARE_STORE_FILE, STORE_FILE):
+            files.publish(folder / name, files.read_file(store / STORE_FILE, "copying"))
+            copying.num_files += 1
         for each in (folder / "shards", folder):
             files.sync_directory(each)
     return BackedUp(target, transitions, copying.num_files, copying.copied_bytes, copying.linked_bytes)

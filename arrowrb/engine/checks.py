@@ -283,11 +283,12 @@ def check_ordinals(parts: list[NDArray[np.int64]], watermark: int, elsewhere: in
         yield "There are ordinals twice, or beyond the watermark."
 
 
-def check_lanes(places: Mapping[int, Places]) -> Iterator[tuple[int, int, str]]:
+def check_lanes(places: Mapping[int, Places], set_aside: int = -1) -> Iterator[tuple[int, int, str]]:
     """Every tail that says so leads to a block that begins with its observation; the newest may still wait.
 
     Args:
         places: by number of segment.
+        set_aside: up to which number segments were, to which those before may have led.
 
     Yields:
         Number of the segment, row id, and what is wrong.
@@ -297,7 +298,7 @@ def check_lanes(places: Mapping[int, Places]) -> Iterator[tuple[int, int, str]]:
         (number, key, row)
         for number, each in places.items()
         for key, row in zip(each.goes_on, each.row_ids.tolist(), strict=True)
-        if key not in begins
+        if key not in begins and number > set_aside
     ]
     if len(lost) > len({key[0] for _, key, _ in lost}):
         number, _, row = lost[0]

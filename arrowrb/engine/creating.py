@@ -17,7 +17,7 @@ from ..errors import CorruptError, StoreExistsError, StoreNotFoundError
 from ..manifest import Manifest, check_format
 from ..schema import Schema
 from .options import check_schema
-from .paths import STORE_FILE, find_foreign, is_store, shard_paths
+from .paths import SPARE_STORE_FILE, STORE_FILE, find_foreign, is_store, shard_paths
 
 _MAX_STORE_FILE_BYTES: Final = 256 << 20
 
@@ -73,7 +73,9 @@ def create_store(
             "max_bytes": max_bytes,
             "schema": schema.to_json(),
         }
-        files.publish(path / STORE_FILE, json.dumps(content, indent=1, allow_nan=False).encode(), sync=durable)
+        text = json.dumps(content, indent=1, allow_nan=False).encode()
+        files.publish(path / SPARE_STORE_FILE, text, sync=durable)  # for a repair
+        files.publish(path / STORE_FILE, text, sync=durable)
         if durable:
             files.sync_directory(path.parent)
 
@@ -91,9 +93,9 @@ def create_shard(path: Path, shard: int, name: str, *, durable: bool) -> None:
             files.sync_directory(folder)
 
 
-def read_store_file(path: Path) -> StoreFile:
-    """Read and check `store.json`."""
-    file = path / STORE_FILE
+def read_store_file(path: Path, name: str = STORE_FILE) -> StoreFile:
+    """Read and check `store.json`, or its copy."""
+    file = path / name
     with files.explaining(file, "looking for a store"):
         there = file.is_file()
     if not there:

@@ -98,7 +98,7 @@ class Segments:
         shape = self.shape(num_lanes)
         path = self._paths.segments / segment_name(number)
         name = identity(self._store_id, self._paths.number, number)
-        size = hot.create(path, self._schema, name, shape.rows, sync=self._durable)
+        size = hot.create(path, self._schema, name, shape.rows, shape.block_rows, sync=self._durable)
         try:
             mapped = hot.open_segment(path, self._schema, name, shape.rows, size, writable=True)
             hot.warm(mapped)

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .. import files
+from .. import checkpoints, files
 from .. import manifest as manifests
 from ..errors import ArrowRBError, StoreNotFoundError
 from ..manifest import FileEntry, Manifest, SegmentEntry
@@ -75,11 +75,11 @@ def verify(path: Path, *, progress: Callable[[int, int], None] | None = None) ->
     shards = [inspect_shard(shard_paths(path, number), schema, store_id) for number in numbers]
     total, done, num_rows, num_bytes = sum(len(shard.views) for shard in shards), 0, 0, 0
     for shard in shards:
-        seen = _Seen()
+        seen = Seen()
         problems += shard.problems
         for entry in () if shard.manifest is None else shard.manifest.segments:
             view = shard.views.pop(entry.number, None)  # let go of when it is done
-            problems += _check_segment(shard, entry, view, schema, seen)
+            problems += check_segment(shard, entry, view, schema, seen)
             if view is not None:
                 done += 1
                 num_bytes += entry.bytes
@@ -89,7 +89,17 @@ def verify(path: Path, *, progress: Callable[[int, int], None] | None = None) ->
             problems += _check_dropped(shard, shard.manifest)
             problems += _check_whole(shard, shard.manifest, seen)
         num_rows += seen.num_rows
+    problems += _check_points(path, store_id)
     return Verified(tuple(problems), total, num_rows, num_bytes)
+
+
+def _check_points(path: Path, store_id: str) -> Iterator[Problem]:
+    """The checkpoints, each read whole."""
+    for name in checkpoints.names(path) if store_id else ():
+        try:
+            checkpoints.load(path, store_id, name)
+        except ArrowRBError as error:
+            yield Problem(-1, -1, str(error), f"{checkpoints.FOLDER}/{name}.safetensors")
 
 
 def _look_at_store(path: Path, problems: list[Problem]) -> tuple[Schema | None, str, list[int]]:
@@ -110,7 +120,7 @@ def _look_at_store(path: Path, problems: list[Problem]) -> tuple[Schema | None, 
 
 
 @dataclass(slots=True)
-class _Seen:
+class Seen:
     """What was seen of the segments of a shard.
 
     Attributes:
@@ -132,9 +142,10 @@ class _Seen:
         self.unknown |= not entry.sealed
 
 
-def _check_segment(
-    shard: Inspected, entry: SegmentEntry, view: SegmentView | None, schema: Schema | None, seen: _Seen
+def check_segment(
+    shard: Inspected, entry: SegmentEntry, view: SegmentView | None, schema: Schema | None, seen: Seen
 ) -> Iterator[Problem]:
+    """Everything about one segment; ``seen`` takes what is needed to look at all of them together."""
     blocks = yield from _read(shard, entry, entry.blocks)
     runs = yield from _read(shard, entry, entry.runs)
     if entry.sealed and (entry.blocks is None or entry.runs is None):
@@ -196,7 +207,7 @@ def _went(shard: Inspected, error: ArrowRBError, name: str) -> bool:
         return False
 
 
-def _check_whole(shard: Inspected, manifest: Manifest, seen: _Seen) -> Iterator[Problem]:
+def _check_whole(shard: Inspected, manifest: Manifest, seen: Seen) -> Iterator[Problem]:
     """What can be said of all segments together."""
     number = shard.paths.number
     if shard.record is None or shard.behind:
@@ -205,5 +216,5 @@ def _check_whole(shard: Inspected, manifest: Manifest, seen: _Seen) -> Iterator[
     for what in check_ordinals(seen.ordinals, shard.record.watermark, elsewhere):
         yield Problem(number, -1, what)
     if not seen.unknown and not seen.rows_unseen:
-        for segment, row, what in check_lanes(seen.places):
+        for segment, row, what in check_lanes(seen.places, max(manifest.lost, default=-1)):
             yield Problem(number, segment, what, manifest.segment(segment).name, rows=(row, row + 1))

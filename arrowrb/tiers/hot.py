@@ -24,14 +24,16 @@ from ..schema import Column, Schema
 
 _PADDING: Final = b"arrowrb.padding"
 _IDENTITY: Final = b"arrowrb.segment"
+_BLOCK_ROWS: Final = b"arrowrb.block_rows"
 _MAGIC: Final = b"ARROW1\0\0"
 # What Arrow raises over a damaged file: its own errors, those of a name or text, and ours.
 _READING_ERRORS: Final = (pa.ArrowException, ArrowRBError, OSError, ValueError, LookupError, OverflowError)
 
 
-def file_schema(schema: Schema, identity: str, padding: int = 0) -> pa.Schema:
-    """The Arrow schema of a segment's file, which names the segment in its metadata."""
-    return schema.arrow_schema.with_metadata({_IDENTITY: identity.encode(), _PADDING: b"." * padding})
+def file_schema(schema: Schema, identity: str, block_rows: int, padding: int = 0) -> pa.Schema:
+    """The Arrow schema of a segment's file, which names the segment and its blocks' rows in its metadata."""
+    told = {_IDENTITY: identity.encode(), _BLOCK_ROWS: str(block_rows).encode(), _PADDING: b"." * padding}
+    return schema.arrow_schema.with_metadata(told)
 
 
 def _empty_batch(columns: tuple[Column, ...], schema: pa.Schema, rows: int) -> pa.RecordBatch:
@@ -108,15 +110,15 @@ def _write_skeleton(batch: pa.RecordBatch, descriptor: int | None) -> int:
     return skeleton.position
 
 
-def create(path: Path, schema: Schema, identity: str, rows: int, *, sync: bool) -> int:
+def create(path: Path, schema: Schema, identity: str, rows: int, block_rows: int, *, sync: bool) -> int:
     """Create a segment file with all its space allocated; returns its size.
 
     Only the metadata is written: allocated space reads as zeros, and syncing it costs little. The file takes its name
     when it is whole. A crash in the middle leaves a file that no manifest lists.
     """
-    fields = file_schema(schema, identity)
+    fields = file_schema(schema, identity, block_rows)
     padding = -_body_start(schema.columns, fields) % PAGE
-    batch = _empty_batch(schema.columns, file_schema(schema, identity, padding), rows)
+    batch = _empty_batch(schema.columns, file_schema(schema, identity, block_rows, padding), rows)
     size = _write_skeleton(batch, None)
     temporary = path.with_name(f".{path.name}.tmp")
     with contextlib.suppress(FileNotFoundError):
@@ -198,6 +200,24 @@ def open_segment(
         told = " ".join(str(error).split()).rstrip(".")
         raise CorruptError(f"Segment {path.name} cannot be used: {told}.") from None
     return HotSegment(mapping, schema.columns, rows, offsets)
+
+
+def read_shape(path: Path) -> tuple[int, int, int]:
+    """Rows, rows of a block, and bytes of a segment's file, by the file alone: for where no manifest tells.
+
+    Raises:
+        CorruptError: if it does not say.
+    """
+    mapping = Mapping(path)
+    try:
+        reader = pa.ipc.open_file(pa.foreign_buffer(mapping.address, mapping.size, base=mapping))
+        block_rows = (reader.schema.metadata or {}).get(_BLOCK_ROWS, b"")
+        rows = reader.get_batch(0).num_rows
+    except _READING_ERRORS as error:
+        raise CorruptError(f"Segment {path.name} cannot be used: {' '.join(str(error).split())}.") from None
+    if not block_rows.isdigit() or int(block_rows) < 2 or rows % int(block_rows):
+        raise CorruptError(f"Segment {path.name} does not say how it is divided.")
+    return rows, int(block_rows), mapping.size
 
 
 def from_columns(path: Path, columns: tuple[Column, ...], arrays: Sequence[NDArray[Any]]) -> HotSegment:
