@@ -291,9 +291,12 @@ def test_one_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         store.checkpoint("a", tensors={"w": torch.ones(3)}, state=1)
         with monkeypatch.context() as patch:
 
-            def full(*_: Any, **__: Any) -> None:
-                raise FullError(28, "No room left", "x")
+            def full(path: Path, *arguments: Any, **options: Any) -> None:
+                if path.suffix == ".safetensors":
+                    raise FullError(28, "No room left", "x")
+                publish(path, *arguments, **options)
 
+            publish = files.publish
             patch.setattr(files, "publish", full)
             with pytest.raises(FullError):
                 store.checkpoint("a", state=2, keep=True)
