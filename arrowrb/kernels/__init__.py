@@ -7,6 +7,8 @@ installation is writable, and compiled anew in each process where it is not.
 
 from __future__ import annotations
 
+import os
+import threading
 from importlib import import_module
 from typing import Any, Final
 
@@ -37,6 +39,12 @@ __all__ = sorted(_HOMES)  # noqa: PLE0605
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    with _loading:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
+
+
+# A process that is forked while a thread loads kernels would find the locks of imports and of Numba taken for ever.
+_loading = threading.RLock()
+os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
