@@ -27,6 +27,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .checkpoints import Checkpoint
     from .collector import Collector, Evaluation, Step, evaluate
     from .errors import (
         ArrowRBError,
@@ -64,6 +65,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArrowRBError",
+    "Checkpoint",
     "ClosedError",
     "Collector",
     "ColumnError",
@@ -105,6 +107,7 @@ __all__ = [
 
 _HOMES = {
     "ArrowRBError": "errors",
+    "Checkpoint": "checkpoints",
     "ClosedError": "errors",
     "Collector": "collector",
     "ColumnError": "errors",

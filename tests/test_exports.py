@@ -11,6 +11,7 @@ import arrowrb
 
 NAMES = [
     "ArrowRBError",
+    "Checkpoint",
     "ClosedError",
     "Collector",
     "ColumnError",
@@ -45,6 +46,7 @@ NAMES = [
     "import_minari",
     "import_parquet",
     "merge",
+    "repair",
     "to_torch",
     "verify",
 ]
