@@ -3,7 +3,7 @@
     python examples/dqn_cartpole.py
 
 Solved means that 20 greedy episodes return 475 or more in the mean, and 20 others do so too; if not, the exit status
-is 1. Run it again and it goes on from where it was: the transitions are in the store, the agent in a file beside it.
+is 1. Run it again and it goes on from where it was: the transitions are in the store, and the agent in its checkpoint.
 
 DQN: Mnih et al. 2015, https://doi.org/10.1038/nature14236. Hyperparameters as in RL Baselines3 Zoo.
 """
@@ -11,7 +11,6 @@ DQN: Mnih et al. 2015, https://doi.org/10.1038/nature14236. Hyperparameters as i
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -22,8 +21,6 @@ import matplotlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import arrowrb
@@ -32,6 +29,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 ENV_ID = "CartPole-v1"
+NAME = "agent"  # of the checkpoint and of the sampler
 GAMMA = 0.99
 LEARNING_RATE = 2.3e-3
 BATCH_SIZE = 64
@@ -73,7 +71,7 @@ class EpsilonGreedy:
 
 
 class Agent:
-    """Two networks and an optimizer, kept in one safetensors file."""
+    """Two networks and an optimizer, kept in a checkpoint of the store."""
 
     def __init__(self, num_inputs: int, num_actions: int) -> None:
         self.num_updates = 0
@@ -98,34 +96,22 @@ class Agent:
             slow.data.lerp_(fast.data, TARGET_RATE)
         self.num_updates += 1
 
-    def save(self, path: Path) -> None:
-        """Write all of it beside, then put it in place: a reader finds the old file or the new one, whole."""
-        tensors = {f"q.{name}": value for name, value in self.q_network.state_dict().items()}
-        tensors |= {f"target.{name}": value for name, value in self.target_network.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
-        unfinished = path.with_name(path.name + ".tmp")
-        save_file(tensors, unfinished, metadata={"num_updates": str(self.num_updates)})
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+    def save(self, store: arrowrb.Store) -> None:
+        """One point of the rows and of all that it has learned from them."""
+        tensors = {
+            "q": self.q_network.state_dict(),
+            "target": self.target_network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        store.checkpoint(NAME, tensors=tensors, state={"num_updates": self.num_updates})
 
-    def load(self, path: Path) -> None:
-        """Go on from a saved file."""
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            self.num_updates = int(file.metadata()["num_updates"])
-        parts: dict[str, dict[str, Tensor]] = {"q": {}, "target": {}, "adam": {}}
-        for name, value in tensors.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = value
-        self.q_network.load_state_dict(parts["q"])
-        self.target_network.load_state_dict(parts["target"])
-        state = self.optimizer.state_dict()
-        for name, value in parts["adam"].items():
-            index, _, moment = name.partition(".")
-            state["state"].setdefault(int(index), {})[moment] = value
-        self.optimizer.load_state_dict(state)
+    def load(self, store: arrowrb.Store) -> None:
+        """Go on from the checkpoint."""
+        tensors, state = store.restore(NAME)
+        self.num_updates = state["num_updates"]
+        self.q_network.load_state_dict(tensors["q"])
+        self.target_network.load_state_dict(tensors["target"])
+        self.optimizer.load_state_dict(tensors["optimizer"])
 
 
 def make_network(num_inputs: int, num_actions: int) -> nn.Sequential:
@@ -158,12 +144,12 @@ def is_solved(agent: Agent, num_actions: int, target: float) -> bool:
     return other >= target
 
 
-def train(store: arrowrb.Store, agent: Agent, path: Path, frames: int, target: float | None, seed: int) -> bool:
+def train(store: arrowrb.Store, agent: Agent, frames: int, target: float | None, seed: int) -> bool:
     """Collect and update in turn until the target is reached or the frames are used up."""
     num_actions = int(store.schema.action_space.n)
-    # As often as the store was opened, so that a run that goes on does not draw the same batches and actions again.
+    # Seeded by what there is, so that a run that goes on does not take the same actions again.
     policy = EpsilonGreedy(agent.q_network, num_actions, seed=seed + len(store))
-    sampler = store.sampler(batch_size=BATCH_SIZE, seed=seed + len(store))
+    sampler = store.sampler(batch_size=BATCH_SIZE, seed=seed + len(store), name=NAME)
     began, num_before = time.perf_counter(), len(store)
     with arrowrb.Collector(
         ENV_ID,
@@ -192,7 +178,7 @@ def train(store: arrowrb.Store, agent: Agent, path: Path, frames: int, target: f
                 f"{(len(store) - num_before) / (time.perf_counter() - began):,.0f} frames/s",
                 flush=True,
             )
-            agent.save(path)
+            agent.save(store)
             if target is not None and is_solved(agent, num_actions, target):
                 return True
     return target is None
@@ -252,14 +238,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)  # networks this small are slower on several
     torch.manual_seed(options.seed)
     began = time.perf_counter()
-    weights = options.store.with_name(options.store.name + ".safetensors")
     target = None if options.no_target else options.target_return
     with open_store(options.store) as store:
         num_actions = int(store.schema.action_space.n)
         agent = Agent(int(np.prod(store.schema.observation_space.shape)), num_actions)
         solved = False
-        if weights.exists():
-            agent.load(weights)
+        if store.checkpoints():
+            agent.load(store)
             print(f"Going on from {options.store}: {len(store):,} transitions, {agent.num_updates:,} updates.")
             if target is not None and is_solved(agent, num_actions, target):
                 solved = True
@@ -271,11 +256,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         if not solved or options.total_frames is not None:
             try:
-                reached = train(store, agent, weights, options.total_frames or 100_000, target, options.seed)
+                reached = train(store, agent, options.total_frames or 100_000, target, options.seed)
                 solved = solved or (reached and target is not None)
             except KeyboardInterrupt:
                 print("Interrupted: run it again and it goes on from here.")
-                agent.save(weights)
+                agent.save(store)
                 return 130
         if not options.no_target:
             word = "Solved" if solved else "Not solved"
