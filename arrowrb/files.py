@@ -77,11 +77,12 @@ def explaining(path: Path, doing: str) -> Iterator[None]:
 
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with explaining(path, f"syncing the folder {path.name}"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def stamp_of(stat: os.stat_result) -> tuple[int, int, int]:
