@@ -55,6 +55,7 @@ class SegmentEntry:
     last_time: int = 0
     blocks: FileEntry | None = None
     runs: FileEntry | None = None
+    footer_crc32: int | None = None  # of a cold segment's footer, by which queries pass over rows
     unknown: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -258,6 +259,7 @@ def _segment(value: dict[str, Any]) -> SegmentEntry:
         last_time=_time(value.pop("last_time")),
         blocks=_optional(value.pop("blocks"), _file),
         runs=_optional(value.pop("runs"), _file),
+        footer_crc32=_optional(value.pop("footer_crc32", None), lambda each: _count(each, (1 << 32) - 1)),
     )
     return replace(entry, unknown=value)
 

@@ -76,7 +76,7 @@ class Watch:
 
         def opened(path: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
             if "x" not in mode and "w" not in mode:
-                return builtins.open(path, mode, *arguments, **options)  # noqa: SIM115
+                return builtins.open(path, mode, *arguments, **options)
             self.around("create", str(path), lambda: None, ())
             return _Written(self, str(path), builtins.open(path, mode, *arguments, **options))
 

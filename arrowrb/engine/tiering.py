@@ -16,12 +16,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from .. import files
+from ..errors import CorruptError
 from ..manifest import FileEntry, SegmentEntry
 from ..rows import row_id_base
 from ..schema import Schema
@@ -30,6 +32,8 @@ from ..tiers.cold import ColdSegment
 from ..tiers.hot import HotSegment
 from .paths import ShardPaths, cold_name, identity, merged_name
 from .tables import encode_table, read_blocks, read_table
+
+_FOOTER_END: Final = 8  # its length, and the magic bytes
 
 
 def demote(
@@ -40,7 +44,8 @@ def demote(
     name = identity(store_id, paths.number, entry.number)
     size = cold.write(path, schema, name, hot, row_id_base(paths.number, entry.number), sync=durable)
     changed = replace(entry, tier="cold", name=path.name, bytes=size)
-    return changed, open_cold(paths, schema, store_id, changed)
+    segment = open_cold(paths, schema, store_id, changed)
+    return replace(changed, footer_crc32=sum_footer(segment)), segment
 
 
 def open_cold(paths: ShardPaths, schema: Schema, store_id: str, entry: SegmentEntry) -> ColdSegment:
@@ -59,7 +64,7 @@ def map_cold(
     kinds: NDArray[np.uint8],
 ) -> ColdSegment:
     """Map a cold segment whose blocks and kinds are known."""
-    return ColdSegment(
+    segment = ColdSegment(
         paths.segments / entry.name,
         schema,
         identity(store_id, paths.number, entry.number),
@@ -68,6 +73,17 @@ def map_cold(
         fills=fills,
         kinds=kinds,
     )
+    if entry.footer_crc32 not in (None, sum_footer(segment)):
+        raise CorruptError(f"Segment {entry.name} is damaged: the checksum of its footer does not agree.")
+    return segment
+
+
+def sum_footer(segment: ColdSegment) -> int:
+    """The checksum of a cold segment's file from its footer on: of all that pages do not have one of their own for."""
+    mapping = segment.mapping
+    whole = mapping.array(0, mapping.size, np.uint8)
+    length = int.from_bytes(whole[-_FOOTER_END:][:4].tobytes(), "little")
+    return zlib.crc32(whole[max(0, mapping.size - _FOOTER_END - length) :].data)
 
 
 def remove_files(paths: ShardPaths, names: Sequence[str]) -> None:

@@ -121,8 +121,8 @@ def create(path: Path, schema: Schema, identity: str, rows: int, block_rows: int
     batch = _empty_batch(schema.columns, file_schema(schema, identity, block_rows, padding), rows)
     size = _write_skeleton(batch, None)
     temporary = path.with_name(f".{path.name}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()  # of an earlier try
+    with explaining(path, "removing what an earlier try left"), contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
     descriptor = allocate(temporary, size)
     try:
         with explaining(path, "creating a segment"):
