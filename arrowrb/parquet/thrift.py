@@ -19,13 +19,15 @@ _MOST_BITS: Final = 63
 Structure = dict[int, tuple[int, Any]]
 
 
-def read(content: memoryview) -> tuple[Structure, int]:
+def read(content: memoryview, raw_depth: int = 0) -> tuple[Structure, int]:
     """The structure at the beginning of some bytes, and how many it takes.
+
+    With ``raw_depth``, structures that lie so deep (in others and in lists) are bytes, which is faster.
 
     Raises:
         CorruptError: if there is none.
     """
-    reader = _Reader(content)
+    reader = _Reader(content, raw_depth)
     try:
         return reader.structure(0), reader.at
     except IndexError:
@@ -40,8 +42,8 @@ def write(fields: Structure) -> bytes:
 
 
 class _Reader:
-    def __init__(self, content: memoryview) -> None:
-        self._content = content
+    def __init__(self, content: memoryview, raw_depth: int) -> None:
+        self._content, self._raw_depth = content, raw_depth
         self.at = 0
 
     def structure(self, depth: int) -> Structure:
@@ -50,10 +52,10 @@ class _Reader:
         while header := self._byte():
             kind = header & 15
             number = number + (header >> 4) if header >> 4 else self._integer()
-            fields[number] = (kind, None if kind in (TRUE, FALSE) else self._value(kind, depth + 1))
+            fields[number] = (kind, None if kind in (TRUE, FALSE) else self.value(kind, depth + 1))
         return fields
 
-    def _value(self, kind: int, depth: int) -> Any:
+    def value(self, kind: int, depth: int) -> Any:
         if kind in _INTEGERS:
             value = self._content[self.at]
             if value < 0x80:  # most are
@@ -61,15 +63,19 @@ class _Reader:
                 return value >> 1 ^ -(value & 1)
             return self._integer()
         if kind == BINARY:
-            return self._take(self._varint())
+            return self._take(self.varint())
         if depth > _MOST_DEPTH:
             raise CorruptError(f"structures of Thrift lie {depth} deep in each other")
+        if kind == STRUCT and depth == self._raw_depth:
+            first = self.at
+            self.at = _skip(self._content, first, depth)
+            return bytes(self._content[first : self.at])
         if kind == STRUCT:
             return self.structure(depth)
         if kind in (LIST, SET):
             header = self._byte()
-            count = header >> 4 if header >> 4 < 15 else self._varint()
-            return header & 15, [self._value(header & 15, depth + 1) for _ in range(count)]
+            count = header >> 4 if header >> 4 < 15 else self.varint()
+            return header & 15, [self.value(header & 15, depth + 1) for _ in range(count)]
         if kind in (TRUE, FALSE, BYTE):  # booleans have a byte in lists only
             return self._take(1)
         if kind == DOUBLE:
@@ -86,7 +92,7 @@ class _Reader:
         self.at += size
         return bytes(self._content[self.at - size : self.at])
 
-    def _varint(self) -> int:
+    def varint(self) -> int:
         value = shift = 0
         while (byte := self._byte()) & 0x80:
             value |= (byte & 0x7F) << shift
@@ -96,8 +102,46 @@ class _Reader:
         return value | byte << shift
 
     def _integer(self) -> int:
-        value = self._varint()
+        value = self.varint()
         return value >> 1 ^ -(value & 1)
+
+
+def _skip(content: memoryview, at: int, depth: int) -> int:
+    """Where the structure ends that begins at a position."""
+    while header := content[at]:
+        at += 1
+        if header < 16:  # the field's number follows
+            at = _skip_varint(content, at)
+        kind = header & 15
+        if kind in _INTEGERS and content[at] < 0x80:  # most are
+            at += 1
+        elif kind > FALSE:
+            at = _skip_value(content, at, kind, depth + 1)
+    return at + 1
+
+
+def _skip_value(content: memoryview, at: int, kind: int, depth: int) -> int:
+    if kind in _INTEGERS:
+        return _skip_varint(content, at)
+    if kind == STRUCT and depth <= _MOST_DEPTH:
+        return _skip(content, at, depth)
+    if kind in (BINARY, LIST, SET) and content[at] < 0x80:
+        header = content[at]
+        at += 1
+        if kind == BINARY:
+            return at + header
+        for _ in range(header >> 4):
+            at = _skip_value(content, at, header & 15, depth + 1)
+        return at
+    reader = _Reader(content[at:], 0)
+    reader.value(kind, depth)
+    return at + reader.at
+
+
+def _skip_varint(content: memoryview, at: int) -> int:
+    while content[at] > 0x7F:
+        at += 1
+    return at + 1
 
 
 def _write_structure(content: bytearray, fields: Structure) -> None:

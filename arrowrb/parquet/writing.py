@@ -19,6 +19,7 @@ from .footers import (
     COMPRESSED_BYTES,
     GROUP_BYTES,
     GROUP_COMPRESSED_BYTES,
+    MAGIC,
     METADATA,
     NUM_ROWS,
     ROW_GROUPS,
@@ -61,7 +62,10 @@ class Writer:
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Write a row group."""
-        others = pa.RecordBatch.from_arrays([batch.column(place) for place in self._others], schema=self._written)
+        others = batch
+        if self._lists:
+            arrays = [batch.column(place) for place in self._others]
+            others = pa.RecordBatch.from_arrays(arrays, schema=self._written)
         self._writer.write_batch(others, row_group_size=max(batch.num_rows, 1))
         self._chunks.append({place: self._write(lists, batch.column(place)) for place, lists in self._lists.items()})
 
@@ -88,7 +92,7 @@ class Writer:
         with open(self._file.name, "rb") as written:
             size = int.from_bytes(_read(written, -8)[:4], "little") + 8
             begin = os.path.getsize(self._file.name) - size
-            footer, _ = split_footer(memoryview(b"PAR1" + _read(written, begin)))
+            footer, _ = split_footer(memoryview(MAGIC + _read(written, begin)), raw_chunks=True)
         groups = footer[ROW_GROUPS][1][1]
         for group, chunks in zip(groups, self._chunks, strict=True):
             _add_chunks(group, chunks)
@@ -119,7 +123,7 @@ def _describe(fields: pa.Schema, options: dict[str, Any]) -> Structure:
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, fields, **options):
         pass
-    return split_footer(memoryview(sink.getvalue()).cast("B"))[0]
+    return split_footer(memoryview(sink.getvalue()).cast("B"), raw_chunks=True)[0]
 
 
 def _add_chunks(group: Structure, chunks: dict[int, Structure]) -> None:

@@ -104,7 +104,8 @@ def write(path: Path, schema: Schema, identity: str, hot: HotSegment, base: int,
     Raises:
         CorruptError: if what was read back differs.
     """
-    positions = np.flatnonzero(hot.column(_KIND))
+    columns = [hot.column(place) for place in range(len(schema.columns))]
+    positions = np.flatnonzero(columns[_KIND])
     fields = file_schema(schema, identity)
     size = 0
 
@@ -112,7 +113,7 @@ def write(path: Path, schema: Schema, identity: str, hot: HotSegment, base: int,
         nonlocal size
         mapping = Mapping(temporary)
         size = mapping.size
-        _compare(mapping, schema, fields, hot, positions)
+        _compare(mapping, schema, fields, columns, positions)
 
     rows = group_rows(schema)
     with (
@@ -128,7 +129,7 @@ def write(path: Path, schema: Schema, identity: str, hot: HotSegment, base: int,
         ) as writer,
     ):
         for first in range(0, max(positions.size, 1), rows):
-            writer.write(_batch(schema, fields, hot, base, positions[first : first + rows]))
+            writer.write(_batch(schema, fields, columns, base, positions[first : first + rows]))
     return size
 
 
@@ -152,13 +153,13 @@ def encodings(fields: pa.Schema) -> dict[str, str]:
 
 
 def _batch(
-    schema: Schema, fields: pa.Schema, hot: HotSegment, base: int, positions: NDArray[np.int64]
+    schema: Schema, fields: pa.Schema, hot: Sequence[NDArray[Any]], base: int, positions: NDArray[np.int64]
 ) -> pa.RecordBatch:
-    """Some rows of a hot segment as they lie in the file."""
+    """Some rows of a hot segment, by its columns, as they lie in the file."""
     count, span = positions.size, as_slice(positions)
     arrays = [pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(positions + base)])]
     for place, (column, valid) in enumerate(zip(schema.columns, _validity(schema, hot, span), strict=True)):
-        content = pa.py_buffer(np.ascontiguousarray(hot.column(place)[span]))
+        content = pa.py_buffer(np.ascontiguousarray(hot[place][span]))
         kind, bits = fields.field(place + 1).type, None if valid is None else pack_bits(valid)
         if pa.types.is_fixed_size_list(kind):
             items = pa.Array.from_buffers(kind.value_type, count * column.num_elements, [None, content])
@@ -168,20 +169,22 @@ def _batch(
     return pa.RecordBatch.from_arrays(arrays, schema=fields)
 
 
-def _validity(schema: Schema, hot: HotSegment, span: NDArray[np.int64] | slice) -> Iterator[NDArray[np.bool_] | None]:
+def _validity(
+    schema: Schema, hot: Sequence[NDArray[Any]], span: NDArray[np.int64] | slice
+) -> Iterator[NDArray[np.bool_] | None]:
     """For each column, which of some rows have a value of it; None: all."""
-    kept = hot.column(_KIND)[span] == Kind.TRANSITION
+    kept = hot[_KIND][span] == Kind.TRANSITION
     places = {column.name: place for place, column in enumerate(schema.columns)}
     for column in schema.columns:
         valid = kept if column.owner == "transition" else None
         if column.name in schema.masks:
-            flags = hot.column(places[schema.masks[column.name]])[span] != 0
+            flags = hot[places[schema.masks[column.name]]][span] != 0
             valid = flags if valid is None else flags & valid
         yield None if valid is None or valid.all() else valid
 
 
 def _compare(
-    mapping: Mapping, schema: Schema, fields: pa.Schema, hot: HotSegment, positions: NDArray[np.int64]
+    mapping: Mapping, schema: Schema, fields: pa.Schema, hot: Sequence[NDArray[Any]], positions: NDArray[np.int64]
 ) -> None:
     """Refuse a file that does not hold what the hot segment holds, bit for bit."""
     name, rows = mapping.path.name, group_rows(schema)
@@ -193,7 +196,7 @@ def _compare(
         span = as_slice(positions[group * rows : (group + 1) * rows])
         every = zip(places, file.read(group, places, valid=places), _validity(schema, hot, span), strict=True)
         for place, (found, there), valid in every:
-            expected = np.ascontiguousarray(hot.column(place)[span])
+            expected = np.ascontiguousarray(hot[place][span])
             if not _same(np.ascontiguousarray(found), there, expected, valid):
                 raise CorruptError(
                     f"Column {schema.columns[place].name!r} was not read back from {name} as it was written. The disk "
