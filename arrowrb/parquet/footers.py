@@ -10,7 +10,7 @@ from .thrift import BINARY, I32, I64, LIST, STRUCT, Structure
 
 MAGIC: Final = b"PAR1"
 _CHUNK_DEPTH: Final = 4  # in the list of a row group, which is in a list
-_TAIL: Final = 8  # length of the footer, and the magic bytes again
+TAIL: Final = 8  # length of the footer, and the magic bytes again
 
 # Fields of FileMetaData, RowGroup, ColumnChunk and ColumnMetaData.
 NUM_ROWS, ROW_GROUPS = 3, 4
@@ -21,17 +21,22 @@ TYPE, ENCODINGS, PATH, CODEC, NUM_VALUES, BYTES, COMPRESSED_BYTES, DATA_POSITION
 PAGE_POSITIONS: Final = (9, 10, 11, 14)  # of data, index and dictionary pages, and of a Bloom filter
 
 
+def end_bytes(tail: bytes | memoryview) -> int:
+    """Bytes of a file's end, the footer and what follows it, of which these are the last."""
+    return int.from_bytes(tail[:4], "little") + TAIL
+
+
 def split_footer(encoded: memoryview, *, raw_chunks: bool = False) -> tuple[Structure, int]:
     """A whole file's footer, and where it begins; with ``raw_chunks``, entries of column chunks are left bytes.
 
     Raises:
         CorruptError: if it is no Parquet file.
     """
-    size = int.from_bytes(encoded[-_TAIL:][:4], "little")
-    end = len(encoded) - _TAIL - size
+    size = end_bytes(encoded[-TAIL:]) - TAIL
+    end = len(encoded) - TAIL - size
     if not bytes(encoded[:4]) == bytes(encoded[-4:]) == MAGIC or end < len(MAGIC):
         raise CorruptError(f"What was encoded is no Parquet file: {len(encoded):,} bytes, footer of {size:,}.")
-    return thrift.read(encoded[end:-_TAIL], _CHUNK_DEPTH if raw_chunks else 0)[0], end
+    return thrift.read(encoded[end:-TAIL], _CHUNK_DEPTH if raw_chunks else 0)[0], end
 
 
 def join_footer(footer: Structure, num_rows: int, groups: list[Any]) -> bytes:

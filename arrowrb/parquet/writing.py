@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -23,7 +25,9 @@ from .footers import (
     METADATA,
     NUM_ROWS,
     ROW_GROUPS,
+    TAIL,
     describe_chunk,
+    end_bytes,
     join_footer,
     split_footer,
 )
@@ -34,20 +38,26 @@ from .thrift import I64, LIST, STRUCT, Structure
 class Writer:
     """Writes record batches, a row group each; to be used as a context.
 
-    Arrow writes to the file by itself, without the GIL, and we write our columns behind its, row group by row group.
-    The footer that it writes at the end tells of its own columns only, and is replaced.
+    Arrow writes to the sink by itself, without the GIL, and we write our columns behind its, row group by row group.
+    The footer that it writes at the end tells of its own columns only: `end` is to stand in its place.
     """
 
-    def __init__(self, file: io.BufferedWriter, fields: pa.Schema, **options: Any) -> None:
-        """Write to an empty file that has a name; ``options`` are those of Arrow's writer."""
-        self._file, self._fields, self._options = file, fields, options
-        self._lists = {place: found for place, field in enumerate(fields) if (found := lists_of(field)) is not None}
+    def __init__(self, sink: pa.NativeFile, fields: pa.Schema, *, vectors: bool = True, **options: Any) -> None:
+        """Write a file to an empty sink.
+
+        Args:
+            sink: is left open.
+            fields: the columns.
+            vectors: whether those of vectors are written by us; else all are Arrow's, and so is the footer.
+            options: of Arrow's writer.
+        """
+        self._sink, self._fields, self._options = sink, fields, options
+        own = {place: lists_of(field) for place, field in enumerate(fields)} if vectors else {}
+        self._lists = {place: lists for place, lists in own.items() if lists is not None}
         self._others = [place for place in range(len(fields)) if place not in self._lists]
         self._chunks: list[dict[int, Structure]] = []
-        self._sink = pa.OSFile(file.name, "wb")
-        # Where all columns are Arrow's, so is the footer.
         self._written = pa.schema([fields.field(place) for place in self._others]) if self._lists else fields
-        self._writer = pq.ParquetWriter(self._sink, self._written, **options)
+        self._writer = pq.ParquetWriter(sink, self._written, **options)
 
     def __enter__(self) -> Writer:
         return self
@@ -55,10 +65,7 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._sink:
-            self._writer.close()
-        if self._lists and kind is None:
-            self._replace_footer()
+        self._writer.close()
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Write a row group."""
@@ -88,24 +95,39 @@ class Writer:
             position=position,
         )
 
-    def _replace_footer(self) -> None:
-        with open(self._file.name, "rb") as written:
-            size = int.from_bytes(_read(written, -8)[:4], "little") + 8
-            begin = os.path.getsize(self._file.name) - size
-            footer, _ = split_footer(memoryview(MAGIC + _read(written, begin)), raw_chunks=True)
+    def end(self, arrows: bytes) -> bytes:
+        """The end of the file, given the end that Arrow wrote; to be called when all is written."""
+        if not self._lists:
+            return arrows
+        footer, _ = split_footer(memoryview(MAGIC + arrows), raw_chunks=True)
         groups = footer[ROW_GROUPS][1][1]
         for group, chunks in zip(groups, self._chunks, strict=True):
             _add_chunks(group, chunks)
-        whole = _describe(self._fields, self._options)
-        self._file.seek(begin)
-        self._file.write(join_footer(whole, footer[NUM_ROWS][1], groups))
-        self._file.truncate()
+        return join_footer(_describe(self._fields, self._options), footer[NUM_ROWS][1], groups)
 
 
-def _read(file: io.BufferedReader, position: int) -> bytes:
-    """What lies behind a position, counted from the end where it is negative."""
-    file.seek(position, os.SEEK_END if position < 0 else os.SEEK_SET)
-    return file.read()
+@contextlib.contextmanager
+def writing(file: io.BufferedWriter, fields: pa.Schema, **options: Any) -> Iterator[Writer]:
+    """A `Writer` of an empty file that has a name."""
+    with pa.OSFile(file.name, "wb") as sink, Writer(sink, fields, **options) as writer:
+        yield writer
+    with open(file.name, "rb") as written:
+        written.seek(-TAIL, os.SEEK_END)
+        begin = written.seek(-end_bytes(written.read()), os.SEEK_END)
+        end = writer.end(written.read())
+    file.seek(begin)
+    file.write(end)
+    file.truncate()
+
+
+def encoded(batch: pa.RecordBatch, **options: Any) -> pa.Buffer:
+    """A file of one row group in memory; for the options, see `Writer`."""
+    sink = pa.BufferOutputStream()
+    with Writer(sink, batch.schema, **options) as writer:
+        writer.write(batch)
+    content = memoryview(sink.getvalue()).cast("B")
+    begin = len(content) - end_bytes(content[-TAIL:])
+    return pa.py_buffer(b"".join([content[:begin], writer.end(bytes(content[begin:]))]))
 
 
 def _values_of(array: pa.FixedSizeListArray, lists: Lists) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
