@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arrowrb.errors import CorruptError
-from arrowrb.parquet import Lists, decode, encode, lists_of, thrift, writing
+from arrowrb.parquet import Lists, create, decode, encode, lists_of, thrift
 
 OPTIONS: dict[str, Any] = {
     "compression": "lz4",
@@ -49,7 +49,7 @@ def make(kind: pa.DataType, rows: int, missing: float, rng: np.random.Generator)
 
 
 def write(path: Path, batches: list[pa.RecordBatch]) -> None:
-    with open(path, "wb") as file, writing(file, batches[0].schema, **OPTIONS) as writer:
+    with open(path, "wb") as file, create(file, batches[0].schema, **OPTIONS) as writer:
         for batch in batches:
             writer.write(batch)
 

@@ -11,25 +11,6 @@ import numpy as np
 
 from .memory import inline, kernel, load_i64, load_u8, same_bytes
 
-_POLYNOMIAL = 0xEDB88320
-
-
-def _make_table() -> Any:
-    """The tables of Intel's slicing-by-8, uint32[8, 256]."""
-    table = np.zeros((8, 256), np.uint32)
-    for byte in range(256):
-        value = byte
-        for _ in range(8):
-            value = (value >> 1) ^ (_POLYNOMIAL if value & 1 else 0)
-        table[0, byte] = value
-    for k in range(1, 8):
-        table[k] = (table[k - 1] >> np.uint32(8)) ^ table[0][table[k - 1] & np.uint32(0xFF)]
-    return table
-
-
-CRC_TABLE = _make_table()
-
-
 # Fields of a column: where it lies, bytes of an item, whether only transitions have it, where its valid flags lie or 0.
 ADDRESS, ITEM, OF_TRANSITIONS, MASK = range(4)
 

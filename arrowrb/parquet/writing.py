@@ -107,7 +107,7 @@ class Writer:
 
 
 @contextlib.contextmanager
-def writing(file: io.BufferedWriter, fields: pa.Schema, **options: Any) -> Iterator[Writer]:
+def create(file: io.BufferedWriter, fields: pa.Schema, **options: Any) -> Iterator[Writer]:
     """A `Writer` of an empty file that has a name."""
     with pa.OSFile(file.name, "wb") as sink, Writer(sink, fields, **options) as writer:
         yield writer

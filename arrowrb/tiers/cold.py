@@ -118,7 +118,7 @@ def write(path: Path, schema: Schema, identity: str, hot: HotSegment, base: int,
     rows = group_rows(schema)
     with (
         publishing(path, sync=sync, sync_name=False, verify=verify) as file,
-        parquet.writing(
+        parquet.create(
             file,
             fields,
             compression="lz4",
