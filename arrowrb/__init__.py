@@ -12,6 +12,7 @@ The map of the house; each row imports only from rows below it, and names on one
     engine/                                         shards that are written or followed, and snapshots of them
     writer, recovery, sizing, retention             commits; what a dead writer left; how large segments are; limits
     tiers/, checkpoints                             where segments live: mapped Arrow IPC, Parquet; named points
+    parquet/                                        Parquet's footers, and pages of vectors
     kernels/, manifest, commits, seeds, staging     compiled loops; the durable lists and records; steps -> events
     files, tape, arrival, interrupts                publish, map, lock; steps as they arrive; Ctrl-C held back
     events                                          what a commit is made of

@@ -1,4 +1,4 @@
-"""Calls that change files, watched and disturbed: killed at, failed at, or written down for what a power failure leaves.
+"""Calls that change files, watched and disturbed: killed at, failed at, or noted for what a power failure leaves.
 
 Only calls from Python are seen: arrowrb makes all of its own through `os` and `open` of `arrowrb.files`. Bytes that are
 stored into mappings are seen when they are synced.

@@ -28,3 +28,11 @@ def test_blocks_are_summed_as_by_zlib(seed, item, block_rows, num_blocks, of_tra
     row = (values.__array_interface__["data"][0], item, of_transitions, flags)
     kernels.checksum_blocks(np.array([row], np.int64), kinds, block_rows, kernels.CRC_TABLE, sums)
     assert sums[0].tolist() == [zlib.crc32(block.tobytes()) for block in expected]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 5000), st.integers(0, 70))
+def test_bytes_are_summed_as_by_zlib(seed, size, skipped):
+    content = np.random.default_rng(seed).integers(0, 256, size + skipped, np.uint8)[skipped:]
+    assert kernels.crc32(content) == zlib.crc32(content.tobytes())
+    assert kernels.crc32(content * np.uint8(0)) == zlib.crc32(bytes(size))

@@ -217,6 +217,7 @@ DAMAGES: dict[str, Callable[[Places], str]] = {
     "cold, footer": _segment("cold", lambda _, path: flip(path, path.stat().st_size - 7)),
     "cold, schema": _segment("cold", lambda _, path: flip(path, path.stat().st_size - 400, 0xFF)),
     "cold, a page": _segment("cold", lambda at, path: flip(path, _page(at, "reward"))),
+    "cold, a page of vectors": _segment("cold", lambda at, path: flip(path, _page(at, "observation"))),
     "cold, a page of a system column": _segment("cold", lambda at, path: flip(path, _page(at, "ordinal"))),
     "cold, a page of row ids": _segment("cold", lambda at, path: flip(path, _page(at, "row_id"))),
     "cold, a name in the footer": _segment("cold", lambda _, path: _rename(path)),
@@ -248,7 +249,12 @@ def test_damage_is_named(whole: Path, tmp_path: Path, kind: str) -> None:
     problem = found.problems[0]
     assert "None" not in problem.what
     if "page" in kind or "body" in kind:
-        column = {"cold, a page of a system column": "ordinal", "cold, a page of row ids": "row_id"}.get(kind, "reward")
+        columns = {
+            "cold, a page of vectors": "observation",
+            "cold, a page of a system column": "ordinal",
+            "cold, a page of row ids": "row_id",
+        }
+        column = columns.get(kind, "reward")
         assert problem.column == column
         entry = places.cold if kind.startswith("cold") else places.sealed
         assert problem.segment == entry.number

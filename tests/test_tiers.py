@@ -15,15 +15,19 @@ from typing import Any
 import duckdb
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
 import pytest
+import torch
 from test_uniform import check_uniform
 
+from arrowrb import Schema, parquet
 from arrowrb.engine import Engine, WriterOptions, create_store, segments, tiering
 from arrowrb.errors import ArrowRBError, CorruptError, EmptyError, FullError, RowError, WaitError
 from arrowrb.retention import Limits
 from arrowrb.sizing import SegmentShape
 from arrowrb.store import Store
-from tests.plain_store import plain_batch, plain_schema
+from tests.plain_store import VECTOR, plain_batch, plain_schema
 from tests.test_sql import rich_schema, same, write_rich
 
 BLOCK_ROWS, SEGMENT_ROWS = 16, 64
@@ -171,7 +175,8 @@ def test_cold_files_without_arrowrb(tmp_path: Path) -> None:
         ]
         rows = table.df()
         again = pd.concat([pd.read_parquet(path) for path in files]).sort_values("row_id")
-        for frame in (rows, again):
+        last = pl.concat([pl.read_parquet(path) for path in files]).sort("row_id").to_pandas()
+        for frame in (rows, again, last):
             is_transition = (frame["kind"] == 1).to_numpy()
             assert frame["action"].isna().to_numpy().tolist() == (~is_transition).tolist()
             assert frame["reward"].isna().to_numpy().tolist() == (~is_transition).tolist()
@@ -180,6 +185,38 @@ def test_cold_files_without_arrowrb(tmp_path: Path) -> None:
             batch = store.gather(chosen["row_id"].to_numpy())
             assert (np.stack(chosen["observation"]) == batch["observation"].numpy()).all()
             assert (chosen["reward"].to_numpy() == batch["reward"].numpy()).all()
+
+
+def test_cold_files_that_arrow_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of earlier versions: another encoding of the same columns, read by the same code."""
+    schema, ids, encodings = rich_schema(), [], []
+    stores = [create(tmp_path / name, schema, hot_rows=1) for name in ("now", "then")]
+    for store in stores:
+        rng = np.random.default_rng(1)
+        ids.append(np.concatenate([write_rich(store, rng, 45, lane)[1] for lane in (0, 3, 1, 0, 3) * 4]))
+        settle(store)
+        footer = pq.read_metadata(next(store.path.rglob("*.parquet"))).row_group(0)
+        chunks = [footer.column(place) for place in range(footer.num_columns)]
+        encodings.append({chunk.path_in_schema: len(chunk.encodings) for chunk in chunks})
+        monkeypatch.setattr(parquet.writing, "lists_of", lambda _: None)
+    assert encodings[0].keys() == encodings[1].keys()
+    assert (ids[0] == ids[1]).all()
+    with Store.open(stores[0].path) as now, Store.open(stores[1].path) as then:
+        assert now.verify()
+        assert then.verify()
+        names = _all_names(schema)
+        one, other = (store.gather(ids[0], columns=names) for store in (now, then))
+        for name in one:
+            left, right = (each[name].contiguous().view(-1).view(torch.uint8) for each in (one, other))
+            assert torch.equal(left, right), name
+        query = "SELECT * EXCLUDE (time) FROM steps ORDER BY row_id"
+        left, right = (store.sql(query).arrow() for store in (now, then))
+        assert left.schema == right.schema
+        for name in left.column_names:
+            pairs = zip(left[name].to_pylist(), right[name].to_pylist(), strict=True)
+            assert all(_same(one, other) for one, other in pairs), name
+    for store in stores:
+        store.close()
 
 
 def test_filters_and_aggregates_over_both_tiers(tmp_path: Path) -> None:
@@ -465,6 +502,32 @@ def test_a_bad_write_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert tiers_of(store)["cold"] == 0
         assert not list(store.path.rglob("*.parquet"))
         monkeypatch.setattr(tiering.cold, "_batch", real)
+
+
+@pytest.mark.parametrize("what", ["value", "missing", "all missing"])
+def test_a_bad_write_of_vectors_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """A number that differs in one bit; a list that is not there, though it should be."""
+    real = parquet.writing.encode
+
+    def flipped(lists: Any, values: Any, valid: Any) -> Any:
+        values = values.copy()
+        if what == "value":
+            values[-1, 0] ^= 1
+        elif lists.level == 2:
+            valid = np.ones(len(values), bool) if valid is None else valid.copy()
+            valid[np.flatnonzero(valid)[-1 if what == "missing" else 0 :]] = False
+        return real(lists, values, valid)
+
+    monkeypatch.setattr(parquet.writing, "encode", flipped)
+    schema = Schema.from_spaces(VECTOR, VECTOR)
+    with create(tmp_path / "store", schema, hot_rows=1) as store:
+        batch = plain_batch(1000, 1)
+        batch["action"] = batch["observation"][:, ::-1].copy()
+        parts = [{name: values[first : first + 50] for name, values in batch.items()} for first in range(0, 1000, 50)]
+        with pytest.raises(CorruptError, match="not read back"):
+            [store.extend(part) for part in parts]
+        assert tiers_of(store)["cold"] == 0
+        monkeypatch.setattr(parquet.writing, "encode", real)
 
 
 def test_damaged_cold_files(tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def power_failures(folder: Path, cases: int, seed: int = 0) -> dict[str, int]:
 def _check_images(images: list[tuple[Path, int, int]]) -> int:
     opened = 0
     boot = os.urandom(16)
-    with mock.patch.object(files, "boot_id", lambda: boot):
+    with mock.patch.object(files, "boot_id", return_value=boot):
         for path, synced, attempted in images:
             if (path / "store.json").exists() or synced:
                 check_left(path, synced, attempted)

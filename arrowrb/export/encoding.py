@@ -7,10 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .. import kernels
+from .. import kernels, parquet
 from ..engine import Located, Snapshot
 from ..rows import POSITION_BITS, SHARD_SHIFT, Kind
 from ..schema import Column, Schema
@@ -83,11 +82,9 @@ def encode_group(
     snapshot: Snapshot, outputs: list[Output], fields: pa.Schema, compression: str, row_ids: NDArray[np.int64]
 ) -> pa.Buffer:
     """A Parquet file of one row group."""
-    batch = _gather(snapshot, row_ids, outputs, fields)
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        sink,
-        fields,
+    return parquet.encoded(
+        _gather(snapshot, row_ids, outputs, fields),
+        vectors=compression == "lz4",
         compression=compression,
         use_dictionary=False,
         column_encoding=encodings(fields),
@@ -96,9 +93,7 @@ def encode_group(
         write_batch_size=1 << 16,
         data_page_size=1 << 19,
         write_statistics=[output.field.name for output in outputs if not output.column.shape],
-    ) as writer:
-        writer.write_batch(batch, row_group_size=max(batch.num_rows, 1))
-    return sink.getvalue()
+    )
 
 
 def _gather(snapshot: Snapshot, row_ids: NDArray[np.int64], outputs: list[Output], fields: pa.Schema) -> pa.RecordBatch:

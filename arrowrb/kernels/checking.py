@@ -1,4 +1,7 @@
-"""CRC-32 of the blocks of columns, as `zlib.crc32`: without the GIL, and zeros where nothing is without a copy."""
+"""Checksums of columns, and whether two hold the same: without the GIL, and without copies of what is left out.
+
+The CRC-32 of a block is that of `zlib.crc32`, where zeros stand for what is not there.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .memory import inline, kernel, load_i64, load_u8
-
-_POLYNOMIAL = 0xEDB88320
-
-
-def _make_table() -> Any:
-    """The tables of Intel's slicing-by-8, uint32[8, 256]."""
-    table = np.zeros((8, 256), np.uint32)
-    for byte in range(256):
-        value = byte
-        for _ in range(8):
-            value = (value >> 1) ^ (_POLYNOMIAL if value & 1 else 0)
-        table[0, byte] = value
-    for k in range(1, 8):
-        table[k] = (table[k - 1] >> np.uint32(8)) ^ table[0][table[k - 1] & np.uint32(0xFF)]
-    return table
-
-
-CRC_TABLE = _make_table()
-
+from .memory import inline, kernel, load_i64, load_u8, same_bytes
 
 # Fields of a column: where it lies, bytes of an item, whether only transitions have it, where its valid flags lie or 0.
 ADDRESS, ITEM, OF_TRANSITIONS, MASK = range(4)
@@ -70,3 +54,17 @@ def checksum_blocks(columns: Any, kinds: Any, block_rows: int, table: Any, resul
                     there = there and load_u8(mask + row) != 0
                 crc = _sum(crc, address + row * item, item, there, table)
             result[c, block] = ~crc
+
+
+@kernel("boolean(int64, int64, int64, Array(uint8, 1, 'C', readonly=True))")
+def same_items(one: int, other: int, size: int, there: Any) -> bool:
+    """Whether two columns, of which the addresses are given, hold the same bytes in all rows that are there."""
+    row = 0
+    while row < there.shape[0]:
+        first = row
+        while row < there.shape[0] and there[row] != 0:
+            row += 1
+        if not same_bytes(one + first * size, other + first * size, (row - first) * size):
+            return False
+        row += 1
+    return True

@@ -12,7 +12,7 @@ images decode faster than they compress, and are read one by one more often: the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -22,11 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from .. import kernels, parquet
 from ..errors import ArrowRBError, CorruptError
 from ..files import Mapping, publishing
+from ..parquet.bitmaps import pack_bits
 from ..rows import Kind
 from ..schema import Column, Schema
-from .columnar import as_slice, in_one_piece, pack_bits, validity_of, values_of
+from .columnar import as_slice
+from .decoding import READING_ERRORS, Groups, open_file, plainly
 from .hot import HotSegment
 from .statistics import wrong_statistics
 
@@ -39,9 +42,8 @@ _NARROW_ROW_BYTES: Final = 1 << 10
 _NARROW_GROUP_BYTES: Final = 4 << 20
 _WIDE_GROUP_BYTES: Final = 1 << 20
 _KIND: Final = 6
+_EVEN: Final = ("lane", "policy_version", "kind", "terminated", "truncated")  # hardly change from row to row
 _serials = itertools.count()
-# What Arrow raises over a damaged file: its own errors, those of a name or text, and ours of sizes.
-_READING_ERRORS: Final = (pa.ArrowException, ArrowRBError, OSError, ValueError, LookupError, OverflowError)
 
 
 def group_rows(schema: Schema) -> int:
@@ -102,7 +104,8 @@ def write(path: Path, schema: Schema, identity: str, hot: HotSegment, base: int,
     Raises:
         CorruptError: if what was read back differs.
     """
-    positions = np.flatnonzero(hot.column(_KIND))
+    columns = [hot.column(place) for place in range(len(schema.columns))]
+    positions = np.flatnonzero(columns[_KIND])
     fields = file_schema(schema, identity)
     size = 0
 
@@ -110,24 +113,23 @@ def write(path: Path, schema: Schema, identity: str, hot: HotSegment, base: int,
         nonlocal size
         mapping = Mapping(temporary)
         size = mapping.size
-        _compare(mapping, schema, hot, positions)
+        _compare(mapping, schema, fields, columns, positions)
 
-    # Arrow writes by itself: writing through a Python file, each page would have to wait for the GIL.
-    with publishing(path, sync=sync, sync_name=False, verify=verify) as file, pa.OSFile(file.name, "wb") as sink:
-        writer = pq.ParquetWriter(
-            sink,
+    rows = group_rows(schema)
+    with (
+        publishing(path, sync=sync, sync_name=False, verify=verify) as file,
+        parquet.create(
+            file,
             fields,
             compression="lz4",
             use_dictionary=False,
             column_encoding=encodings(fields),
             write_statistics=[ROW_ID, *_scalars(schema)],
             write_page_checksum=True,
-        )
-        with writer:
-            rows = group_rows(schema)
-            for first in range(0, max(positions.size, 1), rows):
-                chosen = positions[first : first + rows]
-                writer.write_batch(_batch(schema, fields, hot, base, chosen), row_group_size=rows)
+        ) as writer,
+    ):
+        for first in range(0, max(positions.size, 1), rows):
+            writer.write(_batch(schema, fields, columns, base, positions[first : first + rows]))
     return size
 
 
@@ -145,79 +147,90 @@ def encodings(fields: pa.Schema) -> dict[str, str]:
             kind, leaf = kind.value_type, leaf + ".list.element"
         if pa.types.is_float32(kind) or pa.types.is_float64(kind):  # DuckDB reads no float16 so
             chosen[leaf] = "BYTE_STREAM_SPLIT"
-        elif pa.types.is_integer(kind):
+        elif pa.types.is_integer(kind) and leaf not in _EVEN:
             chosen[leaf] = "DELTA_BINARY_PACKED"
     return chosen
 
 
 def _batch(
-    schema: Schema, fields: pa.Schema, hot: HotSegment, base: int, positions: NDArray[np.int64]
+    schema: Schema, fields: pa.Schema, hot: Sequence[NDArray[Any]], base: int, positions: NDArray[np.int64]
 ) -> pa.RecordBatch:
-    """Some rows of a hot segment as they lie in the file."""
+    """Some rows of a hot segment, by its columns, as they lie in the file."""
     count, span = positions.size, as_slice(positions)
-    kinds = hot.column(_KIND)[span]
-    absent = pack_bits(kinds == Kind.TRANSITION)
-    places = {column.name: place for place, column in enumerate(schema.columns)}
     arrays = [pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(positions + base)])]
-    for place, column in enumerate(schema.columns):
-        content = pa.py_buffer(np.ascontiguousarray(hot.column(place)[span]))
-        validity = absent if column.owner == "transition" else None
-        if column.name in schema.masks:
-            flags = hot.column(places[schema.masks[column.name]])[span] != 0
-            validity = pack_bits(flags & (kinds == Kind.TRANSITION) if column.owner == "transition" else flags)
-        kind = fields.field(place + 1).type
+    for place, (column, valid) in enumerate(zip(schema.columns, _validity(schema, hot, span), strict=True)):
+        content = pa.py_buffer(np.ascontiguousarray(hot[place][span]))
+        kind, bits = fields.field(place + 1).type, None if valid is None else pack_bits(valid)
         if pa.types.is_fixed_size_list(kind):
             items = pa.Array.from_buffers(kind.value_type, count * column.num_elements, [None, content])
-            arrays.append(pa.Array.from_buffers(kind, count, [validity], children=[items]))
+            arrays.append(pa.Array.from_buffers(kind, count, [bits], children=[items]))
         else:
-            arrays.append(pa.Array.from_buffers(kind, count, [validity, content]))
+            arrays.append(pa.Array.from_buffers(kind, count, [bits, content]))
     return pa.RecordBatch.from_arrays(arrays, schema=fields)
 
 
-def _compare(mapping: Mapping, schema: Schema, hot: HotSegment, positions: NDArray[np.int64]) -> None:
+def _validity(
+    schema: Schema, hot: Sequence[NDArray[Any]], span: NDArray[np.int64] | slice
+) -> Iterator[NDArray[np.bool_] | None]:
+    """For each column, which of some rows have a value of it; None: all."""
+    kept = hot[_KIND][span] == Kind.TRANSITION
+    places = {column.name: place for place, column in enumerate(schema.columns)}
+    for column in schema.columns:
+        valid = kept if column.owner == "transition" else None
+        if column.name in schema.masks:
+            flags = hot[places[schema.masks[column.name]]][span] != 0
+            valid = flags if valid is None else flags & valid
+        yield None if valid is None or valid.all() else valid
+
+
+def _compare(
+    mapping: Mapping, schema: Schema, fields: pa.Schema, hot: Sequence[NDArray[Any]], positions: NDArray[np.int64]
+) -> None:
     """Refuse a file that does not hold what the hot segment holds, bit for bit."""
-    file = _open(mapping, mapping.path.name)
+    name, rows = mapping.path.name, group_rows(schema)
+    file = Groups(mapping, open_file(mapping, name), schema.columns, fields)
     if file.metadata.num_rows != positions.size:
-        raise CorruptError(f"{mapping.path.name} holds {file.metadata.num_rows:,} rows, expected {positions.size:,}.")
-    rows = group_rows(schema)
-    names = column_names(schema.columns)
-    for group in range(file.num_row_groups):
-        table = file.read_row_group(group, use_threads=False)
-        chosen = positions[group * rows : (group + 1) * rows]
-        for place, (column, name) in enumerate(zip(schema.columns, names, strict=True)):
-            array = in_one_piece(table.column(name))
-            found, expected = values_of(array, column), hot.column(place)[as_slice(chosen)]
-            if array.null_count:
-                valid = validity_of(array)
-                found, expected = found[valid], expected[valid]
-            if not pa.py_buffer(np.ascontiguousarray(found)).equals(pa.py_buffer(np.ascontiguousarray(expected))):
+        raise CorruptError(f"{name} holds {file.metadata.num_rows:,} rows, expected {positions.size:,}.")
+    places = range(len(schema.columns))
+    for group in range(file.metadata.num_row_groups):
+        span = as_slice(positions[group * rows : (group + 1) * rows])
+        every = zip(places, file.read(group, places, valid=places), _validity(schema, hot, span), strict=True)
+        for place, (found, there), valid in every:
+            expected = np.ascontiguousarray(hot[place][span])
+            if not _same(np.ascontiguousarray(found), there, expected, valid):
                 raise CorruptError(
-                    f"Column {column.name!r} was not read back from {mapping.path.name} as it was written. The disk "
+                    f"Column {schema.columns[place].name!r} was not read back from {name} as it was written. The disk "
                     "may be failing; the segment stays in the hot tier."
                 )
-
-
-def _open(mapping: Mapping, name: str) -> pq.ParquetFile:
-    content = pa.foreign_buffer(mapping.address, mapping.size, base=mapping)
-    try:
-        return pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-    except _READING_ERRORS as error:
-        raise CorruptError(f"Segment {name} is damaged: {_plainly(error)}.") from None
-
-
-def _plainly(error: Exception) -> str:
-    """An error of Arrow's in one line, without a full stop."""
-    return " ".join(str(error).split()).rstrip(".")
 
 
 def _read_numbers(file: pq.ParquetFile, group: int, column: str, name: str) -> NDArray[Any]:
     """A column of numbers of one row group."""
     try:
         values: NDArray[Any] = file.read_row_group(group, columns=[column], use_threads=False).column(0).to_numpy()
-    except _READING_ERRORS as error:
+    except READING_ERRORS as error:
         raise CorruptError(
-            f"Segment {name} is damaged: column {column!r}, row group {group}: {_plainly(error)}."
+            f"Segment {name} is damaged: column {column!r}, row group {group}: {plainly(error)}."
         ) from None
+    return values
+
+
+def _same(
+    found: NDArray[Any], there: NDArray[np.bool_] | None, expected: NDArray[Any], valid: NDArray[np.bool_] | None
+) -> bool:
+    """Whether values are the expected ones, as bytes, wherever some are expected."""
+    if there is None or valid is None:
+        return there is valid and pa.py_buffer(found).equals(pa.py_buffer(expected))
+    if not np.array_equal(there, valid):
+        return False
+    one, other = (each.__array_interface__["data"][0] for each in (found, expected))
+    return bool(kernels.same_items(one, other, found.nbytes // max(valid.size, 1), valid.view(np.uint8)))
+
+
+def _without(values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
+    """A copy with zeros for what is not there."""
+    values = values.copy()
+    values[~valid] = 0
     return values
 
 
@@ -227,7 +240,7 @@ def read_kinds(path: Path, size: int, rows: int, base: int) -> NDArray[np.uint8]
     Raises:
         CorruptError: if the file's row ids are not such of this segment, in order.
     """
-    file = _open(Mapping(path, size=size), path.name)
+    file = open_file(Mapping(path, size=size), path.name)
     groups = range(file.num_row_groups)
     ids, found = (
         np.concatenate([np.zeros(0, kind), *(_read_numbers(file, group, column, path.name) for group in groups)])
@@ -271,7 +284,7 @@ class ColdSegment:
         """Map a segment's file and check that it is what the manifest says."""
         try:
             self.mapping = Mapping(path, size=size)
-            self._file = _open(self.mapping, path.name)
+            file = open_file(self.mapping, path.name)
         except ArrowRBError as error:
             raise CorruptError(f"Segment {path.name} cannot be used: {error}") from (
                 error.__cause__ if isinstance(error.__cause__, FileNotFoundError) else None
@@ -281,21 +294,21 @@ class ColdSegment:
         self.rows, self.block_rows, self.kinds = kinds.size, block_rows, kinds
         self.fills = fills.astype(np.int32)
         self.starts = np.concatenate([[0], np.cumsum(fills)[:-1]]).astype(np.int64)
-        self._masked = [column.name in schema.masks for column in schema.columns]
-        self._names = column_names(schema.columns)
-        self._check(schema, identity, int(fills.sum()))
-        num_groups = self._file.num_row_groups
+        self._masked = {place for place, column in enumerate(schema.columns) if column.name in schema.masks}
+        self._check(file, schema, identity, int(fills.sum()))
+        self._groups = Groups(self.mapping, file, schema.columns, _fields(schema))
+        num_groups = self.num_groups
         self.decoded = np.zeros((max(num_groups, 1), len(schema.columns)), np.int64)
         self.used = np.zeros(max(num_groups, 1), np.uint8)
 
-    def _check(self, schema: Schema, identity: str, num_rows: int) -> None:
+    def _check(self, file: pq.ParquetFile, schema: Schema, identity: str, num_rows: int) -> None:
         """Refuse a file of another segment or schema."""
         name = self.mapping.path.name
         try:
-            found, footer = self._file.schema_arrow, self._file.metadata
+            found, footer = file.schema_arrow, file.metadata
             counts = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
-        except _READING_ERRORS as error:
-            raise CorruptError(f"Segment {name} is damaged: {_plainly(error)}.") from None
+        except READING_ERRORS as error:
+            raise CorruptError(f"Segment {name} is damaged: {plainly(error)}.") from None
         metadata = found.metadata or {}
         if metadata.get(_IDENTITY) != identity.encode():
             raise CorruptError(f"Segment {name} belongs to another segment or store.")
@@ -327,39 +340,26 @@ class ColdSegment:
 
         Values that are NULL are zero bytes where a mask tells of them, and anything otherwise (in tails).
         """
-        content = pa.foreign_buffer(self.mapping.address, self.mapping.size, base=self.mapping)
-        names = [self._names[place] for place in places]
         try:
-            # A file object of its own: one is not for several threads.
-            file = pq.ParquetFile(
-                pa.BufferReader(content), metadata=self._file.metadata, page_checksum_verification=True
-            )
-            table = file.read_row_group(group, columns=names)
-            return [self._decoded(table.column(name), place, group) for name, place in zip(names, places, strict=True)]
-        except _READING_ERRORS as error:
+            found = self._groups.read(group, places, valid=self._masked)
+        except READING_ERRORS as error:
             if len(places) > 1:
                 for place in places:
                     self.decode(group, [place])  # which names the column
             raise CorruptError(
                 f"Segment {self.mapping.path.name} is damaged: column "
                 f"{', '.join(repr(self.columns[place].name) for place in places)}, row group {group}: "
-                f"{_plainly(error)}."
+                f"{plainly(error)}."
             ) from None
-
-    def _decoded(self, column: pa.ChunkedArray, place: int, group: int) -> NDArray[Any]:
-        array = in_one_piece(column)
-        values = values_of(array, self.columns[place])
-        if len(values) != self._file.metadata.row_group(group).num_rows:
-            raise CorruptError(f"it has {len(values):,} rows there, too few or too many")
-        if array.null_count and self._masked[place]:
-            values = values.copy()
-            values[~validity_of(array)] = 0
-        return values
+        return [
+            values if valid is None or place not in self._masked else _without(values, valid)
+            for place, (values, valid) in zip(places, found, strict=True)
+        ]
 
     @property
     def num_groups(self) -> int:
         """Row groups of the file."""
-        return int(self._file.num_row_groups)
+        return int(self._groups.metadata.num_row_groups)
 
     def positions(self, group: int) -> tuple[int, int]:
         """First and stop of the positions that a row group covers."""
@@ -369,18 +369,20 @@ class ColdSegment:
 
     def group_row_ids(self, group: int) -> NDArray[np.int64]:
         """The row ids that a row group holds, in order of position."""
-        return _read_numbers(self._file, group, ROW_ID, self.mapping.path.name)
+        with self._groups.borrow() as file:
+            return _read_numbers(file, group, ROW_ID, self.mapping.path.name)
 
     def wrong_statistics(self, group: int) -> list[str]:
         """Columns of a row group whose statistics, by which queries pass over it, are not those of its rows."""
-        return list(wrong_statistics(self._file, group))
+        with self._groups.borrow() as file:
+            return list(wrong_statistics(file, group))
 
     def column(self, place: int) -> NDArray[Any]:
         """A whole column as it lay in the hot tier, [rows, *shape]: zeros where nothing was committed, or is NULL."""
         column = self.columns[place]
         whole = np.zeros((self.rows, *column.shape), column.storage)
         positions, step = np.flatnonzero(self.kinds), 1 << self.group_shift
-        for group in range(self._file.num_row_groups):
+        for group in range(self.num_groups):
             chosen = positions[group * step : (group + 1) * step]
             whole[chosen] = self.decode(group, [place])[0]
         if column.owner == "transition":

@@ -1,4 +1,4 @@
-"""Between Arrow's columns and NumPy's arrays: bits, parts and values, without copies where they can be spared."""
+"""Between Arrow's columns and NumPy's arrays: parts and values, without copies where they can be spared."""
 
 from __future__ import annotations
 
@@ -11,11 +11,6 @@ from numpy.typing import NDArray
 from ..schema import Column
 
 
-def pack_bits(valid: NDArray[np.bool_]) -> pa.Buffer | None:
-    """Which values are there as a bitmap; None where all are."""
-    return None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
-
-
 def in_one_piece(column: pa.ChunkedArray) -> pa.Array:
     """A column as one array."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
@@ -26,13 +21,6 @@ def as_slice(positions: NDArray[np.int64]) -> NDArray[np.int64] | slice:
     if positions.size and positions[-1] - positions[0] == positions.size - 1:
         return slice(int(positions[0]), int(positions[-1]) + 1)
     return positions
-
-
-def validity_of(array: pa.Array) -> NDArray[np.bool_]:
-    """Which values of an array with a bitmap are there."""
-    bits = np.frombuffer(array.buffers()[0], np.uint8)
-    whole = np.unpackbits(bits, count=array.offset + len(array), bitorder="little")
-    return whole[array.offset :].view(np.bool_)
 
 
 def values_of(array: pa.Array, column: Column) -> NDArray[Any]:
