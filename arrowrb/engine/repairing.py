@@ -260,6 +260,9 @@ def _repair_records(shard: Inspected, aside: _Aside) -> Record:
     record = shard.record
     if record is None or shard.behind:
         record = find_commit(shard)
+    elif record.boot_id == files.boot_id():
+        # The newest slot may be the damaged one. A row's ordinal is written last, so that rows beyond are whole.
+        record = max(record, find_commit(shard), key=lambda each: each.watermark)
     record = replace(record, sequence=record.sequence + 2, boot_id=files.boot_id(), clean=True)
     for path in (paths.visible, paths.durable):
         aside.keep(path)
