@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import ArrowRBError, CorruptError
-from ..files import PAGE, Mapping, allocate, explaining, sync_descriptor
+from ..files import PAGE, Mapping, allocate, explaining, sync_descriptor, write_at
 from ..schema import Column, Schema
 
 _PADDING: Final = b"arrowrb.padding"
@@ -87,7 +87,7 @@ class _Skeleton:
 
     def write(self, content: bytes | pa.Buffer) -> int:
         if self._descriptor is not None and isinstance(content, bytes):
-            os.pwrite(self._descriptor, content, self.position)
+            write_at(self._descriptor, content, self.position)
         size = len(content)
         self.position += size
         return size
