@@ -518,7 +518,7 @@ def test_nullable_columns_may_be_absent():
         {"score": pa.array([1.5, 9.0, 2.5]), "score.valid": np.array([1, 0, 1], np.uint8)},
         {"score": pa.array([1.5, None, 2.5]), "score.valid": pa.array([True, True, True])},
     ],
-    ids=str,
+    ids=lambda given: type(given["score"]).__name__ + " with mask" * ("score.valid" in given),
 )
 def test_nulls_in_nullable_columns(given):
     rows = encode_batch(NULLABLE, {**nullable_batch(), **given})
