@@ -26,6 +26,7 @@ from ..errors import ArrowRBError, CorruptError
 from ..files import Mapping, publishing
 from ..rows import Kind
 from ..schema import Column, Schema
+from .chunks import READING_ERRORS, Chunks, plainly
 from .columnar import as_slice, in_one_piece, pack_bits, validity_of, values_of
 from .hot import HotSegment
 from .statistics import wrong_statistics
@@ -40,8 +41,6 @@ _NARROW_GROUP_BYTES: Final = 4 << 20
 _WIDE_GROUP_BYTES: Final = 1 << 20
 _KIND: Final = 6
 _serials = itertools.count()
-# What Arrow raises over a damaged file: its own errors, those of a name or text, and ours of sizes.
-_READING_ERRORS: Final = (pa.ArrowException, ArrowRBError, OSError, ValueError, LookupError, OverflowError)
 
 
 def group_rows(schema: Schema) -> int:
@@ -201,22 +200,17 @@ def _open(mapping: Mapping, name: str) -> pq.ParquetFile:
     content = pa.foreign_buffer(mapping.address, mapping.size, base=mapping)
     try:
         return pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-    except _READING_ERRORS as error:
-        raise CorruptError(f"Segment {name} is damaged: {_plainly(error)}.") from None
-
-
-def _plainly(error: Exception) -> str:
-    """An error of Arrow's in one line, without a full stop."""
-    return " ".join(str(error).split()).rstrip(".")
+    except READING_ERRORS as error:
+        raise CorruptError(f"Segment {name} is damaged: {plainly(error)}.") from None
 
 
 def _read_numbers(file: pq.ParquetFile, group: int, column: str, name: str) -> NDArray[Any]:
     """A column of numbers of one row group."""
     try:
         values: NDArray[Any] = file.read_row_group(group, columns=[column], use_threads=False).column(0).to_numpy()
-    except _READING_ERRORS as error:
+    except READING_ERRORS as error:
         raise CorruptError(
-            f"Segment {name} is damaged: column {column!r}, row group {group}: {_plainly(error)}."
+            f"Segment {name} is damaged: column {column!r}, row group {group}: {plainly(error)}."
         ) from None
     return values
 
@@ -248,6 +242,7 @@ class ColdSegment:
     Attributes:
         serial: a number of its own, for caches.
         mapping: the file's.
+        chunks: reads columns of the file, for scans.
         rows, block_rows: allocated when it was hot; positions count in these.
         kinds: uint8[rows], 0 where nothing was committed.
         fills: int32[blocks], committed rows.
@@ -284,6 +279,7 @@ class ColdSegment:
         self._masked = [column.name in schema.masks for column in schema.columns]
         self._names = column_names(schema.columns)
         self._check(schema, identity, int(fills.sum()))
+        self.chunks = Chunks(self.mapping, self._file.metadata)
         num_groups = self._file.num_row_groups
         self.decoded = np.zeros((max(num_groups, 1), len(schema.columns)), np.int64)
         self.used = np.zeros(max(num_groups, 1), np.uint8)
@@ -294,8 +290,8 @@ class ColdSegment:
         try:
             found, footer = self._file.schema_arrow, self._file.metadata
             counts = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
-        except _READING_ERRORS as error:
-            raise CorruptError(f"Segment {name} is damaged: {_plainly(error)}.") from None
+        except READING_ERRORS as error:
+            raise CorruptError(f"Segment {name} is damaged: {plainly(error)}.") from None
         metadata = found.metadata or {}
         if metadata.get(_IDENTITY) != identity.encode():
             raise CorruptError(f"Segment {name} belongs to another segment or store.")
@@ -308,19 +304,15 @@ class ColdSegment:
             raise CorruptError(f"Segment {name} has other row groups than it says.")
         self.group_shift = rows.bit_length() - 1
 
+    @cached_property
+    def file_kinds(self) -> NDArray[np.uint8]:
+        """The kinds of the file's rows, uint8[num_rows]."""
+        return self.kinds if self.kinds.all() else self.kinds[self.kinds != 0]
+
     def table_row(self) -> tuple[int, int, int, int, int]:
         """What kernels need to know of it; the addresses live as long as it does."""
         starts, decoded, used = (each.__array_interface__["data"][0] for each in (self.starts, self.decoded, self.used))
         return starts, self.block_rows, self.group_shift, decoded, used
-
-    @cached_property
-    def fragment(self) -> Any:
-        """The file as a fragment of an Arrow dataset, over the mapping: it needs no file name."""
-        import pyarrow.dataset as ds
-
-        content = pa.foreign_buffer(self.mapping.address, self.mapping.size, base=self.mapping)
-        checking = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-        return ds.ParquetFileFormat(default_fragment_scan_options=checking).make_fragment(content)
 
     def decode(self, group: int, places: Sequence[int]) -> list[NDArray[Any]]:
         """Columns (by place in the schema) of one row group, each [rows, *shape], contiguous.
@@ -336,14 +328,14 @@ class ColdSegment:
             )
             table = file.read_row_group(group, columns=names)
             return [self._decoded(table.column(name), place, group) for name, place in zip(names, places, strict=True)]
-        except _READING_ERRORS as error:
+        except READING_ERRORS as error:
             if len(places) > 1:
                 for place in places:
                     self.decode(group, [place])  # which names the column
             raise CorruptError(
                 f"Segment {self.mapping.path.name} is damaged: column "
                 f"{', '.join(repr(self.columns[place].name) for place in places)}, row group {group}: "
-                f"{_plainly(error)}."
+                f"{plainly(error)}."
             ) from None
 
     def _decoded(self, column: pa.ChunkedArray, place: int, group: int) -> NDArray[Any]:
