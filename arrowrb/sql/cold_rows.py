@@ -24,8 +24,10 @@ from ..schema import Column, Schema
 from ..tiers import cold
 from ..tiers.cold import ColdSegment
 from ..tiers.columnar import in_one_piece, pack_bits
+from .conditions import terms_of
 
 _PART_BYTES: Final = 4 << 20
+_NARROW_BYTES: Final = 8
 _KIND: Final = "kind"
 
 
@@ -61,14 +63,13 @@ class ColdRows:
     @cached_property
     def schema(self) -> pa.Schema:
         """What DuckDB sees: the columns of the files, but for float16, which it does not read from Arrow."""
-        # The first is what DuckDB asks for where rows are only counted: it is known without reading.
-        fields = {_KIND: pa.field(_KIND, pa.uint8()), cold.ROW_ID: pa.field(cold.ROW_ID, pa.int64())}
+        fields = [pa.field(cold.ROW_ID, pa.int64())]
         for name, column in self.columns.items():
             kind = cold.stored_type(column)
             if column.dtype == "float16" and column.encoding != "binary":
                 kind = pa.list_(pa.float32(), column.num_elements) if column.shape else pa.float32()
-            fields[name] = pa.field(name, kind)
-        return pa.schema(list(fields.values()))
+            fields.append(pa.field(name, kind))
+        return pa.schema(fields)
 
     def item_bytes(self, name: str) -> int:
         """Bytes of a value of a column."""
@@ -114,10 +115,16 @@ class _Scan:
         self._rows, self._condition = rows, condition
         self._names = rows.schema.names if names is None else list(names)
         self._schema = pa.schema([rows.schema.field(name) for name in self._names])
+        found = None if condition is None else terms_of(condition, rows.schema)
+        # They are faster by far, but know nothing of NULL.
+        self._terms = None if found is None or any(rows.has_nulls(term.name) for term in found) else found
         # A condition does not tell of which columns it is; those whose names are not in its text are none of them.
         text = "" if condition is None else str(condition)
-        self._asked = [name for name in rows.schema.names if name in text]
-        self._row_bytes = sum(rows.item_bytes(name) for name in {*self._names, *self._asked})
+        asked = [name for name in rows.schema.names if name in text]
+        self._row_bytes = sum(rows.item_bytes(name) for name in {*self._names, *asked})
+        # Wide columns are read only where a row is left.
+        narrow = [name for name in self._names if rows.item_bytes(name) <= _NARROW_BYTES]
+        self._first = [name for name in dict.fromkeys([*asked, *narrow]) if name != _KIND]
 
     def to_reader(self) -> pa.RecordBatchReader:
         """The rows as batches, which are read when they are asked for."""
@@ -150,37 +157,48 @@ class _Scan:
 
     def _read_piece(self, piece: _Piece) -> pa.Table | None:
         segment, groups = piece.segment, list(piece.groups)
-        if self._condition is not None:
-            matching = set(segment.chunks.matching(self._condition, self._rows.schema))
-            groups = [group for group in groups if group in matching]
+        groups = self._matching(segment, groups)
         if not groups:
             return None
         kinds = _groups_of(segment.file_kinds, groups, 1 << segment.group_shift)
         # Compared with a number of another type, a byte would become one first.
         keep = np.logical_or.reduce([kinds == np.uint8(kind) for kind in self._rows.kinds])
-        known = {_KIND: pa.chunked_array([_bytes(kinds)])}
-        if self._condition is not None:
-            known |= self._columns(segment, groups, [name for name in self._asked if name not in known])
+        known = {_KIND: pa.chunked_array([_bytes(kinds)])} | self._columns(segment, groups, self._first)
+        if self._terms is not None:
+            for term in self._terms:
+                keep &= term.holds(_values(known[term.name]))
+        elif self._condition is not None:
             keep &= _fulfilled(self._condition, known)
         if not keep.any():
             return None
         known |= self._columns(segment, groups, [name for name in self._names if name not in known])
         mask = _mask_of(keep)
-        columns = [self._pick(known[name], name, mask) for name in self._names]
-        return pa.Table.from_arrays(columns, schema=self._schema)
+        columns = (known[name] for name in self._names)
+        picked = [column if mask is None else column.filter(mask) for column in columns]
+        return pa.Table.from_arrays(picked, schema=self._schema)
+
+    def _matching(self, segment: ColdSegment, groups: list[int]) -> list[int]:
+        """Those row groups that may hold rows which fulfil the condition."""
+        if self._terms is not None:
+            for term in self._terms:
+                found = term.possible(*segment.chunks.bounds(term.name))
+                groups = [group for group in groups if found[group]]
+        elif self._condition is not None:
+            matching = set(segment.chunks.matching(self._condition, self._rows.schema))
+            groups = [group for group in groups if group in matching]
+        return groups
 
     def _columns(self, segment: ColdSegment, groups: Sequence[int], names: list[str]) -> dict[str, pa.ChunkedArray]:
         """Columns of the file as DuckDB sees them."""
         found = dict(zip(names, segment.chunks.read(groups, names), strict=True)) if names else {}
         kinds = {name: self._rows.schema.field(name).type for name in names}
-        return {name: each if each.type == kinds[name] else each.cast(kinds[name]) for name, each in found.items()}
-
-    def _pick(self, column: pa.ChunkedArray, name: str, keep: pa.BooleanArray | None) -> pa.ChunkedArray:
-        """The wanted rows of a column."""
-        if column.null_count and not self._rows.has_nulls(name):
-            # Arrow takes five times as long over an array with a bitmap.
-            column = pa.chunked_array([_filled(chunk) for chunk in column.chunks])
-        return column if keep is None else column.filter(keep)
+        for name, column in found.items():
+            if column.type != kinds[name]:
+                found[name] = column.cast(kinds[name])
+            elif column.null_count and not self._rows.has_nulls(name):
+                # In no row that is wanted; and Arrow takes five times as long over an array with a bitmap.
+                found[name] = pa.chunked_array([_filled(chunk) for chunk in column.chunks])
+        return found
 
 
 def _groups_of(values: NDArray[np.uint8], groups: Sequence[int], rows: int) -> NDArray[np.uint8]:
@@ -206,6 +224,12 @@ def _filled(array: pa.Array) -> pa.Array:
     if pa.types.is_fixed_size_list(array.type):
         content = {"buffers": [None], "children": [array.values]}
     return pa.Array.from_buffers(array.type, len(array), offset=array.offset, **content)
+
+
+def _values(column: pa.ChunkedArray) -> NDArray[Any]:
+    """A column of numbers without NULL; not copied where it is one piece."""
+    values: NDArray[Any] = column.to_numpy()
+    return values
 
 
 def _fulfilled(condition: Any, columns: dict[str, pa.ChunkedArray]) -> NDArray[np.bool_]:

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ..errors import ArrowRBError, CorruptError
 from ..files import Mapping
 
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 # What Arrow raises over a damaged file: its own errors, those of a name or text, and ours of sizes.
 READING_ERRORS: Final = (pa.ArrowException, ArrowRBError, OSError, ValueError, LookupError, OverflowError)
 
@@ -23,6 +26,14 @@ READING_ERRORS: Final = (pa.ArrowException, ArrowRBError, OSError, ValueError, L
 def plainly(error: Exception) -> str:
     """An error of Arrow's in one line, without a full stop."""
     return " ".join(str(error).split()).rstrip(".")
+
+
+def _bounds_of(statistics: pq.Statistics | None) -> tuple[int, int]:
+    if statistics is None or not statistics.has_min_max:
+        return _LEAST, _MOST
+    least, most = statistics.min, statistics.max
+    known = isinstance(least, int) and isinstance(most, int) and _LEAST <= least <= most <= _MOST
+    return (least, most) if known else (_LEAST, _MOST)
 
 
 class Chunks:
@@ -34,6 +45,7 @@ class Chunks:
 
     def __init__(self, mapping: Mapping, metadata: pq.FileMetaData) -> None:
         self._mapping, self._metadata = mapping, metadata
+        self._bounds: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self._checked: set[tuple[int, str]] = set()
         self._idle: list[pq.ParquetFile] = []  # one at most: opening it costs as much as reading a narrow column
 
@@ -69,6 +81,24 @@ class Chunks:
     def matching(self, condition: Any, schema: pa.Schema) -> list[int]:
         """The row groups that may hold rows which fulfil a condition (pyarrow), by their statistics."""
         return [group.id for group in self._fragment.subset(condition, schema=schema).row_groups]
+
+    def bounds(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Least and most of a column of whole numbers in each row group, by the statistics; of all numbers, if none.
+
+        They are what they are for 64 bits with a sign; other columns have no bounds here.
+        """
+        found = self._bounds.get(name)
+        if found is None:
+            groups = range(self._metadata.num_row_groups)
+            parts = [self._metadata.row_group(group) for group in groups]
+            place = next((i for i in range(self._metadata.num_columns) if self._path(i) == name), None)
+            pairs = [(_LEAST, _MOST) if place is None else _bounds_of(part.column(place).statistics) for part in parts]
+            table = np.array(pairs, np.int64).reshape(-1, 2)
+            found = self._bounds[name] = table[:, 0].copy(), table[:, 1].copy()
+        return found
+
+    def _path(self, place: int) -> str:
+        return str(self._metadata.schema.column(place).path)
 
     def _open(self, *, checking: bool) -> pq.ParquetFile:
         # A file object for each reader: one is not for several threads.
