@@ -28,6 +28,7 @@ from .conditions import terms_of
 
 _PART_BYTES: Final = 4 << 20
 _NARROW_BYTES: Final = 8
+_MOST_THREADS: Final = 8
 _KIND: Final = "kind"
 
 
@@ -265,5 +266,8 @@ def _ahead(
 
 
 def count_threads(threads: int | None) -> int:
-    """How many threads read: those of the query, by default one a core that this process may use."""
-    return threads or len(os.sched_getaffinity(0))
+    """How many threads read: those of the query, by default one a core that this process may use, but not many.
+
+    Each has a part in memory, and all of them share Python's lock.
+    """
+    return min(threads or len(os.sched_getaffinity(0)), _MOST_THREADS)
