@@ -24,7 +24,7 @@ from ..schema import Column, Schema
 from ..tiers import cold
 from ..tiers.cold import ColdSegment
 from ..tiers.columnar import in_one_piece, pack_bits
-from .conditions import terms_of
+from .conditions import Term, terms_of
 
 _PART_BYTES: Final = 4 << 20
 _NARROW_BYTES: Final = 8
@@ -119,9 +119,7 @@ class _Scan:
         found = None if condition is None else terms_of(condition, rows.schema)
         # They are faster by far, but know nothing of NULL.
         self._terms = None if found is None or any(rows.has_nulls(term.name) for term in found) else found
-        # A condition does not tell of which columns it is; those whose names are not in its text are none of them.
-        text = "" if condition is None else str(condition)
-        asked = [name for name in rows.schema.names if name in text]
+        asked = [] if condition is None else _named_in(condition, self._terms, rows.schema.names)
         self._row_bytes = sum(rows.item_bytes(name) for name in {*self._names, *asked})
         # Wide columns are read only where a row is left.
         narrow = [name for name in self._names if rows.item_bytes(name) <= _NARROW_BYTES]
@@ -200,6 +198,14 @@ class _Scan:
                 # In no row that is wanted; and Arrow takes five times as long over an array with a bitmap.
                 found[name] = pa.chunked_array([_filled(chunk) for chunk in column.chunks])
         return found
+
+
+def _named_in(condition: Any, terms: Sequence[Term] | None, names: Sequence[str]) -> list[str]:
+    """The columns that a condition is of, or some more: it does not tell, but its text holds the names of them all."""
+    if terms is not None:
+        return [term.name for term in terms]
+    text = str(condition)
+    return [name for name in names if name in text]
 
 
 def _groups_of(values: NDArray[np.uint8], groups: Sequence[int], rows: int) -> NDArray[np.uint8]:
