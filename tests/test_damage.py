@@ -313,7 +313,7 @@ def test_statistics_that_would_hide_rows(whole: Path, tmp_path: Path) -> None:
     assert found  # least kinds among them
     for at in found:
         damaged = bytearray(content)
-        damaged[at : at + 4] = (200).to_bytes(4, "little")
+        damaged[at : at + 4] = (2).to_bytes(4, "little")
         path.write_bytes(damaged)
         with pytest.raises(CorruptError, match=path.name):
             arrowrb.Store.open(places.store)

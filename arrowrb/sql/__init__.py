@@ -2,6 +2,8 @@
 
 guard       which statements may run, and which views they read
 relations   segments as Arrow tables, without a copy
+conditions  what DuckDB asks of rows, as comparisons
+cold_rows   rows of cold segments, decoded while DuckDB scans them
 views       the SQL of ``transitions`` and ``steps``
 summaries   the tables ``episodes`` and ``segments``
 query       running one statement; what came of it

@@ -28,6 +28,7 @@ _TABLE_FUNCTIONS: Final = frozenset(
 _CATALOGS: Final = ("duckdb_", "pragma_", "pg_", "sqlite_")
 _GAP: Final = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
 _EXPLAIN: Final = re.compile(rf"{_GAP}explain\b{_GAP}(?P<analyze>analy[sz]e\b)?", re.IGNORECASE | re.DOTALL)
+_TRACEBACK: Final = ". Detail: Python exception:"  # of an error of ours, which DuckDB reports with it
 _OPTIONS: Final = re.compile(rf"{_GAP}(?P<options>\(\s*(?:analy[sz]e|format)\b[^()]*\))", re.IGNORECASE | re.DOTALL)
 
 
@@ -160,7 +161,8 @@ def _views_of_table(node: Mapping[str, Any]) -> set[str]:
 
 def describe(error: BaseException) -> str:
     """DuckDB's message, its first lines, and what to do, unless they are about values and columns."""
-    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()][:6]
+    message = str(error).partition(_TRACEBACK)[0]
+    lines = [line.rstrip() for line in message.splitlines() if line.strip()][:6]
     text = "\n".join(lines)
     if text.startswith(("Binder Error", "Conversion Error", "Invalid Input Error", "Out of Range Error")):
         return text

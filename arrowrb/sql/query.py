@@ -21,10 +21,11 @@ import pyarrow as pa
 from ..engine import Engine, Snapshot
 from ..errors import OptionError, QueryError, StoreError
 from .ahead import Ahead, let_go, sweep
+from .cold_rows import ColdRows, count_threads
 from .guard import VIEWS, Statement, check, describe
 from .relations import tables_of
 from .summaries import build_episodes, build_segments, read_runs
-from .views import COLD, source_name, view_sql
+from .views import cold_name, kinds_of, source_name, view_sql
 
 if TYPE_CHECKING:
     import pandas
@@ -67,7 +68,7 @@ def run(
     ahead: list[Ahead] = []
     try:
         statement = check(cursor, query)
-        snapshot, relation = _bind_anew(engine, cursor, statement, values, ahead)
+        snapshot, relation = _bind_anew(engine, cursor, statement, values, ahead, count_threads(count))
     except BaseException:
         let_go(ahead)
         cursor.close()
@@ -89,13 +90,18 @@ def check_condition(text: str) -> None:
 
 
 def _bind_anew(
-    engine: Engine, cursor: Any, statement: Statement, values: list[Any] | dict[str, Any] | None, ahead: list[Ahead]
+    engine: Engine,
+    cursor: Any,
+    statement: Statement,
+    values: list[Any] | dict[str, Any] | None,
+    ahead: list[Ahead],
+    threads: int,
 ) -> tuple[Snapshot, Any]:
     """Bind to a snapshot whose tables are all there: run tables of evicted segments are merged now and then."""
     for attempt in range(_TRIES):
         snapshot = engine.snapshot()
         try:
-            return snapshot, _bind(engine, snapshot, cursor, statement, values, ahead)
+            return snapshot, _bind(engine, snapshot, cursor, statement, values, ahead, threads)
         except StoreError as error:
             if not isinstance(error.__cause__, FileNotFoundError) or attempt == _TRIES - 1:
                 raise
@@ -319,6 +325,7 @@ def _bind(
     statement: Statement,
     values: list[Any] | dict[str, Any] | None,
     ahead: list[Ahead],
+    threads: int,
 ) -> Any:
     """Register the views that a statement needs, and bind it."""
     import duckdb
@@ -328,7 +335,7 @@ def _bind(
 
     with _explaining():
         for view in sorted(statement.views):
-            _register(engine, snapshot, cursor, view, ahead)
+            _register(engine, snapshot, cursor, view, ahead, threads)
         try:
             return bind()
         except duckdb.CatalogException:
@@ -337,11 +344,11 @@ def _bind(
                 raise
             # The syntax tree did not tell of a view, or there is no such table: then the message lists them all.
             for view in sorted(missing):
-                _register(engine, snapshot, cursor, view, ahead)
+                _register(engine, snapshot, cursor, view, ahead, threads)
             return bind()
 
 
-def _register(engine: Engine, snapshot: Snapshot, cursor: Any, view: str, ahead: list[Ahead]) -> None:
+def _register(engine: Engine, snapshot: Snapshot, cursor: Any, view: str, ahead: list[Ahead], threads: int) -> None:
     """Put one view of a snapshot under its name."""
     if view == "episodes":
         runs = read_runs(snapshot, engine.path)
@@ -357,8 +364,9 @@ def _register(engine: Engine, snapshot: Snapshot, cursor: Any, view: str, ahead:
     for shard in (*((None,) if closed else ()), *watermarks):
         cursor.register(source_name(view, shard), tables.table(ahead=shows_next, shard=shard))
     functions: dict[str, str] | None = None
-    if tables.cold is not None:
-        cursor.register(COLD, tables.cold)
+    if tables.cold:
+        rows = ColdRows(tables.cold, snapshot.layout.schema, kinds_of(view), threads)
+        cursor.register(cold_name(view), rows.dataset())
         functions = {}
         if shows_next:
             ahead.append(Ahead(snapshot, cursor))

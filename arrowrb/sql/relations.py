@@ -5,8 +5,8 @@ what it keeps, and measured no faster. A row's id is ``base + position``: the ba
 segment, the positions are one array that all segments share, so that row ids cost no memory.
 
 Segments that are *closed* (all of their rows are at or below the watermark) make one table, in which ``kind`` alone
-says what is visible; those that are open make one a shard, which is filtered by the shard's watermark too. Segments
-in the cold tier make one dataset over their mapped Parquet files, which filters and projections reach.
+says what is visible; those that are open make one a shard, which is filtered by the shard's watermark too. Those in
+the cold tier are no tables: `cold_rows` reads them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ import pyarrow as pa
 from ..engine.snapshot import Layout, SegmentView
 from ..rows import row_id_base
 from ..schema import Column, Schema
-from ..tiers import cold
+from ..tiers.cold import ColdSegment
 
 BASE: Final = "row_base"
 POSITION: Final = "row_position"
@@ -108,16 +108,9 @@ class Relations:
         return any(view.closed and view.cold is None for view in self.views)
 
     @cached_property
-    def cold(self) -> Any:
-        """The dataset of the cold segments, or None; its columns have the names of the files."""
-        import pyarrow.dataset as ds
-
-        fragments = [view.cold.fragment for view in self.views if view.cold is not None]
-        if not fragments:
-            return None
-        checking = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-        form = ds.ParquetFileFormat(default_fragment_scan_options=checking)
-        return ds.FileSystemDataset(fragments, _cold_schema(self.names.schema), form)
+    def cold(self) -> tuple[ColdSegment, ...]:
+        """The segments in the cold tier."""
+        return tuple(view.cold for view in self.views if view.cold is not None)
 
 
 _relations: weakref.WeakKeyDictionary[Layout, Relations] = weakref.WeakKeyDictionary()
@@ -157,17 +150,6 @@ def _batch(view: SegmentView, names: Names, *, ahead: bool) -> pa.RecordBatch:
         if ahead and column.owner == "observation":
             arrays[names.next[place]] = _array(column, view.in_hot.buffer(place, 1, rows + 1), rows)
     return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
-
-
-def _cold_schema(schema: Schema) -> pa.Schema:
-    """What DuckDB sees of cold files: as they are, but for float16, which it does not read from Arrow."""
-    fields = [pa.field(cold.ROW_ID, pa.int64())]
-    for column, name in zip(schema.columns, cold.column_names(schema.columns), strict=True):
-        kind = cold.stored_type(column)
-        if column.dtype == "float16" and column.encoding != "binary":
-            kind = pa.list_(pa.float32(), column.num_elements) if column.shape else pa.float32()
-        fields.append(pa.field(name, kind))
-    return pa.schema(fields)
 
 
 def _empty_schema(names: Names, *, ahead: bool) -> pa.Schema:

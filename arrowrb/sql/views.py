@@ -27,7 +27,14 @@ def source_name(view: str, shard: int | None) -> str:
     return f"_{view}_closed" if shard is None else f"_{view}_open_{shard}"
 
 
-COLD: Final = "_cold"
+def cold_name(view: str) -> str:
+    """Under which name the rows of cold segments are registered."""
+    return f"_{view}_cold"
+
+
+def kinds_of(view: str) -> tuple[Kind, ...]:
+    """The kinds of the rows that a view shows."""
+    return (Kind.TRANSITION,) if view == "transitions" else (Kind.TRANSITION, Kind.FINAL, Kind.CUT)
 
 
 def view_sql(
@@ -43,7 +50,7 @@ def view_sql(
         ahead: where there are cold segments: from observation columns to functions of a row id that give the next
             row's value.
     """
-    kinds = (Kind.TRANSITION,) if view == "transitions" else (Kind.TRANSITION, Kind.FINAL, Kind.CUT)
+    kinds = kinds_of(view)
     wanted = f"kind IN ({', '.join(str(int(kind)) for kind in kinds)})" if len(kinds) > 1 else f"kind = {int(kinds[0])}"
     sources = [f"SELECT * FROM {source_name(view, None)} WHERE {wanted}"] if closed else []
     sources += [
@@ -55,7 +62,7 @@ def view_sql(
         own, behind = _reader(names, names.own), _reader(names, names.next)
         parts.append((_Source(f"{BASE} + {POSITION}", own, behind, False), f"({' UNION ALL '.join(sources)})"))
     if ahead is not None:
-        parts.append((_cold_source(names.schema, ahead), f"{COLD} WHERE {wanted}"))
+        parts.append((_cold_source(names.schema, ahead), cold_name(view)))
     selects = []
     for source, table in parts:
         items = _transition_items(names, source) if view == "transitions" else _step_items(names, source)

@@ -28,6 +28,7 @@ from ..files import Mapping, publishing
 from ..parquet.bitmaps import pack_bits
 from ..rows import Kind
 from ..schema import Column, Schema
+from .chunks import Chunks
 from .columnar import as_slice
 from .decoding import READING_ERRORS, Groups, open_file, plainly
 from .hot import HotSegment
@@ -261,6 +262,7 @@ class ColdSegment:
     Attributes:
         serial: a number of its own, for caches.
         mapping: the file's.
+        chunks: reads columns of the file, for scans.
         rows, block_rows: allocated when it was hot; positions count in these.
         kinds: uint8[rows], 0 where nothing was committed.
         fills: int32[blocks], committed rows.
@@ -297,6 +299,7 @@ class ColdSegment:
         self._masked = {place for place, column in enumerate(schema.columns) if column.name in schema.masks}
         self._check(file, schema, identity, int(fills.sum()))
         self._groups = Groups(self.mapping, file, schema.columns, _fields(schema))
+        self.chunks = Chunks(self.mapping, file.metadata)
         num_groups = self.num_groups
         self.decoded = np.zeros((max(num_groups, 1), len(schema.columns)), np.int64)
         self.used = np.zeros(max(num_groups, 1), np.uint8)
@@ -321,19 +324,15 @@ class ColdSegment:
             raise CorruptError(f"Segment {name} has other row groups than it says.")
         self.group_shift = rows.bit_length() - 1
 
+    @cached_property
+    def file_kinds(self) -> NDArray[np.uint8]:
+        """The kinds of the file's rows, uint8[num_rows]."""
+        return self.kinds if self.kinds.all() else self.kinds[self.kinds != 0]
+
     def table_row(self) -> tuple[int, int, int, int, int]:
         """What kernels need to know of it; the addresses live as long as it does."""
         starts, decoded, used = (each.__array_interface__["data"][0] for each in (self.starts, self.decoded, self.used))
         return starts, self.block_rows, self.group_shift, decoded, used
-
-    @cached_property
-    def fragment(self) -> Any:
-        """The file as a fragment of an Arrow dataset, over the mapping: it needs no file name."""
-        import pyarrow.dataset as ds
-
-        content = pa.foreign_buffer(self.mapping.address, self.mapping.size, base=self.mapping)
-        checking = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-        return ds.ParquetFileFormat(default_fragment_scan_options=checking).make_fragment(content)
 
     def decode(self, group: int, places: Sequence[int]) -> list[NDArray[Any]]:
         """Columns (by place in the schema) of one row group, each [rows, *shape], contiguous.
