@@ -32,6 +32,7 @@ _HOMES: Final = {
     "find_places": "mixing",
     "gather_found": "mixing",
     "gather_places": "mixing",
+    "read_packed": "packed",
     "RUN_BYTES": "pages",
     "encode_levels": "pages",
     "decode_definitions": "pages",

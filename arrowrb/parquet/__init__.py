@@ -1,6 +1,6 @@
 """Parquet's own structures: footers, and pages of vectors. The rest of the format is Arrow's."""
 
-from .lists import Lists, decode, encode, lists_of
+from .lists import Lists, decode, empty, encode, lists_of
 from .writing import Writer, create, encoded
 
-__all__ = ["Lists", "Writer", "create", "decode", "encode", "encoded", "lists_of"]
+__all__ = ["Lists", "Writer", "create", "decode", "empty", "encode", "encoded", "lists_of"]

@@ -160,10 +160,14 @@ class _Scan:
         groups = self._matching(segment, groups)
         if not groups:
             return None
+        packed = self._packed(segment, groups)
+        if self._condition is None and len(packed) == len(self._names) > 0:
+            return pa.Table.from_arrays([packed[name] for name in self._names], schema=self._schema)
         kinds = _groups_of(segment.file_kinds, groups, 1 << segment.group_shift)
         # Compared with a number of another type, a byte would become one first.
         keep = np.logical_or.reduce([kinds == np.uint8(kind) for kind in self._rows.kinds])
-        known = {_KIND: pa.chunked_array([_bytes(kinds)])} | self._columns(segment, groups, self._first)
+        first = [name for name in self._first if name not in packed]
+        known = {_KIND: pa.chunked_array([_bytes(kinds)])} | self._columns(segment, groups, first)
         if self._terms is not None:
             for term in self._terms:
                 keep &= term.holds(_values(known[term.name]))
@@ -171,11 +175,33 @@ class _Scan:
             keep &= _fulfilled(self._condition, known)
         if not keep.any():
             return None
-        known |= self._columns(segment, groups, [name for name in self._names if name not in known])
+        later = [name for name in self._names if name not in known and name not in packed]
+        known |= self._columns(segment, groups, later)
         mask = _mask_of(keep)
-        columns = (known[name] for name in self._names)
-        picked = [column if mask is None else column.filter(mask) for column in columns]
+        # Among what is packed, there is nothing of other rows.
+        of_packed = (
+            _mask_of(keep[kinds == np.uint8(Kind.TRANSITION)]) if packed and self._condition is not None else None
+        )
+        picked = [
+            _picked(packed[name], of_packed) if name in packed else _picked(known[name], mask) for name in self._names
+        ]
         return pa.Table.from_arrays(picked, schema=self._schema)
+
+    def _packed(self, segment: ColdSegment, groups: list[int]) -> dict[str, pa.Array]:
+        """Columns that are NULL in tails only, without these, where no more than transitions are wanted."""
+        if self._rows.kinds != (Kind.TRANSITION,) or (self._condition is not None and self._terms is None):
+            return {}
+        count, found = int(segment.group_transitions[groups].sum()), {}
+        for name in self._names:
+            column = self._rows.columns.get(name)
+            if column is None or column.owner != "transition" or column.shape or self._rows.has_nulls(name):
+                continue
+            if column.dtype in ("float32", "float64"):
+                values = segment.chunks.packed(groups, name, count, column.storage)
+                if values is not None:
+                    kind = self._rows.schema.field(name).type
+                    found[name] = pa.Array.from_buffers(kind, count, [None, pa.py_buffer(values)])
+        return found
 
     def _matching(self, segment: ColdSegment, groups: list[int]) -> list[int]:
         """Those row groups that may hold rows which fulfil the condition."""
@@ -218,6 +244,10 @@ def _groups_of(values: NDArray[np.uint8], groups: Sequence[int], rows: int) -> N
 
 def _bytes(values: NDArray[np.uint8]) -> pa.Array:
     return pa.Array.from_buffers(pa.uint8(), values.size, [None, pa.py_buffer(values)])
+
+
+def _picked(column: Any, mask: pa.BooleanArray | None) -> Any:
+    return column if mask is None else column.filter(mask)
 
 
 def _mask_of(keep: NDArray[np.bool_]) -> pa.BooleanArray | None:

@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from .. import kernels, parquet
 from ..errors import CorruptError
 from ..files import Mapping
 from .decoding import READING_ERRORS, plainly
 
 _LEAST, _MOST = -(1 << 63), (1 << 63) - 1
+_MOST_PAGE_BYTES = 64 << 20
 
 
 def _bounds_of(statistics: pq.Statistics | None) -> tuple[int, int]:
@@ -41,6 +43,7 @@ class Chunks:
         self._mapping, self._metadata = mapping, metadata
         self._bounds: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self._checked: set[tuple[int, str]] = set()
+        self._places: dict[str, NDArray[np.int64]] = {}
         self._idle: list[pq.ParquetFile] = []  # one at most: opening it costs as much as reading a narrow column
 
     def read(self, groups: Sequence[int], names: Sequence[str]) -> list[pa.ChunkedArray]:
@@ -71,6 +74,53 @@ class Chunks:
         elif not self._idle:
             self._idle.append(file)
         return columns
+
+    def packed(self, groups: Sequence[int], name: str, count: int, kind: np.dtype[Any]) -> NDArray[Any] | None:
+        """The values of a column that are not NULL, one after another; None where `read` has to be asked.
+
+        That is so for a chunk that was not read before, whose checksums are not known to agree, and for one that is
+        not a column of floats that may be NULL, plainly encoded.
+
+        Args:
+            groups: row groups.
+            name: of the column in the file.
+            count: how many values there must be.
+            kind: of these.
+        """
+        if not all((group, name) in self._checked for group in groups):
+            return None
+        places = self._places.get(name)
+        if places is None:
+            places = self._places[name] = self._find(name, kind)
+        if not places.size:
+            return None
+        chosen = np.array(groups)
+        firsts, sizes, plain = places[0][chosen], places[1][chosen], int(places[2][chosen].max(initial=0))
+        target = parquet.empty(count * kind.itemsize, np.uint8)
+        scratch = parquet.empty(min(plain, _MOST_PAGE_BYTES), np.uint8)
+        content = self._mapping.array(0, self._mapping.size, np.uint8)
+        filled = kernels.read_packed(content, firsts, sizes, target, scratch)
+        return target.view(kind) if filled == target.size else None
+
+    def _find(self, name: str, kind: np.dtype[Any]) -> NDArray[np.int64]:
+        """Where the pages of a column lie, how many bytes they have, and how many without compression: [3, groups].
+
+        None where they are not such as `packed` reads.
+        """
+        groups = [self._metadata.row_group(group) for group in range(self._metadata.num_row_groups)]
+        place = next((i for i in range(self._metadata.num_columns) if self._path(i) == name), None)
+        physical = {4: "FLOAT", 8: "DOUBLE"}.get(kind.itemsize) if kind.kind == "f" else None
+        none = np.zeros((3, 0), np.int64)
+        if place is None or self._metadata.schema.column(place).max_definition_level != 1:
+            return none
+        chunks = [group.column(place) for group in groups]
+        if any(
+            (each.compression, each.physical_type, each.has_dictionary_page) != ("LZ4", physical, False)
+            for each in chunks
+        ):
+            return none
+        rows = [(each.data_page_offset, each.total_compressed_size, each.total_uncompressed_size) for each in chunks]
+        return np.ascontiguousarray(np.array(rows, np.int64).reshape(-1, 3).T)
 
     def matching(self, condition: Any, schema: pa.Schema) -> list[int]:
         """The row groups that may hold rows which fulfil a condition (pyarrow), by their statistics."""

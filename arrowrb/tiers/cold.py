@@ -43,7 +43,8 @@ _NARROW_ROW_BYTES: Final = 1 << 10
 _NARROW_GROUP_BYTES: Final = 4 << 20
 _WIDE_GROUP_BYTES: Final = 1 << 20
 _KIND: Final = 6
-_EVEN: Final = ("lane", "policy_version", "kind", "terminated", "truncated")  # hardly change from row to row
+_EVEN: Final = ("lane", "policy_version", "kind")  # hardly change from row to row
+_FEW: Final = ("episode_id", "terminated", "truncated")  # take few values in a row group, and are asked for often
 _serials = itertools.count()
 
 
@@ -123,8 +124,8 @@ def write(path: Path, schema: Schema, identity: str, hot: HotSegment, base: int,
             file,
             fields,
             compression="lz4",
-            use_dictionary=False,
-            column_encoding=encodings(fields),
+            use_dictionary=list(_FEW),
+            column_encoding={leaf: kind for leaf, kind in encodings(fields).items() if leaf not in _FEW},
             write_statistics=[ROW_ID, *_scalars(schema)],
             write_page_checksum=True,
         ) as writer,
@@ -140,13 +141,17 @@ def _scalars(schema: Schema) -> list[str]:
 
 
 def encodings(fields: pa.Schema) -> dict[str, str]:
-    """By leaf: floats by the bytes of equal weight together, integers by their differences, others as they are."""
+    """By leaf: floats of vectors by the bytes of equal weight together, integers by their differences.
+
+    Others are as they are: single floats too, which are read by queries more than they take room.
+    """
     chosen = {}
     for field in fields:
         kind, leaf = field.type, field.name
-        if pa.types.is_fixed_size_list(kind):
+        is_vector = pa.types.is_fixed_size_list(kind)
+        if is_vector:
             kind, leaf = kind.value_type, leaf + ".list.element"
-        if pa.types.is_float32(kind) or pa.types.is_float64(kind):  # DuckDB reads no float16 so
+        if is_vector and (pa.types.is_float32(kind) or pa.types.is_float64(kind)):  # DuckDB reads no float16 so
             chosen[leaf] = "BYTE_STREAM_SPLIT"
         elif pa.types.is_integer(kind) and leaf not in _EVEN:
             chosen[leaf] = "DELTA_BINARY_PACKED"
@@ -323,6 +328,13 @@ class ColdSegment:
         if rows < 1 or rows & (rows - 1) or not whole or sum(counts) != num_rows:
             raise CorruptError(f"Segment {name} has other row groups than it says.")
         self.group_shift = rows.bit_length() - 1
+
+    @cached_property
+    def group_transitions(self) -> NDArray[np.int64]:
+        """How many transitions each row group has, int64[groups]."""
+        step = 1 << self.group_shift
+        parts = [self.file_kinds[group * step : (group + 1) * step] for group in range(self.num_groups)]
+        return np.array([np.count_nonzero(part == np.uint8(Kind.TRANSITION)) for part in parts], np.int64)
 
     @cached_property
     def file_kinds(self) -> NDArray[np.uint8]:
