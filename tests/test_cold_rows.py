@@ -178,7 +178,7 @@ def test_pages_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         fill(store, 1500)
         settle(store)
         monkeypatch.setattr(pq.ParquetFile, "__init__", opened)
-        query = "SELECT sum(reward) FROM transitions"
+        query = "SELECT sum(step) FROM transitions"
         for expected in ({True}, {False}, set()):
             checked.clear()
             store.sql(query, threads=1).fetchall()
