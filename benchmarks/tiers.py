@@ -52,7 +52,7 @@ def wait(store: arrowrb.Store) -> None:
     """Until the writer's threads have nothing to do."""
     writer = store._engine.writer_shard
     assert writer is not None
-    writer._background.submit(lambda: None, awaited=True).result()
+    writer.wait_for_threads()
 
 
 def measure_moving(folder: Path) -> None:

@@ -216,8 +216,7 @@ class Pair:
     def settle(self) -> None:
         """Wait for the writer's threads."""
         writer = self.store._engine.writer_shard
-        for thread in (writer._preparing, writer._background):
-            thread.submit(lambda: None, awaited=True).result(60)
+        writer.wait_for_threads()
 
     def close(self) -> None:
         self.store.close()

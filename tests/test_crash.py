@@ -193,8 +193,7 @@ def other_boot(monkeypatch):
 def copy_live(store: Store, to: Path) -> Path:
     """What a power failure leaves when every page happened to reach the disk."""
     writer = store._engine.writer_shard
-    for thread in (writer._preparing, writer._background):  # a folder that changes while it is copied is no moment's
-        thread.submit(lambda: None, awaited=True).result(60)
+    writer.wait_for_threads()  # a folder that changes while it is copied is no moment's
     shutil.copytree(store.path, to, ignore=shutil.ignore_patterns("lock", "writer.json"))
     return to
 
@@ -345,7 +344,7 @@ def test_sealing_is_tried_again(tmp_path, monkeypatch):
             with contextlib.suppress(FullError):
                 store.extend(rows(number, 25))
                 number += 25
-            store._engine.writer_shard._background.submit(lambda: None, awaited=True).result(60)
+            store._engine.writer_shard.wait_for_threads()
         assert store.info().num_segments["sealed"] >= 4
         assert check_store(store, closed=False) == number
 

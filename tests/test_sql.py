@@ -289,7 +289,7 @@ def test_episodes_against_a_model_over_many_lanes_blocks_and_segments() -> None:
                     del running[lane]
             ids += store.extend(batch, lane=lane_of).tolist()
         store.flush()
-        store._engine.writer_shard._background.submit(lambda: None, awaited=True).result(60)
+        store._engine.writer_shard.wait_for_threads()
         assert store.sql("SELECT count(*) > 1, count(DISTINCT state) FROM segments").fetchall() == [(True, 2)]
         assert store.sql("SELECT max(num_runs) > 3, count(DISTINCT ended_by) > 3 FROM episodes").fetchall() == [
             (True, True)

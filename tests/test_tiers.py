@@ -55,8 +55,7 @@ def settle(store: Store) -> None:
     """Wait for the writer's threads."""
     writer = store._engine.writer_shard
     assert writer is not None
-    for thread in (writer._preparing, writer._background):
-        thread.submit(lambda: None, awaited=True).result(60)
+    writer.wait_for_threads()
 
 
 def tiers_of(store: Store) -> dict[str, int]:

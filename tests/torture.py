@@ -73,8 +73,7 @@ def settle(store: Store) -> None:
     """Let the threads finish, so that what they do comes in order; errors stay for the next call."""
     writer = store._engine.writer_shard
     if writer is not None:
-        for thread in (writer._preparing, writer._background):
-            thread.submit(lambda: None, awaited=True).result(60)
+        writer.wait_for_threads()
 
 
 def work(path: Path, progress: Progress, count: int, seed: int = 0) -> None:

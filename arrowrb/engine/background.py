@@ -1,4 +1,4 @@
-"""Background threads of a writer: one prepares segments, one seals them and syncs at an interval.
+"""Background threads of a writer: one prepares segments, one seals them and syncs at an interval, one moves them.
 
 Jobs run one after another in the order in which they were given. What a job raises reaches whoever waits for its
 future; a job that nobody waits for hands its error to ``on_error``.
@@ -53,7 +53,7 @@ class Background:
             self._changed.notify()
         self._thread.join(timeout)
         if self._thread.is_alive():
-            raise WaitError(f"Waited {timeout:g} s for background work (preparing or sealing segments) to finish.")
+            raise WaitError(f"Waited {timeout:g} s for background work (segments that are prepared, sealed or moved).")
 
     def _run(self) -> None:
         due = None if self._interval is None else time.monotonic() + self._interval
@@ -77,3 +77,35 @@ class Background:
                 future.set_exception(error)
                 if not awaited:
                     self._on_error(error)
+
+
+class Threads:
+    """A writer's threads. Three, since each waits for the disk, and for the lock of Python, more than it works.
+
+    Attributes:
+        preparing: makes the next segment.
+        sealing: syncs, and seals what is closed; what it seals, moving takes on.
+        moving: moves and drops segments.
+    """
+
+    def __init__(
+        self, tick: Callable[[], None], interval: float | None, on_error: Callable[[BaseException], None]
+    ) -> None:
+        """``tick`` is called by the thread that seals."""
+        self.preparing = Background("arrowrb-prepare", _nothing, None, on_error)
+        self.moving = Background("arrowrb-move", _nothing, None, on_error)
+        self.sealing = Background("arrowrb-seal", tick, interval, on_error)
+
+    def wait(self, timeout: float) -> None:
+        """Return when all jobs are done that were there, and those that they led to."""
+        for thread in (self.preparing, self.sealing, self.moving):
+            thread.submit(_nothing, awaited=True).result(timeout)
+
+    def stop(self, timeout: float) -> None:
+        """Finish all jobs and end the threads."""
+        for thread in (self.preparing, self.sealing, self.moving):
+            thread.stop(timeout)
+
+
+def _nothing() -> None:
+    """What a thread that only works on demand does at its tick."""

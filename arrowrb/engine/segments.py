@@ -154,10 +154,13 @@ class Segments:
             self.state = replace(self.state, leaving=leaving, version=self.state.version + 1)
 
     def evict_one(self) -> bool:
-        """Drop the oldest segment that leaves and is sealed, for good; returns whether there was one."""
+        """Drop the oldest segment that leaves, for good; returns whether there was one, and it is sealed.
+
+        In order: sealing looks at what came after a segment.
+        """
         state = self.state
-        entry = next((each for each in state.manifest.segments if each.sealed and each.number in state.leaving), None)
-        if entry is None:
+        entry = next((each for each in state.manifest.segments if each.number in state.leaving), None)
+        if entry is None or not entry.sealed:
             return False
         gone = {entry.number: None}
         mapping = (state.cold if entry.tier == "cold" else state.hot)[entry.number].mapping

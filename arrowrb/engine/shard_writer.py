@@ -30,7 +30,7 @@ from ..retention import ROOM_BEFORE, Action, HotTier, Piece, choose_demotions, c
 from ..schema import Schema
 from ..seeds import SeedLog
 from ..writer import OpenSegment, Writer
-from .background import Background
+from .background import Background, Threads
 from .options import WriterOptions
 from .paths import ShardPaths
 from .reopening import remove_leftovers, survey
@@ -66,7 +66,7 @@ class ShardWriter:
         self._prepared: Future[OpenSegment] | None = None
         self._tight = False
         self._measured = (-1, 0, 0)  # of a version of the state: bytes that may go, and transitions that may not
-        self._working = False
+        self._working = self._making_room = False
         self._closing: dict[int, OpenSegment] = {}  # closed, not sealed yet
         self._error: BaseException | None = None
         self._failed: str | None = None
@@ -81,9 +81,7 @@ class ShardWriter:
         except BaseException:
             self._lock.release()
             raise
-        # Two threads, so that a segment is prepared in time while another is synced and sealed.
-        self._preparing = Background("arrowrb-prepare", _nothing, None, self._note_error)
-        self._background = Background("arrowrb-seal", self._tick, options.sync_interval, self._note_error)
+        self._threads = Threads(self._tick, options.sync_interval, self._note_error)
         self._submit_work()
 
     # -- opening -------------------------------------------------------------------------------------------------
@@ -197,7 +195,7 @@ class ShardWriter:
         """
         if self._prepared is None and self.writer.segments and self.writer.wants_segment():
             lanes = self.writer.active_lanes()
-            self._prepared = self._preparing.submit(lambda: self.segments.create(lanes), awaited=True)
+            self._prepared = self._threads.preparing.submit(lambda: self.segments.create(lanes), awaited=True)
         closed = self.writer.has_closed()
         if closed:
             with Uninterrupted():
@@ -242,12 +240,17 @@ class ShardWriter:
                 self._evict_beyond()
         if not dry_run:
             self._in_background(partial(self._work, True))
+            self._in_background(self._make_room, self._threads.moving)
         return actions
 
-    def _in_background(self, job: Callable[[], None]) -> None:
+    def wait_for_threads(self) -> None:
+        """Return when what was asked of them is done; errors stay for `check`."""
+        self._threads.wait(PREPARE_TIMEOUT_SECONDS)
+
+    def _in_background(self, job: Callable[[], None], thread: Background | None = None) -> None:
         """Wait for a job that runs after those before it."""
         try:
-            self._background.submit(job, awaited=True).result(PREPARE_TIMEOUT_SECONDS)
+            (thread or self._threads.sealing).submit(job, awaited=True).result(PREPARE_TIMEOUT_SECONDS)
         except TimeoutError:
             raise WaitError(
                 f"Waited {PREPARE_TIMEOUT_SECONDS:g} s for segments to be moved. They still are, in the background."
@@ -256,21 +259,28 @@ class ShardWriter:
     # -- background work -----------------------------------------------------------------------------------------
 
     def _submit_work(self, *, at_once: bool = False) -> None:
+        self._submit_room()  # what is sealed already goes first: somebody may be waiting
         if at_once or not self._working:
             self._working = True
-            self._background.submit(partial(self._work, at_once), awaited=False)
+            self._threads.sealing.submit(partial(self._work, at_once), awaited=False)
+
+    def _submit_room(self) -> None:
+        if not self._making_room:
+            self._making_room = True
+            self._threads.moving.submit(self._make_room, awaited=False)
 
     def _work(self, at_once: bool = False) -> None:
-        """Seal, evict and demote what is due."""
+        """Seal what is due, and let what is sealed go on."""
         self._working = False
-        self._make_room()  # what is sealed already goes first: somebody may be waiting
         self._seal_closed(at_once)
-        self._make_room()
-        self.segments.merge_runs()
+        self._submit_room()
 
     def _make_room(self) -> None:
+        """Evict and demote what is due."""
+        self._making_room = False
         while self.segments.evict_one() or self._demote_some():
             pass
+        self.segments.merge_runs()
 
     def _demote_some(self) -> bool:
         """Move the oldest segments beyond the hot tier's bound to the cold tier; returns whether there were any."""
@@ -386,7 +396,7 @@ class ShardWriter:
     def close(self) -> None:
         """Cut running episodes, finish background work, make all durable, free the lock.
 
-        The lock is freed only when both threads have ended: they write the files that it guards. Where they do not end
+        The lock is freed only when all threads have ended: they write the files that it guards. Where they do not end
         in time this raises `WaitError`, and may be called again.
         """
         with self.guard:
@@ -395,8 +405,7 @@ class ShardWriter:
                 self.writer.cut(self.writer.running_lanes(), self._clock())
                 self.after_commit()
                 self._submit_work(at_once=True)
-        self._preparing.stop(PREPARE_TIMEOUT_SECONDS)
-        self._background.stop(PREPARE_TIMEOUT_SECONDS)
+        self._threads.stop(PREPARE_TIMEOUT_SECONDS)
         try:
             if self._failed is None:
                 with self.guard:
@@ -407,7 +416,3 @@ class ShardWriter:
             self._seeds.close()
             self._durable.close()
             self._lock.release()
-
-
-def _nothing() -> None:
-    """What a thread that only works on demand does at its tick."""
