@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,11 @@ class Watch:
 
     def __init__(self) -> None:
         self.around: Callable[[str, str, Callable[..., Any], tuple[Any, ...]], Any] = lambda _c, _p, do, args: do(*args)
+        self._guard = threading.RLock()
+
+    def _call(self, name: str, path: str, do: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        with self._guard:  # one at a time, whatever thread makes it
+            return self.around(name, path, do, arguments)
 
     @contextmanager
     def installed(self) -> Iterator[Watch]:
@@ -67,17 +73,17 @@ class Watch:
                     return real[name](*args, **options)
 
                 path = _path_of(name, arguments)
-                return do(*arguments) if "__pycache__" in path else self.around(name, path, do, arguments)
+                return do(*arguments) if "__pycache__" in path else self._call(name, path, do, arguments)
 
             return call
 
         def commit(file: Any, record: Any) -> None:
-            self.around("commit", "visible.commit", lambda record: write(file, record), (record,))
+            self._call("commit", "visible.commit", lambda record: write(file, record), (record,))
 
         def opened(path: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
             if "x" not in mode and "w" not in mode:
                 return builtins.open(path, mode, *arguments, **options)
-            self.around("create", str(path), lambda: None, ())
+            self._call("create", str(path), lambda: None, ())
             return _Written(self, str(path), builtins.open(path, mode, *arguments, **options))
 
         try:
@@ -106,7 +112,7 @@ class _Written:
             self._file.flush()
             return len(part)
 
-        return int(self._watch.around("write", self._path, do, (content,)))
+        return int(self._watch._call("write", self._path, do, (content,)))
 
     def __enter__(self) -> _Written:
         return self

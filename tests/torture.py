@@ -267,8 +267,9 @@ def power_failures(folder: Path, cases: int, seed: int = 0) -> dict[str, int]:
             syncs += 1
             if syncs % every == 0 and made < cases and store.exists():
                 made += 1
+                _, _, synced = Progress.read(progress_file)  # what is acknowledged while the image is made may be in it
                 disk.image(folder / f"image-{made}", rng)
-                attempted, _, synced = Progress.read(progress_file)
+                attempted, _, _ = Progress.read(progress_file)
                 images.append((folder / f"image-{made}", synced, attempted))
         return disk.around(call, path, do, arguments) if inside else do(*arguments)
 
