@@ -222,6 +222,26 @@ def test_streams_that_nobody_reads_to_the_end(pair: tuple[Store, Store]) -> None
             assert not thread.is_alive()
 
 
+def test_streams_that_several_threads_drop(pair: tuple[Store, Store]) -> None:
+    """Each takes out the functions of its own only: those of another may be called just then."""
+    _, cold = pair
+    turns: list[int] = []
+
+    def drop() -> None:
+        for turn in range(40):
+            reader = cold.sql("SELECT * FROM transitions", threads=1 + turn % 3).relation.to_arrow_reader(64)
+            reader.read_next_batch()
+            del reader
+            turns.append(turn)
+
+    threads = [threading.Thread(target=drop, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(turns) == 120
+
+
 def test_queries_of_several_threads(pair: tuple[Store, Store]) -> None:
     hot, cold = pair
     query = (

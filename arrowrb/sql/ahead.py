@@ -8,6 +8,7 @@ groups.
 from __future__ import annotations
 
 import itertools
+import threading
 from typing import Any, Final
 
 import numpy as np
@@ -62,19 +63,24 @@ class Ahead:
         return True
 
 
-_streaming: list[Ahead] = []
+# By the thread that let go of them. To remove a function of a cursor from which another thread reads just then would
+# wait for it, with Python's lock in hand that the other needs.
+_streaming: list[tuple[threading.Thread, Ahead]] = []
 
 
 def let_go(functions: list[Ahead]) -> None:
     """Remove functions that nobody asks for any more; those that a stream still calls are kept until `sweep`."""
-    _streaming.extend(each for each in functions if not each.remove())
+    me = threading.current_thread()
+    _streaming.extend((me, each) for each in functions if not each.remove())
 
 
 def sweep() -> None:
-    """Remove what was still being streamed when it was let go, and is no more."""
-    for each in list(_streaming):
-        if each.remove() and each in _streaming:
-            _streaming.remove(each)
+    """Remove what was still being streamed when this thread, or one that has ended, let go of it, and is no more."""
+    me = threading.current_thread()
+    for entry in list(_streaming):
+        thread, each = entry
+        if (thread is me or not thread.is_alive()) and each.remove() and entry in _streaming:
+            _streaming.remove(entry)
 
 
 def _reader(snapshot: Snapshot, place: int, column: Column) -> Any:
