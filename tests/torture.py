@@ -34,6 +34,7 @@ from arrowrb.store import Store
 from tests import faults
 
 BLOCK_ROWS, SEGMENT_ROWS = 8, 8 * 4 * LANES
+_CALLS = 700  # about as many as the workload of `failing_calls` makes
 MOST_ROWS = 1200  # that are kept; the hot tier takes eight segments
 
 
@@ -225,12 +226,13 @@ def work_through_errors(path: Path, progress: Progress, watch: faults.Watch, fai
     return failing.failed == 0
 
 
-def failing_calls(folder: Path, errors: list[str], *, step: int = 1, first: int = 1) -> dict[str, int]:
-    """Each call of a workload fails in turn, once and from then on."""
+def failing_calls(folder: Path, cases: int) -> dict[str, int]:
+    """Calls of a workload fail in turn, in each way, once and from then on, until it goes through untouched."""
     counts: Tally[str] = Tally()
-    for name in errors:
+    step = max(1, _CALLS * 2 * len(faults.ERRORS) // cases)
+    for name in faults.ERRORS:
         for forever in (False, True):
-            at = first
+            at = 1
             while True:
                 place = folder / f"{name}-{forever}-{at}"
                 place.mkdir()
@@ -303,6 +305,7 @@ def _check_images(images: list[tuple[Path, int, int]]) -> int:
 
 TORTURES: dict[str, tuple[Callable[[Path, int], dict[str, int]], int]] = {
     "killed before, amid and after calls": (killed_at_calls, 2000),
+    "calls that fail": (failing_calls, _CALLS * 2 * len(faults.ERRORS)),
     "power failures": (power_failures, 1000),
 }
 

@@ -33,7 +33,7 @@ from .checks import Problem
 from .creating import create_store, read_store_file
 from .engine import Engine, now_microseconds, remove_store
 from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_cache_bytes, check_path, check_retention, writer_options
-from .paths import is_store
+from .paths import enclosing_store, is_store, outside_stores
 from .repairing import Lost, Repaired, repair
 from .snapshot import Located, SegmentView, Snapshot
 from .verifying import Verified, verify
@@ -56,8 +56,10 @@ __all__ = [
     "check_path",
     "check_retention",
     "create_store",
+    "enclosing_store",
     "is_store",
     "now_microseconds",
+    "outside_stores",
     "read_store_file",
     "remove_store",
     "repair",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +18,11 @@ from typing import Final
 from .. import checkpoints, commits, files, kernels
 from .. import manifest as manifests
 from ..commits import Record
-from ..errors import StoreError, StoreExistsError, WaitError
+from ..errors import StoreError, WaitError
 from ..manifest import Manifest
 from ..schema import Schema
 from ..tiers import hot
-from .paths import SPARE_STORE_FILE, STORE_FILE, ShardPaths, identity, is_store, list_shards, shard_paths
+from .paths import SPARE_STORE_FILE, STORE_FILE, ShardPaths, identity, list_shards, outside_stores, shard_paths
 from .tables import KIND, ORDINAL
 
 _TRIES: Final = 20
@@ -85,11 +84,8 @@ def back_up(store: Path, store_id: str, schema: Schema, target: Path) -> BackedU
         StoreExistsError: if there is something at the target, or it lies within a store.
         FullError: if there is no room; nothing of the copy is left.
     """
-    target = Path(os.path.realpath(target))
-    inside = next((parent for parent in target.parents if is_store(parent)), None)
-    if inside is not None:
-        raise StoreExistsError(f"{target} lies inside the store {inside}. Choose a folder beside it.")
     with files.explaining(target, "looking at the target"):
+        target = outside_stores(target)
         files.check_vacant(target)
     with files.publishing_folder(target) as folder, files.explaining(target, "copying the store"):
         copying, transitions = _Copying(), 0
@@ -176,12 +172,8 @@ def _copy_taken(
     last = replace(record, sequence=record.sequence + 1, boot_id=files.boot_id(), clean=True)
     for path in (copy.visible, copy.durable):
         commits.create_file(path, replace(last, sequence=record.sequence), last, sync=True)
-    _sync_folders([copy.segments, copy.root])
+    for folder in (copy.segments, copy.root):
+        files.sync_directory(folder)
     manifests.write(copy.manifest, manifest)
     copying.num_files += 3
     return record.num_transitions
-
-
-def _sync_folders(paths: Sequence[Path]) -> None:
-    for path in paths:
-        files.sync_directory(path)

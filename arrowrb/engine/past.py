@@ -15,9 +15,7 @@ import numpy as np
 from ..checkpoints import Mark
 from ..commits import Record
 from ..rows import Kind
-from ..tiers import hot
 from ..tiers.hot import HotSegment
-from .snapshot import SegmentView
 from .state import Look, ShardState
 
 
@@ -48,23 +46,12 @@ def look_back(state: ShardState, record: Record, until: Mark, last: Past | None)
     for entry in state.manifest.segments:
         if entry.number >= until.next_segment or (entry.sealed and entry.first_ordinal > record.watermark):
             continue
-        closed = entry.sealed and entry.last_ordinal <= record.watermark
-        whole = closed and 2 * entry.num_rows >= entry.rows
-        shard, number = until.shard, entry.number
-        if entry.tier == "hot":
-            view = SegmentView(shard, entry, closed, whole, hot=state.hot[number])
-        elif closed:
-            view = SegmentView(shard, entry, closed, whole, cold=state.cold[number])
-        else:
-            cold = state.cold[number]
-            if number not in known:
-                columns = [cold.column(place) for place in range(len(cold.columns))]
-                read_back[number] = hot.from_columns(cold.mapping.path, cold.columns, columns)
-            else:
-                read_back[number] = known[number]
-            view = SegmentView(shard, entry, closed, whole, hot=read_back[number])
+        view, number = state.view_at(entry, record.watermark), entry.number
+        if view.cold is not None and not view.closed:
+            read_back[number] = known.get(number) or view.cold.in_memory()
+            view = replace(view, hot=read_back[number], cold=None)
         views.append(view)
-        if closed:
+        if view.closed:
             num_rows, num_transitions = num_rows + entry.num_rows, num_transitions + entry.num_transitions
         else:
             kinds = view.visible_kinds(record.watermark)

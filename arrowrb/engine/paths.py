@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..errors import CorruptError
+from ..errors import CorruptError, StoreExistsError
 
 STORE_FILE: Final = "store.json"
 SPARE_STORE_FILE: Final = "shards/store.json"  # the same once more: nothing else says what the columns are
@@ -19,6 +19,20 @@ _SEGMENT_FILE: Final = re.compile(r"\d{8}(\.runs|\.blocks)?\.arrow|\d{8}\.parque
 def is_store(path: Path) -> bool:
     """Whether a folder is a store."""
     return (path / STORE_FILE).exists()
+
+
+def enclosing_store(path: Path) -> Path | None:
+    """The store in whose folder a path lies."""
+    return next((parent for parent in Path(os.path.realpath(path)).parents if is_store(parent)), None)
+
+
+def outside_stores(path: Path) -> Path:
+    """A folder to make, without links; refused where it lies in the folder of a store."""
+    path = Path(os.path.realpath(path))
+    store = enclosing_store(path)
+    if store is not None:
+        raise StoreExistsError(f"{path} lies inside the store {store}. Choose a folder beside it.")
+    return path
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import re
 import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -90,21 +91,12 @@ def _cold_entry(paths: ShardPaths, schema: Schema, store_id: str, number: int) -
     ordinals, times = segment.column(ORDINAL)[used], segment.column(TIME)[used]
     if not used.size:
         return entry
-    return SegmentEntry(
-        number,
-        whole.size,
-        block_rows,
-        "cold",
-        path.name,
-        size,
-        True,
-        *counts,
-        int(ordinals.min()),
-        int(ordinals.max()),
-        int(times.min()),
-        int(times.max()),
-        blocks=blocks,
-        runs=runs,
+    return replace(
+        entry,
+        first_ordinal=int(ordinals.min()),
+        last_ordinal=int(ordinals.max()),
+        first_time=int(times.min()),
+        last_time=int(times.max()),
     )
 
 

@@ -16,7 +16,6 @@ import json
 import os
 import re
 import time
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +30,6 @@ from ..errors import ArrowRBError, CorruptError
 from ..manifest import Evicted, Manifest, SegmentEntry
 from ..rows import Kind
 from ..schema import Schema
-from ..tiers import hot
 from ..writer import OpenSegment
 from .checks import Problem
 from .creating import StoreFile, read_store_file
@@ -39,6 +37,7 @@ from .inspecting import Inspected, inspect_shard
 from .paths import SPARE_STORE_FILE, STORE_FILE, ShardPaths, shard_paths
 from .rebuilding import find_commit, rebuild_manifest
 from .sealing import write_tables
+from .tables import read_table
 from .verifying import Seen, Verified, check_segment, verify
 
 _SHARD: Final = re.compile(r"\d{5}")
@@ -282,19 +281,12 @@ def _repair_dropped(paths: ShardPaths, evicted: Evicted, aside: _Aside) -> Evict
     """Run tables of dropped segments; those that are damaged are set aside."""
     runs = []
     for file in evicted.runs:
-        if _is_whole(paths.segments / file.name, file.bytes, file.crc32):
+        try:
+            read_table(paths.segments / file.name, file)
             runs.append(file)
-        else:
+        except ArrowRBError:
             aside.move(paths.segments / file.name)
     return replace(evicted, runs=tuple(runs))
-
-
-def _is_whole(path: Path, size: int, crc32: int) -> bool:
-    try:
-        content = files.read_file(path, "reading a table", most=size)
-    except ArrowRBError:
-        return False
-    return len(content) == size and zlib.crc32(content) == crc32
 
 
 def _problems_of(shard: Inspected, entry: SegmentEntry, schema: Schema) -> Iterator[Problem]:
@@ -318,9 +310,7 @@ def _set_aside(
     if entry.blocks is not None:
         aside.move(paths.segments / entry.blocks.name)
     runs = entry.runs
-    if runs is not None and (
-        runs.name in bad_tables or not _is_whole(paths.segments / runs.name, runs.bytes, runs.crc32)
-    ):
+    if runs is not None and runs.name in bad_tables:
         aside.move(paths.segments / runs.name)
         runs = None
     dropped = evicted.with_segment(replace(entry, runs=None))
@@ -342,8 +332,9 @@ def _without_tables(entry: SegmentEntry) -> SegmentEntry:
 def _new_tables(shard: Inspected, entry: SegmentEntry, rest: Manifest, schema: Schema) -> SegmentEntry:
     """New tables of a cold segment from its rows, as if it had stayed hot."""
     view = shard.views[entry.number]
-    columns = [view.column(place) for place in range(len(schema.columns))]
-    mapped = hot.from_columns(shard.paths.segments / entry.name, schema.columns, columns)
+    if view.cold is None:
+        raise CorruptError(f"Segment {entry.name} is not in the cold tier, as the manifest says.")
+    mapped = view.cold.in_memory()
     kinds = view.visible_kinds(entry.last_ordinal)
     fills = np.count_nonzero(kinds.reshape(-1, entry.block_rows), axis=1).astype(np.int32)
     transitions = int(np.count_nonzero(kinds == Kind.TRANSITION))

@@ -165,20 +165,8 @@ class ShardReader:
         return Look(state.version, record, count, evicted, lambda: self._views(state, record), tuple)
 
     def _views(self, state: ShardState, record: Record) -> list[SegmentView]:
-        """The shard's segments.
-
-        A segment may have been sealed after the watermark was taken; until it is passed, rows are told by their
-        ordinals.
-        """
-        views, shard = [], self.paths.number
-        for entry in state.manifest.segments:
-            closed = entry.sealed and entry.last_ordinal <= record.watermark
-            whole = closed and 2 * entry.num_rows >= entry.rows
-            if entry.tier == "hot":
-                views.append(SegmentView(shard, entry, closed, whole, hot=state.hot[entry.number]))
-            else:
-                views.append(SegmentView(shard, entry, closed, whole, cold=state.cold[entry.number]))
-        return views
+        """The shard's segments."""
+        return [state.view_at(entry, record.watermark) for entry in state.manifest.segments]
 
     def holder(self) -> Holder | None:
         """The process that has the shard open for writing, as far as can be seen."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from ..commits import Record
-from ..manifest import Evicted, Manifest
+from ..manifest import Evicted, Manifest, SegmentEntry
 from ..retention import Piece
 from ..tiers.cold import ColdSegment
 from ..tiers.hot import HotSegment
@@ -82,6 +82,16 @@ class ShardState:
             else piece
             for piece in self._listed
         ]
+
+    def view_at(self, entry: SegmentEntry, watermark: int) -> SegmentView:
+        """A segment as it is seen at a commit, which may be older than what is known of it.
+
+        It may have been sealed after that commit; until it is passed, rows are told by their ordinals.
+        """
+        closed = entry.sealed and entry.last_ordinal <= watermark
+        whole = closed and 2 * entry.num_rows >= entry.rows
+        hot, cold = self.hot.get(entry.number), self.cold.get(entry.number)
+        return SegmentView(self.manifest.shard, entry, closed, whole, hot=hot, cold=cold)
 
     def views(
         self, closing: Mapping[int, OpenSegment], opened: Sequence[OpenSegment], *, leaving: bool

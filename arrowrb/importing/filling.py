@@ -13,7 +13,6 @@ rows, each commit whole, with the last episode cut.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +21,11 @@ from typing import Any, Final
 import numpy as np
 
 from .. import files
-from ..engine import check_path, is_store
+from ..engine import check_path, is_store, outside_stores
 from ..errors import ColumnError, FullError, OptionError, SchemaError, StoreExistsError
 from ..events import MAX_EPISODE, external
 from ..schema import Rows, Schema
 from ..store import Store
-from .sources import enclosing_store
 
 _CHUNK_BYTES: Final = 8 << 20
 _LEAST_CHUNK_ROWS: Final = 64
@@ -109,10 +107,7 @@ def check_same(schema: Schema, other: Schema, place: str) -> None:
 
 def _check_new(path: Path) -> Path:
     with files.explaining(path, "looking at the target"):
-        path = Path(os.path.realpath(path))
-        store = enclosing_store(path)
-        if store is not None:
-            raise StoreExistsError(f"{path} lies inside the store {store}. Choose a folder beside it.")
+        path = outside_stores(path)
         if is_store(path):
             raise StoreExistsError(
                 f"{path} is a store already. Open it with mode='a' and give that to add to it, or choose another path."

@@ -76,15 +76,11 @@ class Order:
 
     def _described(self, table: pa.Table) -> dict[str, NDArray[Any]]:
         count = table.num_rows
-        done = np.zeros(count, np.bool_)
-        for name in FLAGS:
-            if name in table.column_names:
-                done |= np.asarray(table.column(name).fill_null(False)).astype(np.bool_)
         return {
             "lane": integers(table, "lane"),
             "episode_id": integers(table, "episode_id"),
             "step": integers(table, "step"),
-            "done": done,
+            "done": is_done(table),
             "final": is_final(table) if self._follows else np.zeros(count, np.bool_),
             "file": np.full(count, len(self._files) - 1),
             "row": np.arange(self._num_rows, self._num_rows + count),
@@ -165,6 +161,15 @@ def integers(table: pa.Table, name: str) -> NDArray[np.int64]:
     if name not in table.column_names:
         return np.zeros(table.num_rows, np.int64)
     return np.asarray(table.column(name)).astype(np.int64, copy=False)
+
+
+def is_done(table: pa.Table) -> NDArray[np.bool_]:
+    """Which rows end their episode."""
+    found = np.zeros(table.num_rows, np.bool_)
+    for name in FLAGS:
+        if name in table.column_names:
+            found |= np.asarray(table.column(name).fill_null(False)).astype(np.bool_)
+    return found
 
 
 def is_final(table: pa.Table) -> NDArray[np.bool_]:

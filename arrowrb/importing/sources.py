@@ -20,7 +20,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..engine import check_path, is_store
+from ..engine import check_path, enclosing_store
 from ..errors import ArrowRBError, ColumnError, CorruptError, OptionError, SchemaError, StoreError
 from ..files import explaining
 from ..schema import Schema
@@ -173,12 +173,6 @@ def find_files(source: Any) -> tuple[Path, ...]:
     if not found:
         raise StoreError(f"{path} is no Parquet file and no folder of such. Check the path.")
     return tuple(sorted(found, key=_natural))
-
-
-def enclosing_store(path: Path) -> Path | None:
-    """The store in whose folder a path lies."""
-    parents = Path(os.path.realpath(path)).parents
-    return next((parent for parent in parents if is_store(parent)), None)
 
 
 def _is_hidden(path: Path) -> bool:

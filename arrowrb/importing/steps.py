@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .order import FLAGS, integers, is_final
+from .order import integers, is_done, is_final
 
 
 class Successors:
@@ -80,11 +80,7 @@ def _goes_on(table: pa.Table, final: NDArray[np.bool_]) -> NDArray[np.bool_]:
     if "episode_id" in table.column_names:
         follows = np.diff(integers(table, "episode_id")) == 0
     else:
-        done = np.zeros(table.num_rows, np.bool_)
-        for name in FLAGS:
-            if name in table.column_names:
-                done |= np.asarray(table.column(name).fill_null(False)).astype(np.bool_)
-        follows = ~final[:-1] & (~done[:-1] | final[1:])
+        follows = ~final[:-1] & (~is_done(table)[:-1] | final[1:])
     if "step" in table.column_names:
         follows &= np.diff(integers(table, "step")) == 1
     return np.asarray(follows, np.bool_)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .memory import address_of, copy, inline, kernel
+from .pages import read_count
 
 _BYTES = "Array(uint8, 1, 'C', readonly=True)"
 _PLAIN, _RLE = 0, 3
@@ -72,17 +73,8 @@ def _decode_lz4(content: Any, at: Any, stop: int, target: Any, size: int) -> Any
     while at < stop:
         token = np.int64(content[at])
         at += 1
-        count = token >> 4
-        if count == 15:
-            while True:
-                if at >= stop:
-                    return False
-                byte = np.int64(content[at])
-                at += 1
-                count += byte
-                if byte != 255:
-                    break
-        if count > stop - at or count > size - done:
+        at, count = read_count(source, at, stop, token >> 4)
+        if at < 0 or count > stop - at or count > size - done:
             return False
         copy(base + done, source + at, count)
         done += count
@@ -92,18 +84,9 @@ def _decode_lz4(content: Any, at: Any, stop: int, target: Any, size: int) -> Any
         if stop - at < 2:
             return False
         back = np.int64(content[at]) | np.int64(content[at + 1]) << 8
-        at += 2
-        count = (token & 15) + 4
-        if token & 15 == 15:
-            while True:
-                if at >= stop:
-                    return False
-                byte = np.int64(content[at])
-                at += 1
-                count += byte
-                if byte != 255:
-                    break
-        if back == 0 or back > done or count > size - done:
+        at, count = read_count(source, at + 2, stop, token & 15)
+        count += 4
+        if at < 0 or back == 0 or back > done or count > size - done:
             return False
         if back >= count:
             copy(base + done, base + done - back, count)

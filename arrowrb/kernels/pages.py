@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .memory import inline, kernel
+from .memory import address_of, inline, kernel, load_u8
 
 RUN_BYTES = 7  # a run takes at most: a varint of 34 bits and the level
 # What the header of a page says: its type, sizes and CRC-32; number of values, and how these and levels are encoded.
@@ -16,42 +16,33 @@ _BYTES, _32, _64 = (f"Array(uint{bits}, 1, 'C', readonly=True)" for bits in (8, 
 _STREAMS = "Array(uint8, 2, 'C', readonly=True)"
 
 
-@kernel(f"void({_32}, uint8[:, ::1])")
-def split_32(values: Any, streams: Any) -> None:
-    """Byte k of each value to ``streams[k]``."""
-    for k in range(4):
-        shift = np.uint32(8 * k)
+def _splitter(word: Any, size: int) -> Any:
+    def split(values: Any, streams: Any) -> None:
+        """Byte k of each value to ``streams[k]``."""
+        for k in range(size):
+            shift = word(8 * k)
+            for i in range(values.shape[0]):
+                streams[k, i] = np.uint8(values[i] >> shift)
+
+    return split
+
+
+def _joiner(word: Any, size: int) -> Any:
+    def join(streams: Any, values: Any) -> None:
+        """The values whose bytes ``streams`` has."""
         for i in range(values.shape[0]):
-            streams[k, i] = np.uint8(values[i] >> shift)
+            value = word(0)
+            for k in range(size):
+                value |= word(streams[k, i]) << word(8 * k)
+            values[i] = value
+
+    return join
 
 
-@kernel(f"void({_64}, uint8[:, ::1])")
-def split_64(values: Any, streams: Any) -> None:
-    """Byte k of each value to ``streams[k]``."""
-    for k in range(8):
-        shift = np.uint64(8 * k)
-        for i in range(values.shape[0]):
-            streams[k, i] = np.uint8(values[i] >> shift)
-
-
-@kernel(f"void({_STREAMS}, uint32[::1])")
-def join_32(streams: Any, values: Any) -> None:
-    """The values whose bytes ``streams`` has."""
-    for i in range(values.shape[0]):
-        value = np.uint32(0)
-        for k in range(4):
-            value |= np.uint32(streams[k, i]) << np.uint32(8 * k)
-        values[i] = value
-
-
-@kernel(f"void({_STREAMS}, uint64[::1])")
-def join_64(streams: Any, values: Any) -> None:
-    """The values whose bytes ``streams`` has."""
-    for i in range(values.shape[0]):
-        value = np.uint64(0)
-        for k in range(8):
-            value |= np.uint64(streams[k, i]) << np.uint64(8 * k)
-        values[i] = value
+split_32 = kernel(f"void({_32}, uint8[:, ::1])")(_splitter(np.uint32, 4))
+split_64 = kernel(f"void({_64}, uint8[:, ::1])")(_splitter(np.uint64, 8))
+join_32 = kernel(f"void({_STREAMS}, uint32[::1])")(_joiner(np.uint32, 4))
+join_64 = kernel(f"void({_STREAMS}, uint64[::1])")(_joiner(np.uint64, 8))
 
 
 @inline
@@ -136,33 +127,38 @@ def decode_definitions(content: Any, length: int, level: int, valid: Any) -> Any
     return row
 
 
+@inline
+def read_count(source: int, at: Any, stop: int, count: Any) -> Any:
+    """Where a count of LZ4 ends that begins with these four bits, and the count; -1 if it does not end."""
+    if count < 15:
+        return at, count
+    while at < stop:
+        byte = np.int64(load_u8(source + at))
+        at += 1
+        count += byte
+        if byte != 255:
+            return at, count
+    return np.int64(-1), count
+
+
 @kernel(f"int64({_BYTES})")
 def lz4_size(block: Any) -> Any:
     """Bytes that a block of LZ4 stands for, or -1 where it is none. That what it repeats is there is not looked at."""
+    source, stop = address_of(block), np.int64(block.shape[0])
     size, at = np.int64(0), np.int64(0)
-    while at < block.shape[0]:
-        token = block[at]
-        at += 1
-        for turn in range(2):  # literals, and what is repeated
-            count = np.int64(token >> 4 if turn == 0 else token & 15)
-            if turn == 1:
-                at += 2
-            if count == 15:
-                while True:
-                    if at >= block.shape[0]:
-                        return -1
-                    byte = block[at]
-                    at += 1
-                    count += byte
-                    if byte != 255:
-                        break
-            if turn == 0:
-                size += count
-                at += count
-                if at >= block.shape[0]:
-                    return size if at == block.shape[0] else -1
-            else:
-                size += count + 4
+    while at < stop:
+        token = np.int64(block[at])
+        at, count = read_count(source, at + 1, stop, token >> 4)
+        if at < 0:
+            return -1
+        size += count
+        at += count
+        if at >= stop:
+            return size if at == stop else -1
+        at, count = read_count(source, at + 2, stop, token & 15)
+        if at < 0:
+            return -1
+        size += count + 4
     return -1
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .. import kernels, parquet
 from ..errors import CorruptError
 from ..files import Mapping
-from .decoding import READING_ERRORS, plainly
+from .decoding import READING_ERRORS, buffer_of, open_file, plainly
 
 _LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 _MOST_PAGE_BYTES = 64 << 20
@@ -108,7 +108,7 @@ class Chunks:
         None where they are not such as `packed` reads.
         """
         groups = [self._metadata.row_group(group) for group in range(self._metadata.num_row_groups)]
-        place = next((i for i in range(self._metadata.num_columns) if self._path(i) == name), None)
+        place = self._place(name)
         physical = {4: "FLOAT", 8: "DOUBLE"}.get(kind.itemsize) if kind.kind == "f" else None
         none = np.zeros((3, 0), np.int64)
         if place is None or self._metadata.schema.column(place).max_definition_level != 1:
@@ -135,27 +135,23 @@ class Chunks:
         if found is None:
             groups = range(self._metadata.num_row_groups)
             parts = [self._metadata.row_group(group) for group in groups]
-            place = next((i for i in range(self._metadata.num_columns) if self._path(i) == name), None)
+            place = self._place(name)
             pairs = [(_LEAST, _MOST) if place is None else _bounds_of(part.column(place).statistics) for part in parts]
             table = np.array(pairs, np.int64).reshape(-1, 2)
             found = self._bounds[name] = table[:, 0].copy(), table[:, 1].copy()
         return found
 
-    def _path(self, place: int) -> str:
-        return str(self._metadata.schema.column(place).path)
+    def _place(self, name: str) -> int | None:
+        columns = (self._metadata.schema.column(place) for place in range(self._metadata.num_columns))
+        return next((place for place, column in enumerate(columns) if column.path == name), None)
 
     def _open(self, *, checking: bool) -> pq.ParquetFile:
         # A file object for each reader: one is not for several threads.
-        source = pa.BufferReader(self._content)
-        return pq.ParquetFile(source, metadata=self._metadata, page_checksum_verification=checking)
-
-    @property
-    def _content(self) -> pa.Buffer:
-        return pa.foreign_buffer(self._mapping.address, self._mapping.size, base=self._mapping)
+        return open_file(self._mapping, self._mapping.path.name, self._metadata, checking=checking)
 
     @cached_property
     def _fragment(self) -> Any:
         """The file as a fragment of an Arrow dataset, over the mapping: it needs no file name."""
         import pyarrow.dataset as ds
 
-        return ds.ParquetFileFormat().make_fragment(self._content)
+        return ds.ParquetFileFormat().make_fragment(buffer_of(self._mapping))

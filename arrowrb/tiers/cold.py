@@ -31,7 +31,7 @@ from ..schema import Column, Schema
 from .chunks import Chunks
 from .columnar import as_slice
 from .decoding import READING_ERRORS, Groups, open_file, plainly
-from .hot import HotSegment
+from .hot import HotSegment, from_columns
 from .statistics import wrong_statistics
 
 ROW_ID: Final = "row_id"
@@ -399,3 +399,7 @@ class ColdSegment:
         if column.owner == "transition":
             whole[self.kinds != Kind.TRANSITION] = 0
         return whole
+
+    def in_memory(self) -> HotSegment:
+        """The whole segment as if it had stayed hot, in memory of its own."""
+        return from_columns(self.mapping.path, self.columns, [self.column(place) for place in range(len(self.columns))])

@@ -28,11 +28,18 @@ READING_ERRORS: Final = (pa.ArrowException, ArrowRBError, OSError, ValueError, L
 Values = tuple[NDArray[Any], NDArray[np.bool_] | None]
 
 
-def open_file(mapping: Mapping, name: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+def buffer_of(mapping: Mapping) -> pa.Buffer:
+    """A mapped file's content, which keeps the mapping alive."""
+    return pa.foreign_buffer(mapping.address, mapping.size, base=mapping)
+
+
+def open_file(
+    mapping: Mapping, name: str, metadata: pq.FileMetaData | None = None, *, checking: bool = True
+) -> pq.ParquetFile:
     """A mapped file as Arrow reads it; with its checksums, which Arrow and DuckDB leave alone unless asked."""
-    content = pa.foreign_buffer(mapping.address, mapping.size, base=mapping)
+    source = pa.BufferReader(buffer_of(mapping))
     try:
-        return pq.ParquetFile(pa.BufferReader(content), metadata=metadata, page_checksum_verification=True)
+        return pq.ParquetFile(source, metadata=metadata, page_checksum_verification=checking)
     except READING_ERRORS as error:
         raise CorruptError(f"Segment {name} is damaged: {plainly(error)}.") from None
 
