@@ -359,7 +359,13 @@ class Store(Upkeep):
         return made
 
     def sql(
-        self, query: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None, *, threads: int | None = None
+        self,
+        query: str,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        threads: int | None = None,
+        memory_bytes: int | None = None,
+        timeout: float | None = None,
     ) -> sql.Query:
         """Ask a question of what is visible now, in DuckDB's SQL: SELECT and EXPLAIN only.
 
@@ -369,11 +375,15 @@ class Store(Upkeep):
             query: one statement.
             parameters: for ``?`` or ``$name`` in it.
             threads: for this query; all cores by default.
+            memory_bytes: that queries with the same limits may use together, beside the store's own; half of the
+                machine's memory by default. What does not fit goes through a temporary folder of this process.
+            timeout: seconds after which computing the rows is given up; none by default. Ctrl-C does the same.
 
         Raises:
-            QueryError: if the statement is wrong, or does more than read.
+            QueryError: if the statement is wrong, does more than read, or finds no room.
+            WaitError: if it takes longer than ``timeout``.
         """
-        return sql.run(self._engine, query, parameters, threads=threads)
+        return sql.run(self._engine, query, parameters, threads=threads, memory_bytes=memory_bytes, timeout=timeout)
 
     def _loader(self, columns: Sequence[str] | None, float64: str, device: Any) -> Loader:
         key = repr((columns, float64, device))

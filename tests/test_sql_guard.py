@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -12,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arrowrb.errors import OptionError, QueryError
+from arrowrb.errors import OptionError, QueryError, WaitError
 from arrowrb.store import Store
 from tests.plain_store import plain_batch, plain_schema
 
@@ -249,3 +254,69 @@ def test_ctrl_c_stops_a_query(hostile: Store) -> None:
     timer.join()
     assert time.monotonic() - began < 10
     assert hostile.sql("SELECT count(*) FROM transitions").fetchone() == (5,)
+
+
+def test_a_query_that_takes_too_long_is_given_up(hostile: Store) -> None:
+    endless = "SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b"
+    query = hostile.sql(endless, timeout=0.2)
+    for _ in range(2):
+        began = time.monotonic()
+        with pytest.raises(WaitError, match=r"timeout=0\.2"):
+            query.fetchall()
+        assert 0.2 <= time.monotonic() - began < 10
+    found: list[BaseException] = []
+
+    def elsewhere() -> None:
+        try:
+            hostile.sql(endless, timeout=0.1).fetchall()
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join(20)
+    assert [type(error) for error in found] == [WaitError]
+    assert hostile.sql("SELECT count(*) FROM transitions", timeout=np.float64(100)).fetchone() == (5,)
+    for wrong in (0, -1.0, True, "1", math.nan, math.inf):
+        with pytest.raises(OptionError, match="timeout"):
+            hostile.sql("SELECT 1", timeout=wrong)  # type: ignore[arg-type]
+
+
+def test_memory_is_limited_and_more_goes_through_a_folder_that_is_removed(tmp_path: Path) -> None:
+    script = """
+        import sys, tempfile
+        from pathlib import Path
+        import gymnasium as gym
+        import arrowrb
+        if __name__ == "__main__":
+            tempfile.tempdir = sys.argv[1]
+            schema = arrowrb.Schema.from_spaces(gym.spaces.Discrete(3), gym.spaces.Discrete(2))
+            with arrowrb.Store.create(Path(sys.argv[1]) / "store", schema) as store:
+                ask = lambda text: store.sql(text, threads=2, memory_bytes=150 << 20).fetchall()
+                place, = Path(sys.argv[1]).glob("arrowrb-sql-*") if ask("SELECT 1") else ()
+                sorted_ = "SELECT i, row_number() OVER (ORDER BY hash(i)) AS place FROM range(12000000) t(i)"
+                print(ask(f"SELECT count(*), max(place) FROM ({sorted_})"))
+                try:
+                    ask("SELECT list(i) FROM range(100000000) t(i)")
+                except arrowrb.QueryError as error:
+                    print(error)
+    """
+    run = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=True)
+    assert "[(12000000, 12000000)]" in done.stdout
+    assert "Out of Memory" in done.stdout
+    assert "memory_bytes=" in done.stdout
+    assert "SET" not in done.stdout
+    assert not list(tmp_path.glob("arrowrb-sql-*"))
+    with Store.open(tmp_path / "store") as store:
+        for wrong in (0, 1000, 1.5, True, "1GB"):
+            with pytest.raises(OptionError, match="memory_bytes"):
+                store.sql("SELECT 1", memory_bytes=wrong)  # type: ignore[arg-type]
+
+
+def test_without_a_temporary_folder_queries_run_in_memory(hostile: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*_: Any, **__: Any) -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", nowhere)
+    assert hostile.sql("SELECT count(*) FROM transitions", memory_bytes=123 << 20).fetchone() == (5,)

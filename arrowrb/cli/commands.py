@@ -198,6 +198,13 @@ def sql(
     threads: Annotated[
         int | None, typer.Option(min=1, help="For the query; all cores by default.", show_default=False)
     ] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option(min=1, help="Megabytes for the query; half of the machine's by default.", show_default=False),
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds after which it is given up; none by default.", show_default=False)
+    ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Rows that a table shows; 0 shows all.")] = 50,
 ) -> None:
     """Ask a store in SQL. Views: transitions, steps, episodes, segments.
@@ -206,7 +213,11 @@ def sql(
     """
     text = sys.stdin.read() if query == "-" else query
     with arrowrb.Store.open(store) as opened:
-        print_result(opened.sql(text, threads=threads).arrow(), form, limit)
+        print_result(
+            opened.sql(text, threads=threads, memory_bytes=memory and memory << 20, timeout=timeout).arrow(),
+            form,
+            limit,
+        )
 
 
 @app.command()

@@ -163,6 +163,8 @@ def describe(error: BaseException) -> str:
     """DuckDB's message, its first lines, and what to do, unless they are about values and columns."""
     message = str(error).partition(_TRACEBACK)[0]
     lines = [line.rstrip() for line in message.splitlines() if line.strip()][:6]
+    if lines[0].startswith("Out of Memory Error"):  # its remedies are settings, which are locked
+        return f"{lines[0].rstrip('.')}. Allow more by memory_bytes=, use fewer threads=, or ask for less."
     text = "\n".join(lines)
     if text.startswith(("Binder Error", "Conversion Error", "Invalid Input Error", "Out of Range Error")):
         return text

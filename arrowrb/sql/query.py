@@ -1,18 +1,12 @@
-"""Running one statement over one snapshot.
-
-All queries of a process share one locked in-memory database for each number of threads (making one takes tens of
-milliseconds); each query has a cursor of its own, whose tables and views are its own.
-"""
+"""Running one statement over one snapshot."""
 
 from __future__ import annotations
 
 import contextlib
 import html
-import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,8 +14,10 @@ import pyarrow as pa
 
 from ..engine import Engine, Snapshot
 from ..errors import OptionError, QueryError, StoreError
+from . import database
 from .ahead import Ahead, let_go, sweep
 from .cold_rows import ColdRows, count_threads
+from .database import Limits, check_timeout, interruptible
 from .guard import VIEWS, Statement, check, describe
 from .relations import tables_of
 from .summaries import build_episodes, build_segments, read_runs
@@ -31,13 +27,8 @@ if TYPE_CHECKING:
     import pandas
     import polars
 
-_MAX_THREADS: Final = 1024
-_KEPT_DATABASES: Final = 4
 _HTML_ROWS: Final = 20
-_INTERRUPT_SECONDS: Final = 0.05
 _TRIES: Final = 20
-_databases: dict[tuple[int, int | None], Any] = {}
-_guard = threading.Lock()
 
 Parameters = Sequence[Any] | Mapping[str, Any] | None
 
@@ -48,6 +39,8 @@ def run(
     parameters: Parameters = None,
     *,
     threads: int | None = None,
+    memory_bytes: int | None = None,
+    timeout: float | None = None,
 ) -> Query:
     """Bind one statement to what is visible now; it runs when its rows are first asked for.
 
@@ -56,24 +49,28 @@ def run(
         query: one SELECT, or EXPLAIN of one.
         parameters: for ``?`` (a sequence) or ``$name`` (a mapping) in it.
         threads: for this query; all cores by default.
+        memory_bytes: for this query and others with the same limits; half of the machine's by default.
+        timeout: seconds that binding it, and computing its rows, may each take.
 
     Raises:
         QueryError: if the statement is wrong, or does more than read.
         OptionError: if an option is.
+        WaitError: if it takes longer than ``timeout``.
     """
-    count = _check_threads(threads)
+    limits, seconds = Limits.checked(threads, memory_bytes), check_timeout(timeout)
     values = _check_parameters(parameters)
     sweep()
-    cursor = _cursor(count)
+    cursor = database.cursor(limits)
     ahead: list[Ahead] = []
     try:
         statement = check(cursor, query)
-        snapshot, relation = _bind_anew(engine, cursor, statement, values, ahead, count_threads(count))
+        readers = count_threads(limits.threads)
+        snapshot, relation = _bind_anew(engine, cursor, statement, values, ahead, readers, seconds)
     except BaseException:
         let_go(ahead)
         cursor.close()
         raise
-    return Query(statement.text, snapshot, cursor, relation, ahead)
+    return Query(statement.text, snapshot, cursor, relation, ahead, seconds)
 
 
 def check_condition(text: str) -> None:
@@ -82,7 +79,7 @@ def check_condition(text: str) -> None:
     Raises:
         QueryError: if it is none.
     """
-    cursor = _cursor(None)
+    cursor = database.cursor(Limits())
     try:
         check(cursor, f"SELECT CASE WHEN (\n{text}\n) THEN 1 END")
     finally:
@@ -96,12 +93,13 @@ def _bind_anew(
     values: list[Any] | dict[str, Any] | None,
     ahead: list[Ahead],
     threads: int,
+    timeout: float | None,
 ) -> tuple[Snapshot, Any]:
     """Bind to a snapshot whose tables are all there: run tables of evicted segments are merged now and then."""
     for attempt in range(_TRIES):
         snapshot = engine.snapshot()
         try:
-            return snapshot, _bind(engine, snapshot, cursor, statement, values, ahead, threads)
+            return snapshot, _bind(engine, snapshot, cursor, statement, values, ahead, threads, timeout)
         except StoreError as error:
             if not isinstance(error.__cause__, FileNotFoundError) or attempt == _TRIES - 1:
                 raise
@@ -115,12 +113,14 @@ class Query:
     that snapshot as long as it lives. Thread-safe.
     """
 
-    def __init__(self, text: str, snapshot: Snapshot, cursor: Any, relation: Any, ahead: list[Ahead]) -> None:
+    def __init__(
+        self, text: str, snapshot: Snapshot, cursor: Any, relation: Any, ahead: list[Ahead], timeout: float | None
+    ) -> None:
         self._text = text
         # Functions are the database's, not the cursor's. The relation may outlive this, and needs them.
         weakref.finalize(relation, let_go, ahead)
         self._snapshot = snapshot  # pins the memory that the relation reads
-        self._cursor = cursor
+        self._cursor, self._timeout = cursor, timeout
         self._held: Any = None
         self._unread: Iterator[tuple[Any, ...]] | None = None
         self._lock = threading.RLock()
@@ -140,14 +140,14 @@ class Query:
     def relation(self) -> Any:
         """The DuckDBPyRelation: filter it further, or stream it by ``.to_arrow_reader()``.
 
-        It runs anew whenever it is read. Not to be used by several threads at once.
+        It runs anew whenever it is read, as long as it takes. Not to be used by several threads at once.
         """
         return self._relation
 
     def _rows(self) -> Any:
         """The relation over the rows, which are computed at the first call."""
         if self._held is None:
-            self._held = _interruptible(self._cursor, self._relation.materialize)
+            self._held = interruptible(self._cursor, self._relation.materialize, self._timeout)
         return self._held
 
     def df(self) -> pandas.DataFrame:
@@ -210,16 +210,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _check_threads(threads: object) -> int | None:
-    if threads is None:
-        return None
-    if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or not 1 <= threads <= _MAX_THREADS:
-        raise OptionError(
-            f"threads is {threads!r}, expected a whole number of 1 to {_MAX_THREADS}. Leave it out to use all cores."
-        )
-    return int(threads)
-
-
 def _check_parameters(parameters: object) -> list[Any] | dict[str, Any] | None:
     """Parameters as DuckDB takes them: NumPy's and torch's values become Python's."""
     if parameters is None:
@@ -249,73 +239,8 @@ def _explaining() -> Iterator[None]:
         raise KeyboardInterrupt from None
     except duckdb.Error as error:
         if isinstance(error, duckdb.FatalException | duckdb.InternalException):
-            _forget_databases()
+            database.forget()
         raise QueryError(describe(error)) from None
-
-
-def _interruptible(cursor: Any, work: Callable[[], Any]) -> Any:
-    """Do DuckDB's work so that Ctrl-C stops it: its own calls look for signals in some ways of fetching only."""
-    if threading.current_thread() is not threading.main_thread():
-        return work()  # signals come to the main thread
-    done: Future[Any] = Future()
-    finished = (
-        threading.Event()
-    )  # not the thread's end: Ctrl-C in Thread.join takes a thread that runs for one that ended
-
-    def call() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:
-            done.set_exception(error)
-        finally:
-            finished.set()
-
-    threading.Thread(target=call, name="arrowrb-sql", daemon=True).start()
-    try:
-        while not finished.wait(_INTERRUPT_SECONDS):
-            pass  # by the clock, since polars, once imported, lets waits sleep through signals
-    except KeyboardInterrupt:
-        cursor.interrupt()
-        while not finished.wait(_INTERRUPT_SECONDS):
-            cursor.interrupt()  # again, since one that comes before the first row is looked for is lost
-        raise
-    return done.result()
-
-
-def _cursor(threads: int | None) -> Any:
-    """A connection of its own to the locked database with this number of threads."""
-    key = (os.getpid(), threads)  # a fork has none of its parent's threads
-    with _guard:
-        if key not in _databases:
-            while len(_databases) >= _KEPT_DATABASES:
-                del _databases[next(iter(_databases))]
-            _databases[key] = _open_database(threads)
-        return _databases[key].cursor()
-
-
-def _forget_databases() -> None:
-    """After an internal error DuckDB refuses all further work in that database."""
-    with _guard:
-        _databases.clear()
-
-
-def _open_database(threads: int | None) -> Any:
-    """An empty in-memory database that can read no file and change no setting."""
-    import duckdb
-
-    config: dict[str, Any] = {
-        "python_enable_replacements": False,
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
-        "allow_community_extensions": False,
-        "temp_directory": "",  # else large sorts would write into the working folder
-    }
-    if threads is not None:
-        config["threads"] = threads
-    database = duckdb.connect(":memory:", config=config)
-    database.execute("SET enable_external_access = false")
-    database.execute("SET lock_configuration = true")
-    return database
 
 
 def _bind(
@@ -326,12 +251,13 @@ def _bind(
     values: list[Any] | dict[str, Any] | None,
     ahead: list[Ahead],
     threads: int,
+    timeout: float | None,
 ) -> Any:
     """Register the views that a statement needs, and bind it."""
     import duckdb
 
     def bind() -> Any:
-        return _interruptible(cursor, lambda: cursor.sql(statement.text, params=values))
+        return interruptible(cursor, lambda: cursor.sql(statement.text, params=values), timeout)
 
     with _explaining():
         for view in sorted(statement.views):
