@@ -14,7 +14,7 @@ The map of the house; each row imports only from rows below it, and names on one
     tiers/, checkpoints                             where segments live: mapped Arrow IPC, Parquet; named points
     parquet/                                        Parquet's footers, and pages of vectors
     kernels/, manifest, commits, seeds, staging     compiled loops; the durable lists and records; steps -> events
-    files, tape, arrival, interrupts                publish, map, lock; steps as they arrive; Ctrl-C held back
+    files, network, tape, arrival, interrupts       publish, map, lock; other machines; steps as they arrive; Ctrl-C
     events                                          what a commit is made of
     schema/, rows, nested                           spaces <-> Arrow <-> NumPy; row ids; values <-> JSON and tensors
     errors

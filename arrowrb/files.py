@@ -343,7 +343,8 @@ class Lock:
         self._pid = os.getpid()
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
         try:
-            publish(holder_path, json.dumps(holder).encode(), sync=False)
+            with contextlib.suppress(FullError):  # it only says more of who holds the lock
+                publish(holder_path, json.dumps(holder).encode(), sync=False)
         except BaseException:
             self.release()
             raise

@@ -15,6 +15,7 @@ from .. import manifest as manifests
 from ..commits import Record
 from ..errors import CorruptError, StoreExistsError, StoreNotFoundError
 from ..manifest import Manifest, check_format
+from ..network import check_local
 from ..schema import Schema
 from .options import check_schema
 from .paths import SPARE_STORE_FILE, STORE_FILE, find_foreign, is_store, shard_paths
@@ -47,6 +48,7 @@ def create_store(
         StoreExistsError: if a store is there already, or files that are not ours.
     """
     files.check_platform()
+    check_local(path)
     check_schema(schema)
     if is_store(path):
         raise StoreExistsError(

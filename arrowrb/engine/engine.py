@@ -32,6 +32,7 @@ from ..errors import (
 from ..events import Events
 from ..interrupts import Uninterrupted
 from ..manifest import Manifest
+from ..network import check_local
 from ..retention import Action
 from ..seeds import SeedEntry
 from ..writer import MAX_LANES
@@ -89,6 +90,7 @@ class Engine:
         self._limits = replace(options.limits, max_rows=self.file.max_rows, max_bytes=self.file.max_bytes)
         self._readers = self._follow([number for number in numbers if not (writable and number == 0)])
         if writable:
+            check_local(path)
             paths = shard_paths(path, 0)
             limits = replace(self._limits, keep_below=checkpoints.keep_below(path, self.file.store_id, 0))
             options = replace(options, limits=limits)

@@ -62,6 +62,11 @@ class ShardPaths:
         return self.root / "manifest.json"
 
     @property
+    def reserve(self) -> Path:
+        """Room for the next manifest."""
+        return self.root / "reserve"
+
+    @property
     def visible(self) -> Path:
         """The visible commit record."""
         return self.root / "visible.commit"

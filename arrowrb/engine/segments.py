@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from ..tiers.hot import HotSegment
 from ..writer import OpenSegment
 from .paths import ShardPaths, identity, segment_name
 from .pins import Pins
+from .reserve import Reserve
 from .state import ShardState
 from .tiering import demote, merge_runs, open_cold, remove_files
 
@@ -54,6 +56,7 @@ class Segments:
         check_lock: Callable[[], None],
     ) -> None:
         self._paths = paths
+        self._reserve = Reserve(paths.reserve)
         self._schema = schema
         self._store_id = store_id
         self._durable = durable
@@ -117,10 +120,11 @@ class Segments:
         *,
         hot: Mapping[int, HotSegment | None] | None = None,
         cold: Mapping[int, ColdSegment | None] | None = None,
+        frees: bool = False,
     ) -> None:
         """Make the names of new files durable, replace the manifest file, then the state in memory.
 
-        None takes a segment away.
+        None takes a segment away. ``frees`` says that files go afterwards, so that this may take the last room.
         """
         with self._manifest_guard:
             self._check_lock()  # never over the manifest of another process
@@ -128,7 +132,7 @@ class Segments:
                 files.sync_directory(self._paths.segments)
             changed = change(self.manifest)
             changed = replace(changed, sequence=self.manifest.sequence + 1)
-            manifests.write(self._paths.manifest, changed, sync=self._durable)
+            self._write(changed, frees=frees)
             listed = {entry.number for entry in changed.segments}
             with self._state_guard:
                 state = self.state
@@ -141,6 +145,26 @@ class Segments:
                     version=state.version + 1,
                 )
         self.changed()
+
+    def _write(self, manifest: Manifest, *, frees: bool) -> None:
+        write = partial(manifests.write, self._paths.manifest, manifest, sync=self._durable)
+        if frees:
+            self._reserve.spend_on(write)
+        else:
+            write()
+
+    def open(self) -> None:
+        """Write the manifest of a writer that begins."""
+        self._write(self.manifest, frees=True)
+        self._set_room_aside()
+
+    def _set_room_aside(self) -> None:
+        self._reserve.fill(self._paths.manifest.stat().st_size)
+
+    def _remove(self, names: Sequence[str]) -> None:
+        """Unlink files that are not listed any more."""
+        remove_files(self._paths, names)
+        self._set_room_aside()
 
     def touch(self) -> None:
         """Note that the views of segments are others now."""
@@ -164,9 +188,9 @@ class Segments:
             return False
         gone = {entry.number: None}
         mapping = (state.cold if entry.tier == "cold" else state.hot)[entry.number].mapping
-        self.update(lambda manifest: manifest.without_segment(entry), hot=gone, cold=gone)
+        self.update(lambda manifest: manifest.without_segment(entry), hot=gone, cold=gone, frees=True)
         self.pins.add(mapping)
-        remove_files(self._paths, [entry.name, *([entry.blocks.name] if entry.blocks is not None else [])])
+        self._remove([entry.name, *([entry.blocks.name] if entry.blocks is not None else [])])
         return True
 
     def demote(self, numbers: Sequence[int]) -> None:
@@ -183,10 +207,11 @@ class Segments:
             )
             entries.append(entry)
             moved[number] = segment
-        self.update(lambda manifest: manifest.with_segments(entries), hot=dict.fromkeys(numbers), cold=moved)
+        gone = dict.fromkeys(numbers)
+        self.update(lambda manifest: manifest.with_segments(entries), hot=gone, cold=moved, frees=True)
         for number in numbers:
             self.pins.add(state.hot[number].mapping)
-        remove_files(self._paths, [state.manifest.segment(number).name for number in numbers])
+        self._remove([state.manifest.segment(number).name for number in numbers])
 
     def merge_runs(self) -> None:
         """Keep the run tables of evicted segments few."""
@@ -194,7 +219,7 @@ class Segments:
         merged = merge_runs(self._paths, runs, durable=self._durable)
         if merged != runs:
             self.update(lambda manifest: replace(manifest, evicted=replace(manifest.evicted, runs=merged)))
-            remove_files(self._paths, sorted({file.name for file in runs} - {file.name for file in merged}))
+            self._remove(sorted({file.name for file in runs} - {file.name for file in merged}))
 
     def tier(self, num_lanes: int) -> HotTier:
         """How full the hot tier is."""

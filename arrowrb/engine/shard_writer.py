@@ -108,7 +108,7 @@ class ShardWriter:
         if unclean:
             # Rows beyond the record may have been seen under their ids before the power failed.
             segments = [replace(each, used_blocks=each.entry.rows // each.entry.block_rows) for each in segments]
-        manifests.write(paths.manifest, manifest, sync=self._options.durable)
+        self.segments.open()
         self._commits = CommitFile(paths.visible, writable=True)
         record = replace(record, sequence=sequence, boot_id=files.boot_id(), clean=False)
         self._commits.write(record)
