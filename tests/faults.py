@@ -46,6 +46,9 @@ def _path_of(call: str, arguments: tuple[Any, ...]) -> str:
     return os.fspath(arguments[1] if call in ("rename", "link") else first)
 
 
+Around = Callable[[str, str, Callable[..., Any], tuple[Any, ...]], Any]
+
+
 class Watch:
     """Calls back around each call that changes a file.
 
@@ -53,8 +56,8 @@ class Watch:
         around: called with (call, path, do, arguments); `do` makes the call. Replace it to disturb.
     """
 
-    def __init__(self) -> None:
-        self.around: Callable[[str, str, Callable[..., Any], tuple[Any, ...]], Any] = lambda _c, _p, do, args: do(*args)
+    def __init__(self, around: Around) -> None:
+        self.around = around
         self._guard = threading.RLock()
 
     def _call(self, name: str, path: str, do: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -160,20 +163,35 @@ class Failing:
     """Fails the n-th call, once or from then on."""
 
     def __init__(self, at: int, code: int, *, forever: bool) -> None:
-        self.count, self.failed = 0, 0
-        self._at, self._code, self._forever = at, code, forever
+        self.count = 0
+        self.at, self._code, self._forever = at, code, forever
 
     def around(self, call: str, path: str, do: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        if call == "commit":  # a store into memory does not fail
-            return do(*arguments)
+        if call == "commit" or not (self._code or call == "pwrite"):
+            return do(*arguments)  # a store into memory does not fail; other calls cannot be short, or Python sees to it
         self.count += 1
-        if self.count == self._at or (self._forever and self.count > self._at):
-            if self._code or call in WRITES:
-                self.failed += 1
+        if self.count == self.at or (self._forever and self.count > self.at):
             if self._code:
                 raise OSError(self._code, os.strerror(self._code))
-            if call == "pwrite":  # a short write
-                return do(arguments[0], arguments[1][: max(1, len(arguments[1]) // 2)], *arguments[2:])
+            return do(arguments[0], arguments[1][: max(1, len(arguments[1]) // 2)], *arguments[2:])
+        return do(*arguments)
+
+
+class Budget:
+    """A disk with room for so many bytes; what is removed makes none."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._left = num_bytes
+
+    def around(self, call: str, path: str, do: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        size = 4096 if call in ("create", "mkdir") else 0
+        if call in WRITES:
+            size = len(arguments[1] if call == "pwrite" else arguments[0])
+        elif call == "posix_fallocate":
+            size = arguments[2]
+        if size > self._left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._left -= size
         return do(*arguments)
 
 

@@ -1,18 +1,15 @@
-"""A little of each torture, in a process of its own: it forks, and takes the calls of the operating system over."""
+"""A part of each torture, in processes of their own: they fork, and take the calls of the operating system over."""
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
-from pathlib import Path
+import pytest
+
+from tests.torture.__main__ import TORTURES, start_part
+
+PARTS = [(name, part, torture.parts) for name, torture in TORTURES.items() for part in range(torture.parts)]
 
 
-def test_a_little_of_each() -> None:
-    root = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "tests.torture", "--scale", "0.01"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    cases = [int(count) for count in re.findall(r"(\d+) cases", done.stdout)]
-    assert len(cases) == 3
-    assert min(cases) >= 10
+@pytest.mark.parametrize(("name", "part", "parts"), PARTS)
+def test_no_row_is_lost(name: str, part: int, parts: int) -> None:
+    counts = start_part(name, TORTURES[name].in_test, part, parts)
+    assert counts["cases"] > 0

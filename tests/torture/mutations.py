@@ -1,0 +1,189 @@
+"""Files of each kind that were damaged: flipped bits, cut, extended, swapped pages, zeros.
+
+Of each: whatever is read is right, or an error of ours says why not; what `verify` finds nothing about is read as it
+was written; nothing dies, hangs or takes memory without bound.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+from collections import Counter as Tally
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import arrowrb
+from arrowrb import manifest as manifests
+from arrowrb.errors import ArrowRBError
+from arrowrb.store import Store
+from tests.torture.workloads import Progress, fork, open_writer, small_segments, write
+
+_PAGE, _MOST_SECONDS, _MOST_BYTES = 4096, 20, 1 << 30
+SHARD = Path("shards/00000")
+
+
+def mutated_files(folder: Path, cases: int, part: int, parts: int) -> dict[str, int]:
+    """So many damages of each kind of file; a child opens what is left, so that a death would be seen."""
+    small_segments(16, 1, hot=7)
+    whole = make(folder / "whole")
+    truth = read_all(whole)
+    kinds = kinds_of_files(whole)
+    counts: Tally[str] = Tally({"kinds of files": len(kinds)} if part == 0 else {})
+
+    def job() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (_memory() + _MOST_BYTES,) * 2)
+        for kind, path in kinds.items():
+            rng = np.random.default_rng(1000 * part + len(kind))
+            content = path.read_bytes()
+            for number in range(part, cases, parts):
+                damaged = mutate(content, rng)
+                with _replaced(path, damaged), _limited(f"{kind}, case {number}"):
+                    counts[_look(whole, truth, kind)] += 1
+                counts["cases"] += 1
+        (folder / "counts").write_text(json.dumps(counts))
+
+    assert fork(job) == 0
+    return dict(json.loads((folder / "counts").read_text()))
+
+
+def make(folder: Path) -> Path:
+    """A store with open, sealed, cold and dropped segments, seeds and a point; its writer died."""
+    folder.mkdir(parents=True)
+    store = folder / "store"
+
+    def job() -> None:
+        opened = open_writer(store, most_rows=250)
+        number = write(opened, Progress(folder / "progress"), 500, 50)
+        opened.checkpoint("point", tensors={"weight": np.arange(30.0)}, state={"number": number})
+        write(opened, Progress(folder / "progress"), 60, 30)
+        os._exit(0)
+
+    assert fork(job) == 0
+    (store / SHARD / "reserve").unlink()
+    return store
+
+
+def kinds_of_files(store: Path) -> dict[str, Path]:
+    """One file of each kind."""
+    manifest = manifests.read(store / SHARD / "manifest.json", 0)
+    segments = store / SHARD / "segments"
+    cold = next(each for each in manifest.segments if each.tier == "cold")
+    sealed = next(each for each in manifest.segments if each.tier == "hot" and each.sealed)
+    opened = next(each for each in manifest.segments if not each.sealed)
+    assert cold.blocks is not None
+    assert sealed.runs is not None
+    kinds = {
+        "store.json": store / "store.json",
+        "spare store.json": store / "shards" / "store.json",
+        "manifest": store / SHARD / "manifest.json",
+        "visible record": store / SHARD / "visible.commit",
+        "durable record": store / SHARD / "durable.commit",
+        "hot segment": segments / sealed.name,
+        "open segment": segments / opened.name,
+        "cold segment": segments / cold.name,
+        "block table": segments / cold.blocks.name,
+        "run table": segments / sealed.runs.name,
+        "merged run table": segments / manifest.evicted.runs[0].name,
+        "point": next((store / "checkpoints").glob("*.safetensors")),
+    }
+    assert all(path.is_file() for path in kinds.values())
+    return kinds
+
+
+def mutate(content: bytes, rng: np.random.Generator) -> bytes:
+    """Another content."""
+    damaged = bytearray(content)
+    size = len(content)
+    how = rng.random()
+    if how < 0.5:
+        for at in rng.integers(0, size, int(rng.choice([1, 1, 1, 2, 8]))).tolist():
+            damaged[at] ^= 1 << int(rng.integers(8))
+    elif how < 0.65:
+        del damaged[int(rng.integers(0, size)) :]
+    elif how < 0.75:
+        damaged += rng.bytes(int(rng.integers(1, 5000)))
+    elif how < 0.9:
+        step = min(_PAGE, max(1, size // 4))
+        one, other = (int(each) * step for each in rng.integers(0, size // step, 2))
+        damaged[one : one + step], damaged[other : other + step] = content[other : other + step], content[one : one + step]
+    else:
+        first = int(rng.integers(0, size))
+        stop = min(size, first + int(rng.integers(1, _PAGE)))
+        damaged[first:stop] = bytes(stop - first) if rng.random() < 0.5 else rng.bytes(stop - first)
+    return bytes(damaged)
+
+
+@contextmanager
+def _replaced(path: Path, content: bytes) -> Iterator[None]:
+    """Another content, of another inode, since what is mapped must not change."""
+    original = path.with_name("original")
+    path.rename(original)
+    try:
+        path.write_bytes(content)
+        yield
+    finally:
+        original.replace(path)
+
+
+@contextmanager
+def _limited(what: str) -> Iterator[None]:
+    def late(*_: Any) -> None:
+        raise AssertionError(f"{what}: takes longer than {_MOST_SECONDS} seconds")
+
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(_MOST_SECONDS)
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{what}: {error}") from error
+    finally:
+        signal.alarm(0)
+
+
+def _memory() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def read_all(path: Path) -> dict[str, Any]:
+    """All that a reader sees."""
+    with Store.open(path) as store:
+        rows = store.sql("SELECT * FROM transitions ORDER BY row_id").arrow()
+        ids = rows["row_id"].to_numpy()
+        batch = store.gather(ids)
+        return {
+            "rows": rows,
+            "batch": {name: column.numpy().tobytes() for name, column in batch.items()},
+            "steps": store.sql("SELECT count(*), sum(ordinal), max(step) FROM steps").fetchall(),
+            "episodes": store.sql("SELECT * FROM episodes ORDER BY episode_id").arrow(),
+            "points": _read_points(store),
+        }
+
+
+def _read_points(store: Store) -> Any:
+    tensors, state = store.restore("point")
+    return tensors["weight"].tolist(), state
+
+
+def _look(path: Path, truth: dict[str, Any], kind: str) -> str:
+    """Read and verify a damaged store; says how that ended."""
+    found, refused = arrowrb.verify(path), False
+    seen: dict[str, Any] = {}
+    try:
+        seen = read_all(path)
+    except ArrowRBError:
+        refused = True
+    if found:
+        wrong = [name for name, value in seen.items() if value != truth[name]]
+        # Of rows that are not sealed yet there are no checksums.
+        assert kind == "open segment" or not wrong, f"verify finds nothing, but {wrong} are others"
+        assert not refused or kind == "open segment", "verify finds nothing, but it does not open"
+        return "harmless"
+    return "refused" if refused else "named by verify"
+
