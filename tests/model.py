@@ -141,14 +141,20 @@ def as_batch(observation, following, outcome):
     }
 
 
-def of_batch(batch, index):
-    """(observation, outcome, following) bytes of one row of a batch of tensors."""
+def of_batch(batch):
+    """(observation, outcome, following) bytes of each row of a batch of tensors."""
     observation = [batch["observation"]["a"], batch["observation"]["b"], batch["legal"]]
     following = [batch["next_observation"]["a"], batch["next_observation"]["b"], batch["next_legal"]]
     outcome = [batch[name] for name in OUTCOME]
-    return tuple(
-        row_bytes([column.numpy() for column in columns], index) for columns in (observation, outcome, following)
-    )
+    return list(zip(*(_bytes_of_rows(columns) for columns in (observation, outcome, following)), strict=True))
+
+
+def _bytes_of_rows(columns):
+    arrays = [np.ascontiguousarray(column.numpy()) for column in columns]
+    if len(arrays[0]) == 0:
+        return []
+    whole = np.concatenate([array.reshape(len(array), -1).view(np.uint8) for array in arrays], axis=1)
+    return [row.tobytes() for row in whole]
 
 
 # -- hot files, by bare pyarrow ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from pathlib import Path
 
@@ -199,8 +200,8 @@ class Pair:
             assert snapshot.num_transitions == count
             ids = np.array(self.row_ids[:count], np.int64)
             batch = Loader(schema).load(snapshot, snapshot.locate(ids))
-            for i, row in enumerate(self.model.transitions[:count]):
-                assert of_batch(batch, i) == (row.observation, row.outcome, row.following)
+            expected = self.model.transitions[:count]
+            assert of_batch(batch) == [(row.observation, row.outcome, row.following) for row in expected]
             if len(self.row_ids) > count:
                 with pytest.raises(RowError):
                     snapshot.locate(np.array(self.row_ids[count : count + 1], np.int64))
@@ -212,6 +213,16 @@ class Pair:
         self.store.close()
         self.model.cut()
         self.store = self._open()
+
+    def crash(self) -> None:
+        """Go on with what a writer that died would have left."""
+        self.settle()
+        left = self.path.with_name(f"{self.path.name}+")
+        shutil.copytree(self.path, left, ignore=shutil.ignore_patterns("lock", "writer.json"))
+        self.close()
+        self.path = left
+        self.model.cut()
+        self.store, self.reader = self._open(), Store.open(left)
 
     def settle(self) -> None:
         """Wait for the writer's threads."""
@@ -235,9 +246,8 @@ class Pair:
             if expected:
                 drawn = store.sample(32)
                 known = dict(zip(self.row_ids, expected, strict=True))
-                for i, row_id in enumerate(drawn["row_id"].tolist()):
-                    row = known[row_id]
-                    assert of_batch(drawn, i) == (row.observation, row.outcome, row.following)
+                rows = [known[row_id] for row_id in drawn["row_id"].tolist()]
+                assert of_batch(drawn) == [(row.observation, row.outcome, row.following) for row in rows]
         if deep:
             check_files(self)
 
@@ -249,14 +259,11 @@ class Pair:
         ids = np.array(self.row_ids, np.int64)[chosen]
         batch = store.gather(ids)
         system = store.gather(ids, columns=["episode_id", "step", "lane"])
-        for i, place in enumerate(chosen.tolist()):
-            row = expected[place]
-            assert of_batch(batch, i) == (row.observation, row.outcome, row.following)
-            assert [system[name][i].item() for name in ("episode_id", "step", "lane")] == [
-                row.episode,
-                row.step,
-                row.lane,
-            ]
+        rows = [expected[place] for place in chosen.tolist()]
+        assert of_batch(batch) == [(row.observation, row.outcome, row.following) for row in rows]
+        assert system["episode_id"].tolist() == [row.episode for row in rows]
+        assert system["step"].tolist() == [row.step for row in rows]
+        assert system["lane"].tolist() == [row.lane for row in rows]
 
 
 def _set(columns, index, content: bytes) -> None:

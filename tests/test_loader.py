@@ -179,7 +179,7 @@ def test_nested_batches():
         batch = store.gather(ids[::-1].copy())
         for i in range(40):
             observation, following, outcome = (row_bytes(columns, 39 - i) for columns in parts)
-            assert of_batch(batch, i) == (observation, outcome, following)
+            assert of_batch(batch)[i] == (observation, outcome, following)
         leaf = store.gather(ids, columns=["observation.b", "next_observation.a", "log_prob.valid"])
         assert leaf["observation.b"].dtype == torch.uint8
         assert leaf["next_observation.a"].numpy().tobytes() == parts[1][0].tobytes()

@@ -160,7 +160,6 @@ def read_all(path: Path) -> dict[str, Any]:
         return {
             "rows": rows,
             "batch": {name: column.numpy().tobytes() for name, column in batch.items()},
-            "steps": store.sql("SELECT count(*), sum(ordinal), max(step) FROM steps").fetchall(),
             "episodes": store.sql("SELECT * FROM episodes ORDER BY episode_id").arrow(),
             "points": _read_points(store),
         }
