@@ -168,7 +168,7 @@ class Failing:
 
     def around(self, call: str, path: str, do: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         if call == "commit" or not (self._code or call == "pwrite"):
-            return do(*arguments)  # a store into memory does not fail; other calls cannot be short, or Python sees to it
+            return do(*arguments)  # a store into memory does not fail; Python sees to what else is short
         self.count += 1
         if self.count == self.at or (self._forever and self.count > self.at):
             if self._code:

@@ -170,7 +170,7 @@ class Pair:
             return need(*arguments)
 
         shard.writer._need_segment = breaking
-        rng, count = self.rng, 60 * self.num_lanes
+        rng, count = self.rng, min(60 * self.num_lanes, 200)
         batch = as_batch(random_observations(rng, count), random_observations(rng, count), random_outcomes(rng, count))
         with pytest.raises(kind, match="as asked for"):  # noqa: PT012
             for _ in range(40):

@@ -6,10 +6,10 @@ import pytest
 
 from tests.torture.__main__ import TORTURES, start_part
 
-PARTS = [(name, part, torture.parts) for name, torture in TORTURES.items() for part in range(torture.parts)]
+PARTS = [part for name, torture in TORTURES.items() for part in torture.parts(name, torture.in_test)]
 
 
-@pytest.mark.parametrize(("name", "part", "parts"), PARTS)
-def test_no_row_is_lost(name: str, part: int, parts: int) -> None:
-    counts = start_part(name, TORTURES[name].in_test, part, parts)
+@pytest.mark.parametrize(("name", "cases", "part", "parts"), PARTS)
+def test_no_row_is_lost(name: str, cases: int, part: int, parts: int) -> None:
+    counts = start_part(name, cases, part, parts)
     assert counts["cases"] > 0

@@ -21,6 +21,7 @@ from .options import check_schema
 from .paths import SPARE_STORE_FILE, STORE_FILE, find_foreign, is_store, shard_paths
 
 _MAX_STORE_FILE_BYTES: Final = 256 << 20
+_MAX_LIMIT: Final = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +112,12 @@ def read_store_file(path: Path, name: str = STORE_FILE) -> StoreFile:
             raise TypeError("it is no object")
         check_format(content.get("format"), content.get("features"), str(file))
         limits = [content.get("max_rows"), content.get("max_bytes")]
-        if not isinstance(content["id"], str) or not all(each is None or type(each) is int for each in limits):
-            raise TypeError("id, max_rows or max_bytes is of the wrong type")
+        if not isinstance(content["id"], str) or not all(each is None or _is_limit(each) for each in limits):
+            raise TypeError("id, max_rows or max_bytes is no such thing")
         return StoreFile(content["id"], Schema.from_json(content["schema"]), float(content["created"]), *limits)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CorruptError(f"{file} is damaged: {error}.") from None
+
+
+def _is_limit(value: object) -> bool:
+    return type(value) is int and 1 <= value <= _MAX_LIMIT

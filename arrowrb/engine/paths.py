@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from .. import checkpoints
 from ..errors import CorruptError, StoreExistsError
 
 STORE_FILE: Final = "store.json"
+CHECKPOINTS: Final = checkpoints.FOLDER
 SPARE_STORE_FILE: Final = "shards/store.json"  # the same once more: nothing else says what the columns are
 _SHARD: Final = re.compile(r"\d{5}")
 _SEGMENT_FILE: Final = re.compile(r"\d{8}(\.runs|\.blocks)?\.arrow|\d{8}\.parquet|\d{8}-\d{8}\.runs\.arrow|\..*\.tmp")
@@ -98,7 +100,11 @@ def list_shards(store: Path) -> list[int]:
     if not folder.is_dir():
         raise CorruptError(f"{store} has no folder 'shards': the store is damaged.")
     names = sorted(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))
-    return [int(name) for name in names if shard_paths(store, int(name)).manifest.exists()]
+    shards = [shard_paths(store, int(name)) for name in names]
+    for place in (folder, store / CHECKPOINTS, *(each.root for each in shards), *(each.segments for each in shards)):
+        if place.is_symlink():
+            raise CorruptError(f"{place} is a link. A store consists of plain files and folders only.")
+    return [each.number for each in shards if each.manifest.exists()]
 
 
 def find_foreign(store: Path) -> list[str]:

@@ -25,7 +25,7 @@ from .paths import ShardPaths, identity
 from .pins import Pins
 from .segments import in_force, measure_tier
 from .snapshot import SegmentView
-from .state import Look, ShardState
+from .state import Look, ShardState, check_record
 from .tiering import open_cold
 
 _TRIES = 20
@@ -75,6 +75,7 @@ class ShardReader:
                     f"that rows up to {state.manifest.reach:,} were moved or dropped. `arrowrb verify` tells more."
                 )
                 continue
+            check_record(record, state.manifest, self.paths.root)
             self._take(state, stamp, self._bound(record))
             return
         raise why or WaitError(f"{self.paths.root}: the manifest changed {_TRIES} times while it was read.")

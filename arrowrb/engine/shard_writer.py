@@ -36,7 +36,7 @@ from .paths import ShardPaths
 from .reopening import remove_leftovers, survey
 from .sealing import write_tables
 from .segments import Segments
-from .state import Look
+from .state import Look, check_record
 
 PREPARE_TIMEOUT_SECONDS = 120.0
 _MOST_WAITING = 4  # closed segments that wait for a sync by the clock
@@ -93,6 +93,7 @@ class ShardWriter:
         manifest = replace(listed, times_opened=listed.times_opened + 1, sequence=listed.sequence + 1)
         visible, durable = commits.read_file(paths.visible), commits.read_file(paths.durable)
         record, unclean = commits.trusted(visible, durable, files.boot_id())
+        check_record(record, listed, paths.root)
         remove_leftovers(paths, listed)
         sequence = 1 + max(each.sequence for each in (visible, durable) if each is not None)
         self.segments = Segments(

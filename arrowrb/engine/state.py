@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 from ..commits import Record
+from ..errors import CorruptError
 from ..manifest import Evicted, Manifest, SegmentEntry
 from ..retention import Piece
 from ..tiers.cold import ColdSegment
@@ -113,3 +115,17 @@ class ShardState:
             elif number in open_fills:
                 views.append(SegmentView(shard, entry, False, False, self.hot[number], live=open_fills[number]))
         return views
+
+
+def check_record(record: Record, manifest: Manifest, root: Path) -> None:
+    """Refuse a record of more rows than there can be, before anybody counts on it.
+
+    Raises:
+        CorruptError: if it is one.
+    """
+    most = manifest.evicted.num_rows + sum(entry.rows for entry in manifest.segments)
+    if not manifest.lost and max(record.watermark, record.num_transitions) > most:  # of lost ones nothing is known
+        raise CorruptError(
+            f"{root}: the commit records know of {record.watermark:,} rows and {record.num_transitions:,} transitions, "
+            f"but segments have held {most:,} at most. `arrowrb verify` tells more."
+        )

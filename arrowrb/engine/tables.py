@@ -194,7 +194,9 @@ def read_blocks(path: Path, entry: SegmentEntry) -> tuple[NDArray[np.int64], NDA
     if bad or len(kinds) != blocks or (fills < 0).any() or (fills > entry.block_rows).any():
         raise CorruptError(f"{path.name} is damaged: it does not describe its segment.")
     whole = np.frombuffer(kinds.buffers()[1], np.uint8, entry.rows)
-    if np.count_nonzero(whole) != fills.sum() or fills.sum() != entry.num_rows:
+    num_rows, num_transitions = np.count_nonzero(whole), np.count_nonzero(whole == Kind.TRANSITION)
+    bad = num_rows != entry.num_rows or num_transitions != entry.num_transitions or fills.sum() != num_rows
+    if bad or whole.max() > max(Kind):
         raise CorruptError(f"{path.name} is damaged: its blocks and kinds do not agree.")
     return (fills.copy(), whole.copy()) if small else (fills, whole)
 

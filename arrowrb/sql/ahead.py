@@ -87,7 +87,8 @@ def _reader(snapshot: Snapshot, place: int, column: Column) -> Any:
     """From row ids (Arrow) to the column's values one row on (Arrow)."""
     kind = arrow_type(column)
 
-    def read(row_ids: pa.Array) -> pa.Array:
+    # DuckDB would evaluate annotations.
+    def read(row_ids):  # type: ignore[no-untyped-def]
         whole = row_ids.combine_chunks() if isinstance(row_ids, pa.ChunkedArray) else row_ids
         ids = np.array(whole.to_numpy(zero_copy_only=False), np.int64)
         values = np.empty((ids.size, column.item_bytes), np.uint8)

@@ -19,15 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
 from tests.torture import errors, kills, mutations, power, races, readers
 from tests.torture.workloads import WORKLOADS, small_segments
 
-_PARTS = 4
+ROOT = Path(__file__).parent.parent.parent
 _MEMORY = Path("/dev/shm")  # where syncs take no time
 _ROOM = 1 << 30
+_SAME = ("kinds of calls", "ms at most")  # counts of each part that do not add up
 
 
 @dataclass(frozen=True)
@@ -38,14 +36,19 @@ class Torture:
         run: takes a folder, how many cases there are, and which of how many parts of them to do; returns counts.
         in_test, in_torture: how many cases there are in `make test` and in `make torture`.
         scales: whether more of the same can be done.
-        parts: into how many processes it is cut.
+        alone: whether it is not cut into parts, since it has processes of its own.
     """
 
     run: Callable[[Path, int, int, int], dict[str, int]]
     in_test: int
     in_torture: int
     scales: bool = True
-    parts: int = _PARTS
+    alone: bool = False
+
+    def parts(self, name: str, cases: int) -> list[tuple[str, int, int, int]]:
+        """Arguments of `start_part`, for a core each."""
+        count = 1 if self.alone else max(2, os.cpu_count() or 1)
+        return [(name, cases, part, count) for part in range(count)]
 
 
 TORTURES = {
@@ -54,9 +57,9 @@ TORTURES = {
     "full disks": Torture(errors.full_disks, 40, 500),
     "calls that fail": Torture(errors.failing_calls, 1, len(WORKLOADS), scales=False),
     "power failures": Torture(power.images, 250, 1000),
-    "readers beside a writer": Torture(readers.following, 1_000_000, 10_000_000, parts=1),
-    "writers that race": Torture(races.races, 20, 500, parts=2),
-    "takeovers": Torture(races.takeovers, 10, 100, parts=2),
+    "readers beside a writer": Torture(readers.following, 1_000_000, 10_000_000, alone=True),
+    "writers that race": Torture(races.races, 20, 500),
+    "takeovers": Torture(races.takeovers, 10, 100),
     "mutated files, of each kind": Torture(mutations.mutated_files, 300, 2000),
 }
 TESTS = {  # run by pytest: what it is, the tests, and a number that they read from the environment
@@ -113,12 +116,8 @@ def main() -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for name, torture in TORTURES.items():
             cases = max(1, int(torture.in_torture * options.scale)) if torture.scales else torture.in_torture
-            failed |= not _print(
-                name,
-                lambda torture=torture, name=name, cases=cases: pool.map(
-                    start_part, *zip(*[(name, cases, part, torture.parts) for part in range(torture.parts)], strict=True)
-                ),
-            )
+            parts = torture.parts(name, cases)
+            failed |= not _print(name, lambda parts=parts: pool.map(start_part, *zip(*parts, strict=True)))
         for name, (files, number) in TESTS.items():
             failed |= not _print(name, lambda files=files, number=number: [run_tests(files, number, options.scale)])
     sys.exit(failed)
@@ -129,7 +128,7 @@ def _print(name: str, run: Callable[[], object]) -> bool:
     try:
         for found in run():  # type: ignore[attr-defined]
             for key, value in found.items():
-                counts[key] = max(counts[key], value) if key in ("kinds of calls", "ms at most") else counts[key] + value
+                counts[key] = max(counts[key], value) if key in _SAME else counts[key] + value
         told, good = ", ".join(f"{value:,} {key}" for key, value in counts.items()), True
     except AssertionError as error:
         told, good = f"FAILED\n{error}", False

@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 
 from tests import faults
-from tests.torture.workloads import EXTRA_ROWS, WORKLOADS, Progress, check_left, fork, open_writer, small_segments, write
+from tests.torture.workloads import (
+    EXTRA_ROWS,
+    WORKLOADS,
+    Progress,
+    check_left,
+    fork,
+    open_writer,
+    small_segments,
+    write,
+)
 
 ACTS = (faults.kill_before, faults.kill_amid, faults.kill_after)
 _RECOVERY_CALLS = 25

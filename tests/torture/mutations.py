@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import signal
 from collections import Counter as Tally
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ def mutated_files(folder: Path, cases: int, part: int, parts: int) -> dict[str, 
     """So many damages of each kind of file; a child opens what is left, so that a death would be seen."""
     small_segments(16, 1, hot=7)
     whole = make(folder / "whole")
-    truth = read_all(whole)
+    truth = read_all(whole) | read_all(whole, 1)
     kinds = kinds_of_files(whole)
     counts: Tally[str] = Tally({"kinds of files": len(kinds)} if part == 0 else {})
 
@@ -45,7 +44,7 @@ def mutated_files(folder: Path, cases: int, part: int, parts: int) -> dict[str, 
             for number in range(part, cases, parts):
                 damaged = mutate(content, rng)
                 with _replaced(path, damaged), _limited(f"{kind}, case {number}"):
-                    counts[_look(whole, truth, kind)] += 1
+                    counts[_look(whole, truth, kind, number // parts)] += 1
                 counts["cases"] += 1
         (folder / "counts").write_text(json.dumps(counts))
 
@@ -112,7 +111,10 @@ def mutate(content: bytes, rng: np.random.Generator) -> bytes:
     elif how < 0.9:
         step = min(_PAGE, max(1, size // 4))
         one, other = (int(each) * step for each in rng.integers(0, size // step, 2))
-        damaged[one : one + step], damaged[other : other + step] = content[other : other + step], content[one : one + step]
+        damaged[one : one + step], damaged[other : other + step] = (
+            content[other : other + step],
+            content[one : one + step],
+        )
     else:
         first = int(rng.integers(0, size))
         stop = min(size, first + int(rng.integers(1, _PAGE)))
@@ -151,31 +153,27 @@ def _memory() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-def read_all(path: Path) -> dict[str, Any]:
-    """All that a reader sees."""
+def read_all(path: Path, which: int = 0) -> dict[str, Any]:
+    """What a reader sees: rows as SQL shows them, or the other views; in either case all rows as they are gathered."""
     with Store.open(path) as store:
-        rows = store.sql("SELECT * FROM transitions ORDER BY row_id").arrow()
-        ids = rows["row_id"].to_numpy()
-        batch = store.gather(ids)
-        return {
-            "rows": rows,
-            "batch": {name: column.numpy().tobytes() for name, column in batch.items()},
-            "episodes": store.sql("SELECT * FROM episodes ORDER BY episode_id").arrow(),
-            "points": _read_points(store),
-        }
+        if which % 2:
+            seen: dict[str, Any] = {
+                "episodes": store.sql("SELECT * FROM episodes ORDER BY episode_id").arrow(),
+                "point": [repr(part) for part in store.restore("point")],
+            }
+            ids = store.sql("SELECT row_id FROM transitions ORDER BY row_id").arrow()["row_id"].to_numpy()
+        else:
+            seen = {"rows": store.sql("SELECT * FROM transitions ORDER BY row_id").arrow()}
+            ids = seen["rows"]["row_id"].to_numpy()
+        return seen | {name: column.numpy().tobytes() for name, column in store.gather(ids).items()}
 
 
-def _read_points(store: Store) -> Any:
-    tensors, state = store.restore("point")
-    return tensors["weight"].tolist(), state
-
-
-def _look(path: Path, truth: dict[str, Any], kind: str) -> str:
+def _look(path: Path, truth: dict[str, Any], kind: str, which: int) -> str:
     """Read and verify a damaged store; says how that ended."""
     found, refused = arrowrb.verify(path), False
     seen: dict[str, Any] = {}
     try:
-        seen = read_all(path)
+        seen = read_all(path, which)
     except ArrowRBError:
         refused = True
     if found:
@@ -185,4 +183,3 @@ def _look(path: Path, truth: dict[str, Any], kind: str) -> str:
         assert not refused or kind == "open segment", "verify finds nothing, but it does not open"
         return "harmless"
     return "refused" if refused else "named by verify"
-

@@ -159,7 +159,7 @@ def die_once(path: Path, progress: Progress) -> None:
 def come_back(path: Path, progress: Progress) -> None:
     """Recovery from a writer that died, a little of all that a writer does, and another store that begins."""
     with open_writer(path) as store:
-        number = write(store, progress, 40, 40)
+        number = write(store, progress, 25, 25)
         store.checkpoint("point", state=number)
     open_writer(path.with_name("other")).close()
 
