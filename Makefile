@@ -6,12 +6,15 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 PIP = python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test lint types format bench install clean
+SCALE ?= 1
+
+.PHONY: help demo test torture lint format bench install clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo     collect, sample, ask in SQL, train: arrowrb at work, with what it measured"
 	@echo "make test     ruff, mypy and all tests"
+	@echo "make torture  the tests of crashes, faults and damage, many times over: about an hour; SCALE=10 multiplies"
 	@echo "make bench    the figures of the README, with the peers measured in the same run"
 	@echo "make lint     ruff and mypy only"
 	@echo "make format   let ruff format the code"
@@ -22,6 +25,9 @@ demo: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
+
+torture: $(STAMP)
+	@$(BIN)/python -m tests.torture --scale $(SCALE)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

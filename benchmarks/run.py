@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("uniform", "extending", "opening", "footprint", "collecting", "tiers")
+SCRIPTS = ("uniform", "extending", "opening", "durability", "footprint", "collecting", "tiers")
 
 
 def main() -> int:

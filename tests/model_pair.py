@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from model import (
+
+from arrowrb.engine import Engine, WriterOptions, create_store, tables
+from arrowrb.errors import RowError
+from arrowrb.events import BEGIN, CONTINUE, Events
+from arrowrb.loader import Loader
+from arrowrb.manifest import FileEntry
+from arrowrb.retention import Limits
+from arrowrb.samplers import generator_state
+from arrowrb.store import Store
+from tests.model import (
     CONTINUED,
     CUT,
     FINAL,
@@ -26,15 +35,6 @@ from model import (
     read_segments,
     row_bytes,
 )
-
-from arrowrb.engine import Engine, WriterOptions, create_store, tables
-from arrowrb.errors import RowError
-from arrowrb.events import BEGIN, CONTINUE, Events
-from arrowrb.loader import Loader
-from arrowrb.manifest import FileEntry
-from arrowrb.retention import Limits
-from arrowrb.samplers import generator_state
-from arrowrb.store import Store
 
 
 class Pair:

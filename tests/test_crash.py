@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from crash_child import SCHEMA, check_rows, rows, tiny
 
 from arrowrb import files
 from arrowrb.engine import segments
 from arrowrb.errors import FullError, LockedError, ReadOnlyError, StoreError
 from arrowrb.store import Store
+from tests.crash_child import SCHEMA, check_rows, rows, tiny
 
 
 class Zygote:

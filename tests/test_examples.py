@@ -77,6 +77,7 @@ def test_two_tiers_checks_all_the_way(env_id: str, frames: int) -> None:
         ("uniform", ("--rows", 5_000, "--rounds", 2, "--batch-sizes", 64, "--no-peers"), "arrowrb, reader"),
         ("extending", ("--rows", 5_000), "arrowrb, extend"),
         ("opening", ("--rows", 5_000, "--rounds", 1), 'mode="a"'),
+        ("durability", ("--rows", 5_000, "--rounds", 1), "The dial of durability"),
         ("footprint", ("--rows", 5_000), "NumPy arrays in RAM"),
         ("tiers", ("--only", "exporting", "--export-rows", 5_000, "--export-frames", 200), "Exports to Parquet"),
     ],

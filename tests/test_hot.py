@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from gymnasium import spaces
-from model import SCHEMA, as_batch, random_observations, random_outcomes
 
 from arrowrb.errors import CorruptError, FullError, StoreError
 from arrowrb.schema import Extra, Schema
 from arrowrb.store import Store
 from arrowrb.tiers import hot
+from tests.model import SCHEMA, as_batch, random_observations, random_outcomes
 
 WIDE = Schema.from_spaces(
     spaces.Dict(

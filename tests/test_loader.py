@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 import torch
 from gymnasium import spaces
-from model import SCHEMA as NESTED
-from model import as_batch, of_batch, random_observations, random_outcomes, row_bytes
 
 from arrowrb.errors import ColumnError, OptionError, RowError
 from arrowrb.loader import Loader, to_torch
 from arrowrb.schema import Extra, Schema
 from arrowrb.store import Store
+from tests.model import SCHEMA as NESTED
+from tests.model import as_batch, of_batch, random_observations, random_outcomes, row_bytes
 
 DOUBLE = Schema.from_spaces(
     spaces.Box(-np.inf, np.inf, (3,), np.float64),

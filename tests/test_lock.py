@@ -11,11 +11,11 @@ import threading
 import time
 
 import pytest
-from crash_child import SCHEMA, rows
 
 from arrowrb.engine import shard_writer
 from arrowrb.errors import LockedError, OptionError, ReadOnlyError, StoreError, WaitError
 from arrowrb.store import Store
+from tests.crash_child import SCHEMA, rows
 
 OPEN = """
 import sys
@@ -124,7 +124,7 @@ def test_a_forked_child_reads_though_the_parent_was_writing(tmp_path):
     script = f"""
 import os, sys, threading, time
 sys.path[:0] = {sys.path!r}
-from crash_child import SCHEMA, rows
+from tests.crash_child import SCHEMA, rows
 from arrowrb.store import Store
 store = Store.create({str(tmp_path / "store")!r}, SCHEMA, sync_interval=None)
 store.extend(rows(0, 500))

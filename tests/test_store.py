@@ -13,7 +13,6 @@ import zlib
 
 import numpy as np
 import pytest
-from crash_child import SCHEMA, check_rows, rows, tiny
 from gymnasium import spaces
 
 from arrowrb.engine import segments
@@ -30,6 +29,7 @@ from arrowrb.errors import (
 )
 from arrowrb.schema import Schema
 from arrowrb.store import Store
+from tests.crash_child import SCHEMA, check_rows, rows, tiny
 
 
 @pytest.fixture
@@ -297,8 +297,8 @@ def test_segments_of_another_store(path, tmp_path):
 def test_forked_children(tmp_path):
     script = f"""
 import os, sys
-sys.path.insert(0, {os.path.dirname(__file__)!r})
-from crash_child import SCHEMA, rows
+sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
+from tests.crash_child import SCHEMA, rows
 from arrowrb.store import Store
 store = Store.temporary(SCHEMA)
 store.extend(rows(0, 50))

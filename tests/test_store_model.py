@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from model import random_observations, random_outcomes, read_manifest, read_segments
-from model_pair import Pair
 
 from arrowrb.engine import segments
 from arrowrb.errors import FullError, RowError
 from arrowrb.retention import Limits
 from arrowrb.sizing import SegmentShape
+from tests.model import random_observations, random_outcomes, read_manifest, read_segments
+from tests.model_pair import Pair
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*do not go on where.*:UserWarning")
 

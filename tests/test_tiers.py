@@ -19,7 +19,6 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_uniform import check_uniform
 
 from arrowrb import Schema, parquet
 from arrowrb.engine import Engine, WriterOptions, create_store, segments, tiering
@@ -29,6 +28,7 @@ from arrowrb.sizing import SegmentShape
 from arrowrb.store import Store
 from tests.plain_store import VECTOR, plain_batch, plain_schema
 from tests.test_sql import rich_schema, same, write_rich
+from tests.test_uniform import check_uniform
 
 BLOCK_ROWS, SEGMENT_ROWS = 16, 64
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from model import SCHEMA, as_batch, random_observations, random_outcomes
 
 from arrowrb.engine import segments
 from arrowrb.errors import CorruptError, EmptyError, OptionError
 from arrowrb.samplers import Uniform, generator_state
 from arrowrb.sizing import SegmentShape
 from arrowrb.store import Store
+from tests.model import SCHEMA, as_batch, random_observations, random_outcomes
 
 
 def fill(store, rng, count, lanes, *, contiguous=True):

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from model_pair import Pair
 from typer.testing import CliRunner
 
 from arrowrb.cli import app
@@ -17,6 +16,7 @@ from arrowrb.errors import QueryError
 from arrowrb.retention import Limits
 from arrowrb.sizing import SegmentShape
 from arrowrb.store import Store
+from tests.model_pair import Pair
 from tests.test_sql import rich_schema, write_rich
 from tests.test_tiers import create, fill, settle, small_segments
 

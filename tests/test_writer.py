@@ -6,8 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-from model import SCHEMA, as_batch, random_observations, random_outcomes, row_bytes
-from model_pair import Pair
 
 from arrowrb import writer as writer_module
 from arrowrb.engine import segments
@@ -15,6 +13,8 @@ from arrowrb.errors import ColumnError, OptionError, UsageError
 from arrowrb.events import CONTINUE, Events
 from arrowrb.sizing import SegmentShape
 from arrowrb.store import Store
+from tests.model import SCHEMA, as_batch, random_observations, random_outcomes, row_bytes
+from tests.model_pair import Pair
 
 
 class BrokenError(Exception):
