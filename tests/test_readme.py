@@ -66,3 +66,10 @@ def test_the_map_names_what_is_there() -> None:
         assert (ROOT / path).exists(), path
     for name in re.findall(r"\w+\.py", "".join(re.findall(r"^examples/ .*$", README, re.MULTILINE))):
         assert (ROOT / "examples" / name).exists(), name
+
+
+def test_promises_name_tests() -> None:
+    table = README[README.index("| promise |") : README.index("Not promised")]
+    named = set(re.findall(r"`((?:torture/|test_)\w+\.py)`", table))
+    assert len(named) > 15
+    assert all((ROOT / "tests" / name).is_file() for name in named)
