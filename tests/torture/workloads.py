@@ -11,6 +11,7 @@ import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +103,12 @@ def write(store: Store, progress: Progress, count: int, batch: int, rng: np.rand
 # -- workloads -------------------------------------------------------------------------------------------------------
 
 
-def live_twice(path: Path, progress: Progress, seed: int = 0) -> None:
+def live_twice(path: Path, progress: Progress, seed: int = 0, count: int = 150) -> None:
     """All that a writer does, and once more after opening again."""
     rng = np.random.default_rng(seed)
     for part in range(2):
         with open_writer(path) as store:
-            number = write(store, progress, 150, 60, rng)
+            number = write(store, progress, count, 60, rng)
             store.checkpoint("point", state=number)
             progress.tell(2, number)
             if part:
@@ -211,7 +212,7 @@ WORKLOADS = {
     "named points": Workload(name_points),
     "export and backup": Workload(give_out),
     "repair": Workload(mend, damage, mends=True),
-    "two lives": Workload(live_twice),
+    "two lives": Workload(partial(live_twice, count=50)),
 }
 
 
