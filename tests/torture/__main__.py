@@ -93,7 +93,7 @@ def run_tests(files: str, number: tuple[str, int] | None, scale: float) -> dict[
     environment = dict(os.environ)
     if number is not None:
         environment[number[0]] = str(max(1, int(number[1] * scale)))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "0", files]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider", "--timeout", "0", files]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise AssertionError(done.stdout[-4000:] + done.stderr[-2000:])

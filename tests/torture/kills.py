@@ -17,10 +17,10 @@ import numpy as np
 from tests import faults
 from tests.torture.workloads import (
     EXTRA_ROWS,
-    WORKLOADS,
     Progress,
     check_left,
     fork,
+    live_twice,
     open_writer,
     small_segments,
     write,
@@ -38,9 +38,10 @@ def record_calls(folder: Path) -> list[str]:
 
 
 def _run(folder: Path, around: Callable[..., Any]) -> None:
-    store, progress = WORKLOADS["two lives"].place(folder)
+    folder.mkdir()
+    progress = Progress(folder / "progress")
     with faults.Watch(around).installed():
-        WORKLOADS["two lives"].run(store, progress)
+        live_twice(folder / "store", progress)
     progress.close()
 
 
