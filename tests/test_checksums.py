@@ -26,7 +26,8 @@ def test_blocks_are_summed_as_by_zlib(seed, item, block_rows, num_blocks, of_tra
     sums = np.zeros((1, num_blocks), np.uint32)
     flags = mask.__array_interface__["data"][0] if masked else 0
     row = (values.__array_interface__["data"][0], item, of_transitions, flags)
-    kernels.checksum_blocks(np.array([row], np.int64), kinds, block_rows, kernels.CRC_TABLE, sums)
+    columns, scratch = np.array([row], np.int64), np.empty(16, np.uint8)
+    kernels.checksum_blocks(columns, kinds, block_rows, kernels.CRC_TABLE, scratch, sums)
     assert sums[0].tolist() == [zlib.crc32(block.tobytes()) for block in expected]
 
 

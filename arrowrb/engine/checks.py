@@ -24,6 +24,7 @@ from .snapshot import SegmentView
 from .tables import EPISODE, KIND, LANE, ORDINAL, STEP, build_runs, checksums, column_of
 
 _SYSTEM = (ORDINAL, LANE, EPISODE, STEP)
+_MOST_SPARSE = 8  # times as many numbers as there are, at most, for which a table of all is kept
 _RECOMPUTED = (
     "row_id",
     "num_rows",
@@ -273,14 +274,25 @@ def check_ordinals(parts: list[NDArray[np.int64]], watermark: int, elsewhere: in
         watermark: of the newest commit.
         elsewhere: rows that were dropped or cannot be read; None where that is not known.
     """
-    found = np.sort(np.concatenate([np.zeros(0, np.int64), *parts]))
+    found = np.concatenate([np.zeros(0, np.int64), *parts])
     if elsewhere is not None and found.size + elsewhere != watermark:
         yield (
             f"{watermark:,} rows were committed, but {found.size:,} are there and {elsewhere:,} were dropped or cannot "
             "be read."
         )
-    if found.size and ((np.diff(found) == 0).any() or found[0] < 1 or found[-1] > watermark):
+    if found.size and (found.min() < 1 or found.max() > watermark or not _all_differ(found)):
         yield "There are ordinals twice, or beyond the watermark."
+
+
+def _all_differ(numbers: NDArray[np.int64]) -> bool:
+    """Whether no number is there twice; fast where they lie close together."""
+    least = int(numbers.min())
+    span = int(numbers.max()) - least + 1
+    if span > _MOST_SPARSE * numbers.size:
+        return np.unique(numbers).size == numbers.size
+    seen = np.zeros(span, np.bool_)
+    seen[numbers - least] = True
+    return int(np.count_nonzero(seen)) == numbers.size
 
 
 def check_lanes(places: Mapping[int, Places], set_aside: int = -1) -> Iterator[tuple[int, int, str]]:

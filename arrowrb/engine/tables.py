@@ -223,7 +223,8 @@ def checksums(schema: Schema, column: Callable[[int], NDArray[Any]], block_rows:
     ]
     kinds = np.array(arrays[KIND])
     sums = np.zeros((len(arrays), kinds.size // block_rows), np.uint32)
-    kernels.checksum_blocks(np.array(rows, np.int64), kinds, block_rows, kernels.CRC_TABLE, sums)
+    columns, scratch = np.array(rows, np.int64), np.empty(16, np.uint8)
+    kernels.checksum_blocks(columns, kinds, block_rows, kernels.CRC_TABLE, scratch, sums)
     return sums
 
 

@@ -7,10 +7,12 @@ damage is one problem. A live writer may go on meanwhile; what it drops is not m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -38,6 +40,8 @@ from .inspecting import Inspected, inspect_shard
 from .paths import STORE_FILE, list_shards, shard_paths
 from .snapshot import SegmentView
 from .tables import read_table
+
+_MOST_THREADS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +81,12 @@ def verify(path: Path, *, progress: Callable[[int, int], None] | None = None) ->
     for shard in shards:
         seen = Seen()
         problems += shard.problems
-        for entry in () if shard.manifest is None else shard.manifest.segments:
-            view = shard.views.pop(entry.number, None)  # let go of when it is done
-            problems += check_segment(shard, entry, view, schema, seen)
-            if view is not None:
+        for checked in _check_segments(shard, schema):
+            problems += checked.problems
+            seen.add(checked.seen)
+            if checked.num_bytes is not None:
                 done += 1
-                num_bytes += entry.bytes
+                num_bytes += checked.num_bytes
                 if progress is not None:
                     progress(done, total)
         if shard.manifest is not None:
@@ -136,10 +140,43 @@ class Seen:
     num_rows: int = 0
     unknown: bool = False
 
+    def add(self, other: Seen) -> None:
+        """Take what was seen of another segment."""
+        self.ordinals += other.ordinals
+        self.places |= other.places
+        self.rows_unseen += other.rows_unseen
+        self.num_rows += other.num_rows
+        self.unknown |= other.unknown
+
     def miss(self, entry: SegmentEntry) -> None:
         """Note a segment whose rows cannot be seen."""
         self.rows_unseen += entry.num_rows
         self.unknown |= not entry.sealed
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was found out about one segment; ``num_bytes`` is None if it could not be looked at."""
+
+    problems: list[Problem]
+    seen: Seen
+    num_bytes: int | None
+
+
+def _check_segments(shard: Inspected, schema: Schema | None) -> Iterator[Checked]:
+    """Check the segments of a shard by several threads; yields them in order."""
+
+    def check(entry: SegmentEntry) -> Checked:
+        seen = Seen()
+        view = shard.views.pop(entry.number, None)  # let go of when it is done
+        problems = list(check_segment(shard, entry, view, schema, seen))
+        return Checked(problems, seen, None if view is None else entry.bytes)
+
+    pool = ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0))), "arrowrb-verify")
+    try:
+        yield from pool.map(check, () if shard.manifest is None else shard.manifest.segments)
+    finally:
+        pool.shutdown(cancel_futures=True)  # where it was broken off
 
 
 def check_segment(
