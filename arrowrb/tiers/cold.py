@@ -372,6 +372,14 @@ class ColdSegment:
         """Row groups of the file."""
         return int(self._groups.metadata.num_row_groups)
 
+    @cached_property
+    def _group_rows(self) -> list[NDArray[np.int64] | slice]:
+        """Where the rows of each row group lay."""
+        positions, step = np.flatnonzero(self.kinds), 1 << self.group_shift
+        parts = [positions[group * step : (group + 1) * step] for group in range(self.num_groups)]
+        ends = [(int(part[0]), int(part[-1]) + 1) if part.size else (0, 0) for part in parts]
+        return [slice(*end) if end[1] - end[0] == part.size else part for part, end in zip(parts, ends, strict=True)]
+
     def positions(self, group: int) -> tuple[int, int]:
         """First and stop of the positions that a row group covers."""
         positions, step = np.flatnonzero(self.kinds), 1 << self.group_shift
@@ -392,10 +400,8 @@ class ColdSegment:
         """A whole column as it lay in the hot tier, [rows, *shape]: zeros where nothing was committed, or is NULL."""
         column = self.columns[place]
         whole = np.zeros((self.rows, *column.shape), column.storage)
-        positions, step = np.flatnonzero(self.kinds), 1 << self.group_shift
-        for group in range(self.num_groups):
-            chosen = positions[group * step : (group + 1) * step]
-            whole[chosen] = self.decode(group, [place])[0]
+        for group, rows in enumerate(self._group_rows):
+            whole[rows] = self.decode(group, [place])[0]
         if column.owner == "transition":
             whole[self.kinds != Kind.TRANSITION] = 0
         return whole
