@@ -6,10 +6,9 @@ milliseconds); each query has a cursor of its own, whose tables and views are it
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
-import shutil
+import secrets
 import tempfile
 import threading
 import time
@@ -28,7 +27,6 @@ _MEMORY_SHARE: Final = 0.5  # of the machine's: the rest is for who trains besid
 _KEPT_DATABASES: Final = 4
 _INTERRUPT_SECONDS: Final = 0.05
 _databases: dict[tuple[int, Limits], Any] = {}
-_folders: dict[int, str] = {}  # for what does not fit the memory, by process id
 _guard = threading.Lock()
 
 
@@ -132,23 +130,14 @@ def _machine_memory() -> int:
 
 
 def _folder() -> str:
-    """A folder of this process, for sorts and joins that do not fit the memory; removed when the process ends.
+    """Where sorts and joins go that do not fit the memory: DuckDB makes the folder when it has to, and removes it.
 
-    Empty where none can be made: then such a query runs out of memory, and says so.
+    Empty where there is no place for it: then such a query runs out of memory, and says so.
     """
-    pid = os.getpid()
     try:
-        if pid not in _folders:
-            _folders[pid] = tempfile.mkdtemp(prefix="arrowrb-sql-")
-            atexit.register(_remove, pid)
-        return tempfile.mkdtemp(dir=_folders[pid])
+        return os.path.join(tempfile.gettempdir(), f"arrowrb-sql-{os.getpid()}-{secrets.token_hex(8)}")
     except OSError:
         return ""
-
-
-def _remove(pid: int) -> None:
-    if os.getpid() == pid:
-        shutil.rmtree(_folders[pid], ignore_errors=True)
 
 
 def interruptible(cursor: Any, work: Callable[[], Any], timeout: float | None = None) -> Any:
