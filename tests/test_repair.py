@@ -208,3 +208,18 @@ def test_episodes_of_what_was_lost_are_known(whole: Path, tmp_path: Path) -> Non
     with arrowrb.Store.open(places.store) as store:
         assert set(store.sql(query).fetchall()) == expected
         assert shown(store)["steps"]
+
+
+@pytest.mark.parametrize("at", range(4, 2000, 133))
+def test_a_lost_manifest_and_a_damaged_table(whole: Path, tmp_path: Path, at: int) -> None:
+    """Tables that cannot be read, of which nothing tells the checksum any more, are not the end of a repair."""
+    places = _copy(whole, tmp_path)
+    flip(places.store / SHARD / "manifest.json", 500)
+    for table in sorted(places.folder.glob("*.runs.arrow")):
+        flip(table, at % table.stat().st_size, 0xFF)
+        flip(table, table.stat().st_size - 20 - at % 100, 0xFF)  # in its footer
+    done = arrowrb.repair(places.store)
+    assert done.after, done.after.problems
+    with arrowrb.Store.open(places.store) as store:
+        store.sql("SELECT * FROM episodes").fetchall()
+        assert len(store) == len(transitions(store))

@@ -102,10 +102,7 @@ def _cold_entry(paths: ShardPaths, schema: Schema, store_id: str, number: int) -
 
 def _read_table(path: Path) -> tuple[FileEntry, pa.Table]:
     content = files.read_file(path, "reading a table")
-    try:
-        return FileEntry(path.name, len(content), zlib.crc32(content)), decode_table(content)
-    except pa.ArrowException as error:
-        raise CorruptError(f"{path.name} is damaged: {error}.") from None
+    return FileEntry(path.name, len(content), zlib.crc32(content)), decode_table(content, path.name)
 
 
 def _dropped(paths: ShardPaths, names: list[str], there: set[int]) -> tuple[list[FileEntry], int]:

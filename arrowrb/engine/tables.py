@@ -22,6 +22,7 @@ from ..errors import CorruptError
 from ..manifest import FileEntry, SegmentEntry
 from ..rows import End, Kind, Runs, find_runs
 from ..schema import Schema
+from ..tiers.decoding import READING_ERRORS, plainly
 from ..tiers.hot import HotSegment
 
 # Places of the system columns.
@@ -235,7 +236,13 @@ def _array(values: NDArray[Any]) -> pa.Array:
 
 
 def column_of(table: pa.Table, name: str) -> NDArray[Any]:
-    """A column of numbers of a table as NumPy, without a copy where it lies in one piece."""
+    """A column of numbers of a table as NumPy, without a copy where it lies in one piece.
+
+    Raises:
+        CorruptError: if there is no such column.
+    """
+    if name not in table.column_names:
+        raise CorruptError(f"A table has no column {name!r}, but {', '.join(table.column_names)}. It is damaged.")
     parts = [
         np.frombuffer(
             chunk.buffers()[1], chunk.type.to_pandas_dtype(), len(chunk), chunk.offset * chunk.type.byte_width
@@ -256,9 +263,18 @@ def encode_table(table: pa.Table, *, compression: str | None = None) -> bytes:
     return bytes(sink.getvalue())
 
 
-def decode_table(content: Any) -> pa.Table:
-    """Read what `encode_table` wrote; ``content`` is bytes or an Arrow buffer."""
-    return pa.ipc.open_file(pa.py_buffer(content) if isinstance(content, bytes) else content).read_all()
+def decode_table(content: Any, name: str) -> pa.Table:
+    """Read what `encode_table` wrote; ``content`` is bytes or an Arrow buffer, of the file of that name.
+
+    Raises:
+        CorruptError: if it is something else, or its columns are shorter than they say.
+    """
+    try:
+        table = pa.ipc.open_file(pa.py_buffer(content) if isinstance(content, bytes) else content).read_all()
+        table.validate()
+    except READING_ERRORS as error:
+        raise CorruptError(f"{name} is damaged: {plainly(error)}.") from None
+    return table
 
 
 def read_table(path: Path, file: FileEntry) -> pa.Table:
@@ -269,7 +285,4 @@ def read_table(path: Path, file: FileEntry) -> pa.Table:
 def _checked(path: Path, file: FileEntry, content: Any) -> pa.Table:
     if len(content) != file.bytes or zlib.crc32(content) != file.crc32:
         raise CorruptError(f"{path.name} is damaged: its size or checksum is not what the manifest says.")
-    try:
-        return decode_table(content)
-    except pa.ArrowException as error:
-        raise CorruptError(f"{path.name} is damaged: {error}.") from None
+    return decode_table(content, path.name)
