@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from arrowrb import kernels
 from arrowrb.files import Mapping
 from arrowrb.tiers import chunks
+from arrowrb.tiers.decoding import Footer
 from tests.plain_store import plain_batch
 from tests.test_tiers import create, settle, small_segments, tiers_of
 
@@ -109,12 +110,12 @@ def test_what_is_left_to_arrow(tmp_path: Path) -> None:
     ):
         path = tmp_path / "x.parquet"
         pq.write_table(pa.table({"x": values}), path, **{"compression": "lz4", "use_dictionary": False, **options})
-        reader = chunks.Chunks(Mapping(path), pq.read_metadata(path))
+        reader = chunks.Chunks(Footer(Mapping(path), pq.read_metadata(path)))
         assert reader.packed([0], "x", 200, np.dtype(np.float64)) is None
         assert reader.read([0], ["x"])[0].to_pylist() == values.to_pylist()
         assert reader.packed([0], "x", 200, np.dtype(np.float64)) is None, options
     pq.write_table(pa.table({"x": values}), path, compression="lz4", use_dictionary=False)
-    reader = chunks.Chunks(Mapping(path), pq.read_metadata(path))
+    reader = chunks.Chunks(Footer(Mapping(path), pq.read_metadata(path)))
     assert reader.packed([0], "x", 200, np.dtype(np.float64)) is None
     reader.read([0], ["x"])
     assert reader.packed([0], "x", 199, np.dtype(np.float64)) is None

@@ -203,7 +203,11 @@ def check_counts(rows: Rows) -> Iterator[Problem]:
 def check_statistics(rows: Rows, cold: ColdSegment) -> Iterator[Problem]:
     """What a cold segment's footer says of the values in its row groups."""
     for group in range(cold.num_groups):
-        names = cold.wrong_statistics(group)
+        try:
+            names = cold.wrong_statistics(group)
+        except CorruptError as error:
+            yield rows.problem(str(error))
+            return
         if names:
             what = (
                 f"Its footer says of row group {group} what is not so of {', '.join(names)}: queries may pass it over."

@@ -32,6 +32,8 @@ _HOMES: Final = {
     "find_places": "mixing",
     "gather_found": "mixing",
     "gather_places": "mixing",
+    "CHUNK_FIELDS": "footers",
+    "read_chunks": "footers",
     "read_packed": "packed",
     "RUN_BYTES": "pages",
     "encode_levels": "pages",

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from .. import kernels, parquet
 from ..errors import CorruptError
-from ..files import Mapping
-from .decoding import READING_ERRORS, buffer_of, open_file, plainly
+from .decoding import READING_ERRORS, Footer, buffer_of, open_file, plainly
 
 _LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 _MOST_PAGE_BYTES = 64 << 20
@@ -39,8 +38,8 @@ class Chunks:
     what was right once stays right as far as software can tell.
     """
 
-    def __init__(self, mapping: Mapping, metadata: pq.FileMetaData) -> None:
-        self._mapping, self._metadata = mapping, metadata
+    def __init__(self, footer: Footer) -> None:
+        self._footer, self._mapping, self._metadata = footer, footer.mapping, footer.metadata
         self._bounds: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self._checked: set[tuple[int, str]] = set()
         self._places: dict[str, NDArray[np.int64]] = {}
@@ -107,32 +106,36 @@ class Chunks:
 
         None where they are not such as `packed` reads.
         """
-        groups = [self._metadata.row_group(group) for group in range(self._metadata.num_row_groups)]
         place = self._place(name)
-        physical = {4: "FLOAT", 8: "DOUBLE"}.get(kind.itemsize) if kind.kind == "f" else None
-        none = np.zeros((3, 0), np.int64)
-        if place is None or self._metadata.schema.column(place).max_definition_level != 1:
-            return none
-        chunks = [group.column(place) for group in groups]
-        if any(
-            (each.compression, each.physical_type, each.has_dictionary_page) != ("LZ4", physical, False)
-            for each in chunks
-        ):
-            return none
-        rows = [(each.data_page_offset, each.total_compressed_size, each.total_uncompressed_size) for each in chunks]
-        return np.ascontiguousarray(np.array(rows, np.int64).reshape(-1, 3).T)
+        physical = {4: parquet.FLOAT, 8: parquet.DOUBLE}.get(kind.itemsize) if kind.kind == "f" else None
+        if place is None or physical is None or self._metadata.schema.column(place).max_definition_level != 1:
+            return np.zeros((3, 0), np.int64)
+        chunks = self.table()
+        said = np.stack([each[:, place] for each in (chunks.codecs, chunks.types, chunks.dictionaries)])
+        if (said != np.array([[parquet.LZ4], [physical], [-1]])).any():
+            return np.zeros((3, 0), np.int64)
+        return np.stack([each[:, place] for each in (chunks.positions, chunks.compressed_bytes, chunks.num_bytes)])
 
     def matching(self, condition: Any, schema: pa.Schema) -> list[int]:
-        """The row groups that may hold rows which fulfil a condition (pyarrow), by their statistics."""
+        """The row groups that may hold rows which fulfil a condition (pyarrow), by their statistics.
+
+        Raises:
+            CorruptError: if the footer is damaged.
+        """
+        self.table()
         return [group.id for group in self._fragment.subset(condition, schema=schema).row_groups]
 
     def bounds(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Least and most of a column of whole numbers in each row group, by the statistics; of all numbers, if none.
 
         They are what they are for 64 bits with a sign; other columns have no bounds here.
+
+        Raises:
+            CorruptError: if the footer is damaged.
         """
         found = self._bounds.get(name)
         if found is None:
+            self.table()
             groups = range(self._metadata.num_row_groups)
             parts = [self._metadata.row_group(group) for group in groups]
             place = self._place(name)
@@ -140,6 +143,17 @@ class Chunks:
             table = np.array(pairs, np.int64).reshape(-1, 2)
             found = self._bounds[name] = table[:, 0].copy(), table[:, 1].copy()
         return found
+
+    def table(self) -> parquet.ChunkTable:
+        """What the footer says of the chunks, which is checked before Arrow is asked about them.
+
+        Raises:
+            CorruptError: if it cannot be.
+        """
+        try:
+            return self._footer.chunks
+        except CorruptError as error:
+            raise CorruptError(f"Segment {self._mapping.path.name} is damaged: {error}.") from None
 
     def _place(self, name: str) -> int | None:
         columns = (self._metadata.schema.column(place) for place in range(self._metadata.num_columns))

@@ -195,10 +195,10 @@ def _compare(
     """Refuse a file that does not hold what the hot segment holds, bit for bit."""
     name, rows = mapping.path.name, group_rows(schema)
     file = Groups(mapping, open_file(mapping, name), schema.columns, fields)
-    if file.metadata.num_rows != positions.size:
-        raise CorruptError(f"{name} holds {file.metadata.num_rows:,} rows, expected {positions.size:,}.")
+    if file.footer.metadata.num_rows != positions.size:
+        raise CorruptError(f"{name} holds {file.footer.metadata.num_rows:,} rows, expected {positions.size:,}.")
     places = range(len(schema.columns))
-    for group in range(file.metadata.num_row_groups):
+    for group in range(file.footer.metadata.num_row_groups):
         span = as_slice(positions[group * rows : (group + 1) * rows])
         every = zip(places, file.read(group, places, valid=places), _validity(schema, hot, span), strict=True)
         for place, (found, there), valid in every:
@@ -304,7 +304,7 @@ class ColdSegment:
         self._masked = {place for place, column in enumerate(schema.columns) if column.name in schema.masks}
         self._check(file, schema, identity, int(fills.sum()))
         self._groups = Groups(self.mapping, file, schema.columns, _fields(schema))
-        self.chunks = Chunks(self.mapping, file.metadata)
+        self.chunks = Chunks(self._groups.footer)
         num_groups = self.num_groups
         self.decoded = np.zeros((max(num_groups, 1), len(schema.columns)), np.int64)
         self.used = np.zeros(max(num_groups, 1), np.uint8)
@@ -370,7 +370,7 @@ class ColdSegment:
     @property
     def num_groups(self) -> int:
         """Row groups of the file."""
-        return int(self._groups.metadata.num_row_groups)
+        return int(self._groups.footer.metadata.num_row_groups)
 
     @cached_property
     def _group_rows(self) -> list[NDArray[np.int64] | slice]:
@@ -392,7 +392,12 @@ class ColdSegment:
             return _read_numbers(file, group, ROW_ID, self.mapping.path.name)
 
     def wrong_statistics(self, group: int) -> list[str]:
-        """Columns of a row group whose statistics, by which queries pass over it, are not those of its rows."""
+        """Columns of a row group whose statistics, by which queries pass over it, are not those of its rows.
+
+        Raises:
+            CorruptError: if the footer is damaged.
+        """
+        self.chunks.table()  # before Arrow is asked about them
         with self._groups.borrow() as file:
             return list(wrong_statistics(file, group))
 

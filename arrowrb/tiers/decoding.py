@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Container, Iterator, Sequence
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -49,16 +50,34 @@ def plainly(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".")
 
 
+class Footer:
+    """What a mapped file says of itself.
+
+    Attributes:
+        mapping: the file's.
+        metadata: as Arrow reads it. Of a chunk, Arrow may only be asked once `chunks` was.
+    """
+
+    def __init__(self, mapping: Mapping, metadata: pq.FileMetaData) -> None:
+        self.mapping: Final = mapping
+        self.metadata: Final = metadata
+
+    @cached_property
+    def chunks(self) -> parquet.ChunkTable:
+        """What it says of its column chunks; raises CorruptError if that cannot be."""
+        return parquet.read_chunk_table(self.mapping.array(0, self.mapping.size, np.uint8), self.metadata)
+
+
 class Groups:
     """The row groups of a mapped file. Thread-safe.
 
     Attributes:
-        metadata: the file's footer.
+        footer: the file's.
     """
 
     def __init__(self, mapping: Mapping, file: pq.ParquetFile, columns: Sequence[Column], fields: pa.Schema) -> None:
         """Read the columns of a schema, which lie in the file from its second on; ``file`` is given away."""
-        self.metadata: Final[pq.FileMetaData] = file.metadata
+        self.footer: Final = Footer(mapping, file.metadata)
         self._mapping, self._columns = mapping, columns
         self._names = fields.names[1:]
         self._lists = [parquet.lists_of(field) for field in fields][1:]
@@ -70,7 +89,7 @@ class Groups:
         try:
             file = self._idle.pop()
         except IndexError:
-            file = open_file(self._mapping, self._mapping.path.name, self.metadata)
+            file = open_file(self._mapping, self._mapping.path.name, self.footer.metadata)
         yield file
         if not self._idle:
             self._idle.append(file)
@@ -81,8 +100,8 @@ class Groups:
         Raises:
             CorruptError: and other `READING_ERRORS`, if they cannot be read.
         """
-        footer = self.metadata.row_group(group)
-        found = {place: own for place in places if (own := self._read_lists(footer, place)) is not None}
+        rows = self.footer.metadata.row_group(group).num_rows
+        found = {place: own for place in places if (own := self._read_lists(group, rows, place)) is not None}
         others = [place for place in places if place not in found]
         if others:
             names = [self._names[place] for place in others]
@@ -92,29 +111,25 @@ class Groups:
                 array = in_one_piece(table.column(name))
                 there = validity_of(array) if place in valid else None
                 found[place] = values_of(array, self._columns[place]), there
-        rows = footer.num_rows
         for values, _ in found.values():
             if len(values) != rows:
                 raise CorruptError(f"it has {len(values):,} rows there, too few or too many")
         return [found[place] for place in places]
 
-    def _read_lists(self, footer: pq.RowGroupMetaData, place: int) -> Values | None:
+    def _read_lists(self, group: int, rows: int, place: int) -> Values | None:
         """A column by our own reader, if it can."""
-        lists = self._lists[place]
+        lists, chunks, chunk = self._lists[place], self.footer.chunks, (group, place + 1)
         if lists is None:
             return None
-        chunk, rows = footer.column(place + 1), footer.num_rows
-        first, size = chunk.data_page_offset, chunk.total_compressed_size
-        if first < 0 or size < 0 or first + size > self._mapping.size:
-            return None
-        found = parquet.decode(lists, self._mapping.array(first, size, np.uint8), rows)
+        content = self._mapping.array(int(chunks.positions[chunk]), int(chunks.compressed_bytes[chunk]), np.uint8)
+        found = parquet.decode(lists, content, rows)
         if found is None:
             return None
         values, valid = found
         # What the footer says besides is what Arrow and others go by.
         count = rows * lists.length if valid is None else int(np.count_nonzero(valid)) * (lists.length - 1) + rows
-        said = chunk.compression, chunk.physical_type, chunk.num_values, chunk.has_dictionary_page
-        if said != ("LZ4", "FLOAT" if lists.bits == 32 else "DOUBLE", count, False):
+        said = chunks.codecs[chunk], chunks.types[chunk], chunks.num_values[chunk], chunks.dictionaries[chunk]
+        if said != (parquet.LZ4, lists.physical, count, -1):
             return None
         column = self._columns[place]
         return values.view(column.storage).reshape(-1, *column.shape), valid
