@@ -27,6 +27,7 @@ import pytest
 import arrowrb
 from arrowrb import commits, files
 from arrowrb.errors import ArrowRBError
+from arrowrb.rows import Kind
 from tests.plain_store import plain_schema
 from tests.test_damage import SEGMENTS, SHARD, whole
 from tests.test_tiers import small_segments
@@ -178,6 +179,15 @@ def _parquet(change: Callable[[pa.Table], pa.Table], **options: Any) -> Callable
     return do
 
 
+def _of_kind(kind: Kind) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        at = table.schema.get_field_index("kind")
+        field = table.schema.field(at)
+        return table.set_column(at, field, pa.array([int(kind)] * table.num_rows, field.type))
+
+    return change
+
+
 def _pickled(path: Path) -> None:
     """An extension type of Arrow whose metadata is a pickle."""
     table = pq.read_table(path)
@@ -258,6 +268,7 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
             lambda table: table.set_column(0, table.schema.field(0), pa.array(np.zeros(table.num_rows, np.int64)))
         ),
     ),
+    "a cold file that knows tails alone": _file("cold", _parquet(_of_kind(Kind.FINAL))),
     "a cold file with a pickle in its schema": _file("cold", _pickled),
     "a block table that is rubbish": _table("blocks", lambda _: b"ARROW1\0\0" + bytes(5000)),
     "a block table of more rows than blocks": _table(
@@ -300,6 +311,7 @@ HARMLESS = {  # what is wrong there is not read by everybody
     "a run table of endless runs",
     "seeds that are a pipe",
     "no segment with more ordinals than there are",
+    "a cold file that knows tails alone",
     "a cold file with a pickle in its schema",
     "a hot file of another length of its header",
 }
@@ -329,7 +341,7 @@ def test_harm_is_refused(whole: Path, tmp_path: Path, kind: str) -> None:
     (tmp_path / "secret").write_text("not to be read")
     HOSTILE[kind](store)
     refused: dict[str, str] = {}
-    for use in (_read, _write, _verify):
+    for use in (_read, _export, _write, _verify):
         try:
             use(store)
         except ArrowRBError as error:
@@ -348,6 +360,11 @@ def _read(path: Path) -> None:
         store.sql("SELECT * FROM steps").arrow()
         store.sql("SELECT * FROM episodes").arrow()
         store.sql("SELECT * FROM segments").arrow()
+
+
+def _export(path: Path) -> None:
+    with arrowrb.Store.open(path, mode="r") as store:
+        store.export(path.parent / "exported")
 
 
 def _write(path: Path) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .. import kernels, parquet
 from ..engine import Located, Snapshot
+from ..errors import CorruptError
 from ..rows import POSITION_BITS, SHARD_SHIFT, Kind
 from ..schema import Column, Schema
 from ..tiers.cold import encodings
@@ -108,6 +109,10 @@ def _gather(snapshot: Snapshot, row_ids: NDArray[np.int64], outputs: list[Output
     reads += [(output.mask, output.shift) for output in outputs if output.mask >= 0]
     values = snapshot.read(located, [*reads, (_KIND, 0)])
     is_transition = values[_KIND, 0] == int(Kind.TRANSITION)
+    required = any(output.column.owner == "transition" and not output.field.nullable for output in outputs)
+    if required and not is_transition.all():
+        wrong = int(ids[np.argmin(is_transition)])
+        raise CorruptError(f"Row {wrong} is no transition, but the tables of episodes say so. Run `arrowrb verify`.")
     arrays = [pa.Array.from_buffers(pa.int64(), ids.size, [None, pa.py_buffer(ids)])]
     for output in outputs:
         valid = None
