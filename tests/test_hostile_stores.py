@@ -294,6 +294,19 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
     "a run table of endless runs": _table(
         "runs", _with_column("num_rows", lambda values: [(1 << 31) - 1] * len(values))
     ),
+    "a run table of more transitions than rows": _table(
+        "runs", _with_column("num_transitions", lambda values: [1 << 40] * len(values))
+    ),
+    "a run table without a column": _table("runs", lambda path: _columns(path, lambda table: table.drop(["lane"]))),
+    "a run table with returns of another type": _table(
+        "runs",
+        lambda path: _columns(
+            path,
+            lambda table: table.set_column(
+                table.schema.get_field_index("return"), "return", pa.array(["x"] * table.num_rows)
+            ),
+        ),
+    ),
     "a folder of segments that is a link": lambda store: _moved_out(store / SEGMENTS),
     "a shard that is a link": lambda store: _moved_out(store / SHARD),
     "shards that are a link": lambda store: _moved_out(store / "shards"),
@@ -307,8 +320,6 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
 HARMLESS = {  # what is wrong there is not read by everybody
     "an id that climbs",
     "a run table that is empty",
-    "a run table with rows of others",
-    "a run table of endless runs",
     "seeds that are a pipe",
     "no segment with more ordinals than there are",
     "a cold file that knows tails alone",

@@ -20,7 +20,7 @@ from ..rows import End, Kind, row_id_base
 from ..tiers.hot import HotSegment
 from ..writer import MAX_LANES, OpenSegment
 from .paths import ShardPaths, is_leftover
-from .tables import EPISODE, KIND, LANE, ORDINAL, STEP, column_of, read_table
+from .tables import EPISODE, KIND, LANE, ORDINAL, STEP, column_of, read_runs
 
 _NEAR_SEGMENTS = 4  # a waiting copy lies at most so many segments after the tail that leads to it
 
@@ -83,8 +83,8 @@ def _sealed_ends(paths: ShardPaths, manifest: Manifest, near: set[int]) -> list[
             continue
         if not any(0 <= number - entry.number <= _NEAR_SEGMENTS for number in near):
             continue
-        runs = read_table(paths.segments / entry.runs.name, entry.runs)
         base = row_id_base(manifest.shard, entry.number)
+        runs = read_runs(paths.segments / entry.runs.name, entry.runs, (base, base + entry.rows))
         going_on = np.flatnonzero(column_of(runs, "end") == End.CONTINUED)
         position = column_of(runs, "row_id") - base + column_of(runs, "num_rows") - 1
         step = column_of(runs, "first_step") + column_of(runs, "num_transitions")

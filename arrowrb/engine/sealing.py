@@ -25,7 +25,7 @@ from .tables import (
     build_runs,
     column_of,
     encode_table,
-    read_table,
+    read_runs,
 )
 
 
@@ -75,7 +75,7 @@ def _starts_from(paths: ShardPaths, manifest: Manifest, hot: Mapping[int, HotSeg
             continue
         base = row_id_base(manifest.shard, entry.number)
         if entry.sealed and entry.runs is not None:
-            runs = read_table(paths.segments / entry.runs.name, entry.runs)
+            runs = read_runs(paths.segments / entry.runs.name, entry.runs, (base, base + entry.rows))
             first = np.flatnonzero((column_of(runs, "row_id") - base) % entry.block_rows == 0)
             names = ("lane", "episode_id", "first_step", "first_ordinal", "row_id")
             for lane, episode, step, ordinal, row_id in zip(

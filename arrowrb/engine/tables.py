@@ -9,9 +9,9 @@ Both are small Arrow IPC files beside the segment; their own checksums stand in 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -45,27 +45,29 @@ def follow(starts: Starts, key: tuple[int, int, int], ordinal: int) -> int:
     return min(later)[1] if later else -1
 
 
+_BEFORE_RETURN: Final = (
+    pa.field("row_id", pa.int64(), nullable=False),
+    pa.field("num_rows", pa.int64(), nullable=False),
+    pa.field("num_transitions", pa.int64(), nullable=False),
+    pa.field("episode_id", pa.int64(), nullable=False),
+    pa.field("lane", pa.int32(), nullable=False),
+    pa.field("first_step", pa.int64(), nullable=False),
+)
+_BEHIND_RETURN: Final = (
+    pa.field("first_time", pa.int64(), nullable=False),
+    pa.field("last_time", pa.int64(), nullable=False),
+    pa.field("first_ordinal", pa.int64(), nullable=False),
+    pa.field("last_ordinal", pa.int64(), nullable=False),
+    pa.field("end", pa.uint8(), nullable=False),
+    pa.field("continuation", pa.int64(), nullable=False),
+)
+
+
 def runs_schema(schema: Schema) -> pa.Schema:
     """The columns of a run table. ``return`` is a list where rewards are vectors."""
     reward = schema.column("reward")
     value = pa.float64() if not reward.shape else pa.list_(pa.float64(), reward.num_elements)
-    return pa.schema(
-        [
-            pa.field("row_id", pa.int64(), nullable=False),
-            pa.field("num_rows", pa.int64(), nullable=False),
-            pa.field("num_transitions", pa.int64(), nullable=False),
-            pa.field("episode_id", pa.int64(), nullable=False),
-            pa.field("lane", pa.int32(), nullable=False),
-            pa.field("first_step", pa.int64(), nullable=False),
-            pa.field("return", value, nullable=False),
-            pa.field("first_time", pa.int64(), nullable=False),
-            pa.field("last_time", pa.int64(), nullable=False),
-            pa.field("first_ordinal", pa.int64(), nullable=False),
-            pa.field("last_ordinal", pa.int64(), nullable=False),
-            pa.field("end", pa.uint8(), nullable=False),
-            pa.field("continuation", pa.int64(), nullable=False),
-        ]
-    )
+    return pa.schema([*_BEFORE_RETURN, pa.field("return", value, nullable=False), *_BEHIND_RETURN])
 
 
 def build_runs(
@@ -280,6 +282,44 @@ def decode_table(content: Any, name: str) -> pa.Table:
 def read_table(path: Path, file: FileEntry) -> pa.Table:
     """Read a table that the manifest lists, and check it against its size and checksum."""
     return _checked(path, file, files.read_file(path, "reading a table", most=file.bytes))
+
+
+def read_runs(path: Path, file: FileEntry, span: tuple[int, int] | None) -> pa.Table:
+    """Read a run table.
+
+    Args:
+        path: its file.
+        file: what the manifest says of it.
+        span: row ids of the segment from the first to behind the last; None where its rows are gone.
+
+    Raises:
+        CorruptError: if it has other columns, or runs that do not lie in the segment one after the other.
+    """
+    table = read_table(path, file)
+    place = len(_BEFORE_RETURN)
+    fields = [field for at, field in enumerate(table.schema) if at != place]
+    if fields != [*_BEFORE_RETURN, *_BEHIND_RETURN] or any(column.null_count for column in table.columns):
+        raise CorruptError(f"{path.name} is damaged: it has other columns than a run table.")
+    first, count, transitions = (column_of(table, name) for name in ("row_id", "num_rows", "num_transitions"))
+    right = (count > 0) & (transitions >= 0) & (transitions <= count)
+    if span is not None:
+        right &= (first >= span[0]) & (first < span[1]) & (count <= span[1] - first)
+        right[1:] &= first[1:] - first[:-1] >= count[:-1]
+    if not right.all():
+        raise CorruptError(f"{path.name} is damaged: its runs are not those of a segment. Run `arrowrb verify`.")
+    return table
+
+
+def join_runs(parts: Iterable[pa.Table]) -> pa.Table:
+    """Run tables of one store in one.
+
+    Raises:
+        CorruptError: if their returns are of different types.
+    """
+    try:
+        return pa.concat_tables(parts)
+    except pa.ArrowInvalid as error:
+        raise CorruptError(f"The run tables do not fit together: {plainly(error)}. Run `arrowrb verify`.") from None
 
 
 def _checked(path: Path, file: FileEntry, content: Any) -> pa.Table:

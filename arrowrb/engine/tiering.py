@@ -19,7 +19,6 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from .. import files
@@ -31,7 +30,7 @@ from ..tiers import cold
 from ..tiers.cold import ColdSegment
 from ..tiers.hot import HotSegment
 from .paths import ShardPaths, cold_name, identity, merged_name
-from .tables import encode_table, read_blocks, read_table
+from .tables import encode_table, join_runs, read_blocks, read_runs
 
 _FOOTER_END: Final = 8  # its length, and the magic bytes
 
@@ -109,7 +108,7 @@ def merge_runs(paths: ShardPaths, runs: Sequence[FileEntry], *, durable: bool) -
     chosen = runs[first:]
     if len(chosen) < 2:
         return tuple(runs)
-    whole = pa.concat_tables([read_table(paths.segments / file.name, file) for file in chosen])
+    whole = join_runs(read_runs(paths.segments / file.name, file, None) for file in chosen)
     content = encode_table(whole.combine_chunks(), compression="zstd")
     name = merged_name(chosen[0].name, chosen[-1].name)
     files.publish(paths.segments / name, content, sync=durable, sync_name=False)

@@ -102,7 +102,9 @@ def _gather(snapshot: Snapshot, row_ids: NDArray[np.int64], outputs: list[Output
     ids = np.array(row_ids, np.int64)
     slots, positions = np.empty(ids.size, np.int64), np.empty(ids.size, np.int64)
     layout = snapshot.layout
-    kernels.locate(ids, layout.shard_table, layout.slot_table, SHARD_SHIFT, POSITION_BITS, slots, positions)
+    lost = kernels.locate(ids, layout.shard_table, layout.slot_table, SHARD_SHIFT, POSITION_BITS, slots, positions)
+    if lost >= 0:
+        raise CorruptError(f"Row {ids[lost]} lies in no segment. Run `arrowrb verify`.")
     located = Located(slots, positions, ids)
     # All columns in one pass, their valid flags and the kinds (to tell tails) among them.
     reads = [(output.place, output.shift) for output in outputs]

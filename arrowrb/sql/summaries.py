@@ -36,7 +36,7 @@ def read_runs(snapshot: Snapshot, root: Any) -> pa.Table:
     parts = []
     for shard, evicted in enumerate(snapshot.evicted):
         folder = shard_paths(root, shard).segments
-        parts += [(shard, tables.read_table(folder / file.name, file)) for file in evicted.runs]
+        parts += [(shard, tables.read_runs(folder / file.name, file, None)) for file in evicted.runs]
     parts += [(view.shard, _runs_of(snapshot, None, view, root)) for view in snapshot.layout.leaving]
     return _joined(snapshot, [*parts, *_live_parts(snapshot, root)])
 
@@ -52,16 +52,16 @@ def _live_parts(snapshot: Snapshot, root: Any) -> list[tuple[int, pa.Table]]:
 
 
 def _joined(snapshot: Snapshot, parts: list[tuple[int, pa.Table]]) -> pa.Table:
-    if not parts:
-        parts = [(0, tables.runs_schema(snapshot.layout.schema).empty_table())]
-    return pa.concat_tables(
+    parts = [(0, tables.runs_schema(snapshot.layout.schema).empty_table()), *parts]
+    return tables.join_runs(
         [runs.append_column("shard", pa.array(np.full(runs.num_rows, shard, np.int64))) for shard, runs in parts]
     )
 
 
 def _runs_of(snapshot: Snapshot, slot: int | None, view: SegmentView, root: Any) -> pa.Table:
     """The runs of one segment: as sealing wrote them, or from its rows. ``slot`` None: all its rows are visible."""
-    runs = _stored_runs(view, root)
+    base = row_id_base(view.shard, view.entry.number)
+    runs = _stored_runs(view, base, root)
     if runs is not None:
         return runs
     return tables.build_runs(
@@ -69,17 +69,18 @@ def _runs_of(snapshot: Snapshot, slot: int | None, view: SegmentView, root: Any)
         view.column,
         view.column(tables.KIND) if slot is None else snapshot.visible_kinds(slot),
         block_rows=view.entry.block_rows,
-        base=row_id_base(view.shard, view.entry.number),
+        base=base,
         starts={},
     )
 
 
-def _stored_runs(view: SegmentView, root: Any) -> pa.Table | None:
+def _stored_runs(view: SegmentView, base: int, root: Any) -> pa.Table | None:
     """The run table that sealing wrote; None where there is none (yet, or any more: rows still tell)."""
     if not view.closed or view.entry.runs is None:
         return None  # a reader may see less than sealing saw
+    path = shard_paths(root, view.shard).segments / view.entry.runs.name
     try:
-        return tables.read_table(shard_paths(root, view.shard).segments / view.entry.runs.name, view.entry.runs)
+        return tables.read_runs(path, view.entry.runs, (base, base + view.entry.rows))
     except StoreError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
