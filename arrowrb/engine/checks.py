@@ -8,14 +8,16 @@ that it does.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from .. import kernels
 from ..errors import CorruptError
 from ..rows import Kind, row_id_base
 from ..schema import Schema
@@ -87,7 +89,7 @@ class Rows:
         self.base = row_id_base(view.shard, view.entry.number)
         self.problems: list[Problem] = []
         self.bad: set[int] = set()
-        self._columns = [self._read(place) for place in range(len(schema.columns))]
+        self._columns = self._read_all()
         self.raw_kinds = self.column(KIND)
         self.kinds = view.visible_kinds(watermark)
         self.used = np.flatnonzero(self.kinds)
@@ -97,6 +99,13 @@ class Rows:
     def column(self, place: int) -> NDArray[Any]:
         """A column, all allocated rows; zeros where it cannot be read."""
         return self._columns[place]
+
+    def _read_all(self) -> list[NDArray[Any]]:
+        places = range(len(self.schema.columns))
+        if self.view.cold is not None:
+            with contextlib.suppress(CorruptError):  # which of them it is, is told when they are read one by one
+                return self.view.cold.whole(places)
+        return [self._read(place) for place in places]
 
     def _read(self, place: int) -> NDArray[Any]:
         column, cold = self.schema.columns[place], self.view.cold
@@ -152,36 +161,26 @@ class Rows:
         return list(zip(*columns, strict=True))
 
 
+_DISORDER: Final = (  # in the order of what the kernel finds
+    "There are rows of an unknown kind, or without an ordinal",
+    "There are rows behind free ones within a block",
+    "There are rows of several lanes in one block",
+    "A row is not followed by the next step of its episode",
+    "A block goes on behind a tail which says that its episode goes on in another block",
+    "A row came after the row behind it",
+    "A block ends in a transition, whose next observation is nowhere",
+)
+
+
 def check_rows(rows: Rows) -> Iterator[Problem]:
     """Kinds, blocks, and what follows what. The system columns must be whole."""
-    used, kinds, ordinals = rows.used, rows.kinds[rows.used], rows.column(ORDINAL)
-    lane, episode, step = (rows.column(place) for place in (LANE, EPISODE, STEP))
-    block = used // rows.block_rows
-    first = block * rows.block_rows
-    inside = used[(used + 1 < first + rows.block_rows) & (used + 1 < first + rows.fills[block])]
-    goes_on = inside[rows.kinds[inside] == int(Kind.TRANSITION)]
-    last = used[(used == first + rows.fills[block] - 1) & (used == first + rows.block_rows - 1)]
-    wrong = {
-        "There are rows of an unknown kind, or without an ordinal": used[
-            (kinds > int(Kind.CUT)) | (ordinals[used] < 1)
-        ],
-        "There are rows behind free ones within a block": used[used - first >= rows.fills[block]],
-        "There are rows of several lanes in one block": used[lane[used] != lane[first]],
-        "A row is not followed by the next step of its episode": goes_on[
-            (episode[goes_on] != episode[goes_on + 1]) | (step[goes_on] + 1 != step[goes_on + 1])
-        ],
-        "A block goes on behind a tail which says that its episode goes on in another block": inside[
-            rows.kinds[inside] == int(Kind.CONTINUED)
-        ],
-        "A row came after the row behind it": inside[ordinals[inside] >= ordinals[inside + 1]],
-        "A block ends in a transition, whose next observation is nowhere": last[
-            rows.kinds[last] == int(Kind.TRANSITION)
-        ],
-    }
-    for what, found in wrong.items():
-        if found.size:
-            more = f" ({found.size:,} times)" if found.size > 1 else ""
-            yield rows.problem(f"{what}: row {rows.base + found[0]}{more}.", row=int(found[0]))
+    found = np.zeros((len(_DISORDER), 2), np.int64)
+    columns = [np.ascontiguousarray(rows.column(place)) for place in (LANE, EPISODE, STEP, ORDINAL)]
+    kernels.find_disorder(rows.kinds, rows.fills, *columns, rows.block_rows, found)
+    for what, (first, count) in zip(_DISORDER, found.tolist(), strict=True):
+        if count:
+            more = f" ({count:,} times)" if count > 1 else ""
+            yield rows.problem(f"{what}: row {rows.base + first}{more}.", row=first)
 
 
 def check_counts(rows: Rows) -> Iterator[Problem]:

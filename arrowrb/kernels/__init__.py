@@ -27,6 +27,7 @@ _HOMES: Final = {
     "CRC_TABLE": "crc",
     "crc32": "crc",
     "checksum_blocks": "checking",
+    "find_disorder": "checking",
     "same_items": "checking",
     "count_missing": "mixing",
     "find_places": "mixing",

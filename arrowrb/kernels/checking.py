@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from .crc import BEGUN, sum_bytes, sum_zeros
 from .memory import inline, kernel, load_u8, same_bytes
 
@@ -53,3 +55,53 @@ def same_items(one: int, other: int, size: int, there: Any) -> bool:
             return False
         row += 1
     return True
+
+
+# What can be wrong with the order of rows; the places of `find_disorder`'s result.
+KIND, BEHIND_FREE, LANES, STEPS, CONTINUED, ORDINALS, OPEN = range(7)
+
+
+@inline
+def _note(found: Any, what: int, row: Any) -> None:
+    if found[what, 1] == 0:
+        found[what, 0] = row
+    found[what, 1] += 1
+
+
+_Read = "Array({}, 1, 'C', readonly=True)"
+_SIGNATURE = ", ".join(_Read.format(kind) for kind in ("uint8", "int64", "int32", "int64", "int32", "int64"))
+
+
+@kernel(f"void({_SIGNATURE}, int64, int64[:, ::1])")
+def find_disorder(
+    kinds: Any, fills: Any, lanes: Any, episodes: Any, steps: Any, ordinals: Any, block_rows: int, found: Any
+) -> None:
+    """Rows of a segment that do not follow one another as they should.
+
+    ``kinds`` has 0 where no row is visible, ``fills`` the visible rows of each block. ``found``, int64[7, 2] and zeros,
+    takes for each of `KIND` and so on the first position and how many there are.
+    """
+    for block in range(fills.shape[0]):
+        first = block * block_rows
+        end = first + fills[block]
+        for row in range(first, first + block_rows):
+            kind = kinds[row]
+            if kind == 0:
+                continue
+            if kind > 4 or ordinals[row] < 1:
+                _note(found, KIND, row)
+            if row >= end:
+                _note(found, BEHIND_FREE, row)
+            if lanes[row] != lanes[first]:
+                _note(found, LANES, row)
+            if row + 1 < end:
+                if kind == 1 and (
+                    episodes[row] != episodes[row + 1] or np.int64(steps[row]) + 1 != np.int64(steps[row + 1])
+                ):
+                    _note(found, STEPS, row)
+                if kind == 3:
+                    _note(found, CONTINUED, row)
+                if ordinals[row] >= ordinals[row + 1]:
+                    _note(found, ORDINALS, row)
+            elif row + 1 == end and row + 1 == first + block_rows and kind == 1:
+                _note(found, OPEN, row)

@@ -376,14 +376,11 @@ class ColdSegment:
     def _group_rows(self) -> list[NDArray[np.int64] | slice]:
         """Where the rows of each row group lay."""
         positions, step = np.flatnonzero(self.kinds), 1 << self.group_shift
-        parts = [positions[group * step : (group + 1) * step] for group in range(self.num_groups)]
-        ends = [(int(part[0]), int(part[-1]) + 1) if part.size else (0, 0) for part in parts]
-        return [slice(*end) if end[1] - end[0] == part.size else part for part, end in zip(parts, ends, strict=True)]
+        return [as_slice(positions[group * step : (group + 1) * step]) for group in range(self.num_groups)]
 
     def positions(self, group: int) -> tuple[int, int]:
         """First and stop of the positions that a row group covers."""
-        positions, step = np.flatnonzero(self.kinds), 1 << self.group_shift
-        chosen = positions[group * step : (group + 1) * step]
+        chosen = np.flatnonzero(self.kinds)[group << self.group_shift : (group + 1) << self.group_shift]
         return (int(chosen[0]), int(chosen[-1]) + 1) if chosen.size else (0, 0)
 
     def group_row_ids(self, group: int) -> NDArray[np.int64]:
@@ -403,14 +400,21 @@ class ColdSegment:
 
     def column(self, place: int) -> NDArray[Any]:
         """A whole column as it lay in the hot tier, [rows, *shape]: zeros where nothing was committed, or is NULL."""
-        column = self.columns[place]
-        whole = np.zeros((self.rows, *column.shape), column.storage)
+        return self.whole([place])[0]
+
+    def whole(self, places: Sequence[int]) -> list[NDArray[Any]]:
+        """Several of these columns; each row group is read once for all of them."""
+        columns = [self.columns[place] for place in places]
+        whole = [np.zeros((self.rows, *column.shape), column.storage) for column in columns]
         for group, rows in enumerate(self._group_rows):
-            whole[rows] = self.decode(group, [place])[0]
-        if column.owner == "transition":
-            whole[self.kinds != Kind.TRANSITION] = 0
+            for target, values in zip(whole, self.decode(group, places), strict=True):
+                target[rows] = values
+        if not (self.kinds == Kind.TRANSITION).all():
+            for target, column in zip(whole, columns, strict=True):
+                if column.owner == "transition":
+                    target[self.kinds != Kind.TRANSITION] = 0
         return whole
 
     def in_memory(self) -> HotSegment:
         """The whole segment as if it had stayed hot, in memory of its own."""
-        return from_columns(self.mapping.path, self.columns, [self.column(place) for place in range(len(self.columns))])
+        return from_columns(self.mapping.path, self.columns, self.whole(range(len(self.columns))))
