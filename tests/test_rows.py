@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arrowrb.rows import MAX_SEGMENT_ROWS, MAX_SEGMENTS, MAX_SHARDS, End, find_runs, pack_row_id, row_id_base
+from arrowrb.engine.runs import find_runs
+from arrowrb.rows import MAX_SEGMENT_ROWS, MAX_SEGMENTS, MAX_SHARDS, End, pack_row_id, row_id_base
 
 shards, segments = st.integers(0, MAX_SHARDS - 1), st.integers(0, MAX_SEGMENTS - 1)
 positions = st.integers(0, MAX_SEGMENT_ROWS - 1)
@@ -54,6 +55,7 @@ def blocks_of_episodes(draw):
     return block_rows, columns, runs
 
 
+@settings(deadline=None)  # the first call compiles
 @given(blocks_of_episodes())
 def test_find_runs(made):
     block_rows, columns, expected = made

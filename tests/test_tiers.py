@@ -458,14 +458,14 @@ def test_a_wait_for_the_hot_tier_ends(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_full_disk_while_moving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, full = tiering.cold.write, [True]
+    real, full = tiering.cold_writing.write, [True]
 
     def write(*arguments: Any, **options: Any) -> Any:
         if full:
             raise FullError(28, "No room left", "x")
         return real(*arguments, **options)
 
-    monkeypatch.setattr(tiering.cold, "write", write)
+    monkeypatch.setattr(tiering.cold_writing, "write", write)
     with create(tmp_path / "store", hot_rows=1) as store:
         stored = 0
         for seed in range(60):
@@ -486,7 +486,7 @@ def test_a_full_disk_while_moving(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_bad_write_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read back differs: the segment stays where it is, and somebody is told."""
-    real = tiering.cold._batch
+    real = tiering.cold_writing._batch
 
     def flipped(schema: Any, fields: Any, hot: Any, base: int, positions: Any) -> Any:
         batch = real(schema, fields, hot, base, positions)
@@ -494,13 +494,13 @@ def test_a_bad_write_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         twisted = batch.column(names.index("ordinal")).take(np.arange(len(positions))[::-1])
         return batch.set_column(names.index("ordinal"), batch.schema.field("ordinal"), twisted)
 
-    monkeypatch.setattr(tiering.cold, "_batch", flipped)
+    monkeypatch.setattr(tiering.cold_writing, "_batch", flipped)
     with create(tmp_path / "store", hot_rows=1) as store:
         with pytest.raises(CorruptError, match="not read back"):
             fill(store, 2000)
         assert tiers_of(store)["cold"] == 0
         assert not list(store.path.rglob("*.parquet"))
-        monkeypatch.setattr(tiering.cold, "_batch", real)
+        monkeypatch.setattr(tiering.cold_writing, "_batch", real)
 
 
 @pytest.mark.parametrize("what", ["value", "missing", "all missing"])

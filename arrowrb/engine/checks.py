@@ -26,6 +26,7 @@ from .snapshot import SegmentView
 from .tables import EPISODE, KIND, LANE, ORDINAL, STEP, build_runs, checksums, column_of
 
 _SYSTEM = (ORDINAL, LANE, EPISODE, STEP)
+_ALIGNMENT = 64
 _MOST_SPARSE = 8  # times as many numbers as there are, at most, for which a table of all is kept
 _RECOMPUTED = (
     "row_id",
@@ -72,6 +73,28 @@ class Places:
     row_ids: NDArray[np.int64]
 
 
+class Memory:
+    """Memory for the columns of one segment after the other: to give it back and take it anew costs more than to read.
+
+    Not thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._whole = np.empty(0, np.uint8)
+
+    def columns(self, schema: Schema, rows: int) -> list[NDArray[Any]]:
+        """An array [rows, *shape] a column, with anything in it; those that were given before are given once more."""
+        sizes = [-(-rows * column.item_bytes // _ALIGNMENT) * _ALIGNMENT for column in schema.columns]
+        if sum(sizes) > self._whole.size:
+            self._whole = np.empty(sum(sizes), np.uint8)
+        arrays, first = [], 0
+        for column, size in zip(schema.columns, sizes, strict=True):
+            part = self._whole[first : first + rows * column.item_bytes]
+            arrays.append(part.view(column.storage).reshape(rows, *column.shape))
+            first += size
+        return arrays
+
+
 class Rows:
     """The rows of one segment, each column read once, whatever else of it cannot be.
 
@@ -84,12 +107,12 @@ class Rows:
         whole: whether all system columns could be read, without which nothing can be said of what follows what.
     """
 
-    def __init__(self, view: SegmentView, schema: Schema, watermark: int) -> None:
+    def __init__(self, view: SegmentView, schema: Schema, watermark: int, memory: Memory) -> None:
         self.view, self.schema, self.block_rows = view, schema, view.entry.block_rows
         self.base = row_id_base(view.shard, view.entry.number)
         self.problems: list[Problem] = []
         self.bad: set[int] = set()
-        self._columns = self._read_all()
+        self._columns = self._read_all(memory)
         self.raw_kinds = self.column(KIND)
         self.kinds = view.visible_kinds(watermark)
         self.used = np.flatnonzero(self.kinds)
@@ -100,11 +123,11 @@ class Rows:
         """A column, all allocated rows; zeros where it cannot be read."""
         return self._columns[place]
 
-    def _read_all(self) -> list[NDArray[Any]]:
+    def _read_all(self, memory: Memory) -> list[NDArray[Any]]:
         places = range(len(self.schema.columns))
         if self.view.cold is not None:
             with contextlib.suppress(CorruptError):  # which of them it is, is told when they are read one by one
-                return self.view.cold.whole(places)
+                return self.view.cold.whole(places, into=memory.columns(self.schema, self.view.cold.rows))
         return [self._read(place) for place in places]
 
     def _read(self, place: int) -> NDArray[Any]:
@@ -148,6 +171,30 @@ class Rows:
     def ordinals(self) -> NDArray[np.int64]:
         """Of the visible rows."""
         found: NDArray[np.int64] = self.column(ORDINAL)[self.used]
+        return found
+
+    def single_values(
+        self, kinds: NDArray[np.uint8], span: NDArray[np.int64] | slice
+    ) -> dict[int, tuple[NDArray[Any], int]]:
+        """Of some rows the values that are there, and how many are missing, by place; vectors and what is bad left out.
+
+        ``kinds`` are those of all rows. Row ids are among them, at -1.
+        """
+        is_transition = kinds[span] == Kind.TRANSITION
+        places = {column.name: place for place, column in enumerate(self.schema.columns)}
+        positions = np.arange(span.start, span.stop) if isinstance(span, slice) else span
+        found: dict[int, tuple[NDArray[Any], int]] = {-1: (positions + self.base, 0)}
+        for place, column in enumerate(self.schema.columns):
+            mask = self.schema.masks.get(column.name)
+            needed = {place} if mask is None else {place, places[mask]}
+            if column.shape or not self.bad.isdisjoint(needed):
+                continue
+            there = is_transition if column.owner == "transition" else np.ones(is_transition.size, np.bool_)
+            if mask is not None:
+                there = there & (self.column(places[mask])[span] != 0)
+            values = self.column(place)[span]
+            num_missing = int(there.size - np.count_nonzero(there))
+            found[place] = values[there] if num_missing else values, num_missing
         return found
 
     def places(self) -> Places:
@@ -203,11 +250,12 @@ def check_statistics(rows: Rows, cold: ColdSegment) -> Iterator[Problem]:
     """What a cold segment's footer says of the values in its row groups."""
     for group in range(cold.num_groups):
         try:
-            names = cold.wrong_statistics(group)
+            wrong = cold.wrong_statistics(group, rows.single_values(cold.kinds, cold.group_spans[group]))
         except CorruptError as error:
             yield rows.problem(str(error))
             return
-        if names:
+        if wrong:
+            names = [ROW_ID if place < 0 else rows.schema.columns[place].name for place in wrong]
             what = (
                 f"Its footer says of row group {group} what is not so of {', '.join(names)}: queries may pass it over."
             )

@@ -31,7 +31,7 @@ from ..manifest import Evicted, Manifest, SegmentEntry
 from ..rows import Kind
 from ..schema import Schema
 from ..writer import OpenSegment
-from .checks import Problem
+from .checks import Memory, Problem
 from .creating import StoreFile, read_store_file
 from .inspecting import Inspected, inspect_shard
 from .paths import SPARE_STORE_FILE, STORE_FILE, ShardPaths, shard_paths
@@ -291,7 +291,7 @@ def _repair_dropped(paths: ShardPaths, evicted: Evicted, aside: _Aside) -> Evict
 
 def _problems_of(shard: Inspected, entry: SegmentEntry, schema: Schema) -> Iterator[Problem]:
     yield from (each for each in shard.problems if each.segment == entry.number)
-    yield from check_segment(shard, entry, shard.views.get(entry.number), schema, Seen())
+    yield from check_segment(shard, entry, shard.views.get(entry.number), schema, Seen(), Memory())
 
 
 def _describe(shard: int, entry: SegmentEntry, problems: list[Problem]) -> Lost:

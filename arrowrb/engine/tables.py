@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from .. import files, kernels
 from ..errors import CorruptError
 from ..manifest import FileEntry, SegmentEntry
-from ..rows import End, Kind, Runs, find_runs
+from ..rows import End, Kind
 from ..schema import Schema
 from ..tiers.decoding import READING_ERRORS, plainly
 from ..tiers.hot import HotSegment
+from .runs import Runs, find_runs
 
 # Places of the system columns.
 ORDINAL, TIME, EPISODE, LANE, STEP, POLICY, KIND, TERMINATED, TRUNCATED = range(9)

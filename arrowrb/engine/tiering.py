@@ -26,7 +26,7 @@ from ..errors import CorruptError
 from ..manifest import FileEntry, SegmentEntry
 from ..rows import row_id_base
 from ..schema import Schema
-from ..tiers import cold
+from ..tiers import cold_writing
 from ..tiers.cold import ColdSegment
 from ..tiers.hot import HotSegment
 from .paths import ShardPaths, cold_name, identity, merged_name
@@ -41,7 +41,7 @@ def demote(
     """Write a sealed segment's cold file; returns its entry as cold, and the file mapped."""
     path = paths.segments / cold_name(entry.number)
     name = identity(store_id, paths.number, entry.number)
-    size = cold.write(path, schema, name, hot, row_id_base(paths.number, entry.number), sync=durable)
+    size = cold_writing.write(path, schema, name, hot, row_id_base(paths.number, entry.number), sync=durable)
     changed = replace(entry, tier="cold", name=path.name, bytes=size)
     segment = open_cold(paths, schema, store_id, changed)
     return replace(changed, footer_crc32=sum_footer(segment)), segment

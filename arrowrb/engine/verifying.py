@@ -8,6 +8,7 @@ damage is one problem. A live writer may go on meanwhile; what it drops is not m
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from ..errors import ArrowRBError, StoreNotFoundError
 from ..manifest import FileEntry, Manifest, SegmentEntry
 from ..schema import Schema
 from .checks import (
+    Memory,
     Places,
     Problem,
     Rows,
@@ -167,20 +169,35 @@ def _check_segments(shard: Inspected, schema: Schema | None) -> Iterator[Checked
     """Check the segments of a shard by several threads; yields them in order."""
 
     def check(entry: SegmentEntry) -> Checked:
-        seen = Seen()
+        seen, memory = Seen(), idle.pop()
         view = shard.views.pop(entry.number, None)  # let go of when it is done
-        problems = list(check_segment(shard, entry, view, schema, seen))
+        try:
+            problems = list(check_segment(shard, entry, view, schema, seen, memory))
+        finally:
+            idle.append(memory)
         return Checked(problems, seen, None if view is None else entry.bytes)
 
-    pool = ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0))), "arrowrb-verify")
+    entries = () if shard.manifest is None else shard.manifest.segments
+    threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+    idle = deque(Memory() for _ in range(threads))
+    pool = ThreadPoolExecutor(threads, "arrowrb-verify")
     try:
-        yield from pool.map(check, () if shard.manifest is None else shard.manifest.segments)
+        # The largest first, so that no thread is left alone with one of them.
+        by_size = sorted(range(len(entries)), key=lambda place: -entries[place].bytes)
+        checks = {place: pool.submit(check, entries[place]) for place in by_size}
+        for place in range(len(entries)):
+            yield checks.pop(place).result()
     finally:
         pool.shutdown(cancel_futures=True)  # where it was broken off
 
 
 def check_segment(
-    shard: Inspected, entry: SegmentEntry, view: SegmentView | None, schema: Schema | None, seen: Seen
+    shard: Inspected,
+    entry: SegmentEntry,
+    view: SegmentView | None,
+    schema: Schema | None,
+    seen: Seen,
+    memory: Memory,
 ) -> Iterator[Problem]:
     """Everything about one segment; ``seen`` takes what is needed to look at all of them together."""
     blocks = yield from _read(shard, entry, entry.blocks)
@@ -191,7 +208,7 @@ def check_segment(
     if view is None or schema is None:
         seen.miss(entry)
         return
-    rows = Rows(view, schema, 0 if shard.record is None else shard.record.watermark)
+    rows = Rows(view, schema, 0 if shard.record is None else shard.record.watermark, memory)
     seen.num_rows += rows.used.size
     yield from rows.problems
     if rows.whole:

@@ -14,7 +14,7 @@ from ..engine import Located, Snapshot
 from ..errors import CorruptError
 from ..rows import POSITION_BITS, SHARD_SHIFT, Kind
 from ..schema import Column, Schema
-from ..tiers.cold import encodings
+from ..tiers.cold_writing import encodings
 
 _KIND: Final = 6
 _SHOWN_SYSTEM: Final = (0, 1, 3, 2, 4, 5)  # ordinal, time, lane, episode_id, step, policy_version

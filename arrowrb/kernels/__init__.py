@@ -16,6 +16,7 @@ _HOMES: Final = {
     "cut": "placing",
     "evacuate": "placing",
     "ingest": "placing",
+    "find_runs": "surveying",
     "survey": "surveying",
     "wipe": "surveying",
     "advance": "surveying",

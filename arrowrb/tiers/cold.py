@@ -12,7 +12,7 @@ images decode faster than they compress, and are read one by one more often: the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -22,10 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .. import kernels, parquet
 from ..errors import ArrowRBError, CorruptError
-from ..files import Mapping, publishing
-from ..parquet.bitmaps import pack_bits
+from ..files import Mapping
 from ..rows import Kind
 from ..schema import Column, Schema
 from .chunks import Chunks
@@ -42,9 +40,7 @@ _LEAST_GROUP_ROWS: Final = 1 << 5
 _NARROW_ROW_BYTES: Final = 1 << 10
 _NARROW_GROUP_BYTES: Final = 4 << 20
 _WIDE_GROUP_BYTES: Final = 1 << 20
-_KIND: Final = 6
-_EVEN: Final = ("lane", "policy_version", "kind")  # hardly change from row to row
-_FEW: Final = ("episode_id", "terminated", "truncated")  # take few values in a row group, and are asked for often
+KIND: Final = 6  # its place in the schema
 _serials = itertools.count()
 
 
@@ -98,118 +94,6 @@ def _fields(schema: Schema) -> pa.Schema:
     return pa.schema(fields)
 
 
-def write(path: Path, schema: Schema, identity: str, hot: HotSegment, base: int, *, sync: bool) -> int:
-    """Write a sealed hot segment as Parquet, read it back and compare, then give it its name; returns its size.
-
-    With ``sync`` the content is durable; the name is when the directory has been synced.
-
-    Raises:
-        CorruptError: if what was read back differs.
-    """
-    columns = [hot.column(place) for place in range(len(schema.columns))]
-    positions = np.flatnonzero(columns[_KIND])
-    fields = file_schema(schema, identity)
-    size = 0
-
-    def verify(temporary: Path) -> None:
-        nonlocal size
-        mapping = Mapping(temporary)
-        size = mapping.size
-        _compare(mapping, schema, fields, columns, positions)
-
-    rows = group_rows(schema)
-    with (
-        publishing(path, sync=sync, sync_name=False, verify=verify) as file,
-        parquet.create(
-            file,
-            fields,
-            compression="lz4",
-            use_dictionary=list(_FEW),
-            column_encoding={leaf: kind for leaf, kind in encodings(fields).items() if leaf not in _FEW},
-            write_statistics=[ROW_ID, *_scalars(schema)],
-            write_page_checksum=True,
-        ) as writer,
-    ):
-        for first in range(0, max(positions.size, 1), rows):
-            writer.write(_batch(schema, fields, columns, base, positions[first : first + rows]))
-    return size
-
-
-def _scalars(schema: Schema) -> list[str]:
-    names = column_names(schema.columns)
-    return [name for name, column in zip(names, schema.columns, strict=True) if not column.shape]
-
-
-def encodings(fields: pa.Schema) -> dict[str, str]:
-    """By leaf: floats of vectors by the bytes of equal weight together, integers by their differences.
-
-    Others are as they are: single floats too, which are read by queries more than they take room.
-    """
-    chosen = {}
-    for field in fields:
-        kind, leaf = field.type, field.name
-        is_vector = pa.types.is_fixed_size_list(kind)
-        if is_vector:
-            kind, leaf = kind.value_type, leaf + ".list.element"
-        if is_vector and (pa.types.is_float32(kind) or pa.types.is_float64(kind)):  # DuckDB reads no float16 so
-            chosen[leaf] = "BYTE_STREAM_SPLIT"
-        elif pa.types.is_integer(kind) and leaf not in _EVEN:
-            chosen[leaf] = "DELTA_BINARY_PACKED"
-    return chosen
-
-
-def _batch(
-    schema: Schema, fields: pa.Schema, hot: Sequence[NDArray[Any]], base: int, positions: NDArray[np.int64]
-) -> pa.RecordBatch:
-    """Some rows of a hot segment, by its columns, as they lie in the file."""
-    count, span = positions.size, as_slice(positions)
-    arrays = [pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(positions + base)])]
-    for place, (column, valid) in enumerate(zip(schema.columns, _validity(schema, hot, span), strict=True)):
-        content = pa.py_buffer(np.ascontiguousarray(hot[place][span]))
-        kind, bits = fields.field(place + 1).type, None if valid is None else pack_bits(valid)
-        if pa.types.is_fixed_size_list(kind):
-            items = pa.Array.from_buffers(kind.value_type, count * column.num_elements, [None, content])
-            arrays.append(pa.Array.from_buffers(kind, count, [bits], children=[items]))
-        else:
-            arrays.append(pa.Array.from_buffers(kind, count, [bits, content]))
-    return pa.RecordBatch.from_arrays(arrays, schema=fields)
-
-
-def _validity(
-    schema: Schema, hot: Sequence[NDArray[Any]], span: NDArray[np.int64] | slice
-) -> Iterator[NDArray[np.bool_] | None]:
-    """For each column, which of some rows have a value of it; None: all."""
-    kept = hot[_KIND][span] == Kind.TRANSITION
-    places = {column.name: place for place, column in enumerate(schema.columns)}
-    for column in schema.columns:
-        valid = kept if column.owner == "transition" else None
-        if column.name in schema.masks:
-            flags = hot[places[schema.masks[column.name]]][span] != 0
-            valid = flags if valid is None else flags & valid
-        yield None if valid is None or valid.all() else valid
-
-
-def _compare(
-    mapping: Mapping, schema: Schema, fields: pa.Schema, hot: Sequence[NDArray[Any]], positions: NDArray[np.int64]
-) -> None:
-    """Refuse a file that does not hold what the hot segment holds, bit for bit."""
-    name, rows = mapping.path.name, group_rows(schema)
-    file = Groups(mapping, open_file(mapping, name), schema.columns, fields)
-    if file.footer.metadata.num_rows != positions.size:
-        raise CorruptError(f"{name} holds {file.footer.metadata.num_rows:,} rows, expected {positions.size:,}.")
-    places = range(len(schema.columns))
-    for group in range(file.footer.metadata.num_row_groups):
-        span = as_slice(positions[group * rows : (group + 1) * rows])
-        every = zip(places, file.read(group, places, valid=places), _validity(schema, hot, span), strict=True)
-        for place, (found, there), valid in every:
-            expected = np.ascontiguousarray(hot[place][span])
-            if not _same(np.ascontiguousarray(found), there, expected, valid):
-                raise CorruptError(
-                    f"Column {schema.columns[place].name!r} was not read back from {name} as it was written. The disk "
-                    "may be failing; the segment stays in the hot tier."
-                )
-
-
 def _read_numbers(file: pq.ParquetFile, group: int, column: str, name: str) -> NDArray[Any]:
     """A column of numbers of one row group."""
     try:
@@ -219,18 +103,6 @@ def _read_numbers(file: pq.ParquetFile, group: int, column: str, name: str) -> N
             f"Segment {name} is damaged: column {column!r}, row group {group}: {plainly(error)}."
         ) from None
     return values
-
-
-def _same(
-    found: NDArray[Any], there: NDArray[np.bool_] | None, expected: NDArray[Any], valid: NDArray[np.bool_] | None
-) -> bool:
-    """Whether values are the expected ones, as bytes, wherever some are expected."""
-    if there is None or valid is None:
-        return there is valid and pa.py_buffer(found).equals(pa.py_buffer(expected))
-    if not np.array_equal(there, valid):
-        return False
-    one, other = (each.__array_interface__["data"][0] for each in (found, expected))
-    return bool(kernels.same_items(one, other, found.nbytes // max(valid.size, 1), valid.view(np.uint8)))
 
 
 def _without(values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
@@ -373,8 +245,8 @@ class ColdSegment:
         return int(self._groups.footer.metadata.num_row_groups)
 
     @cached_property
-    def _group_rows(self) -> list[NDArray[np.int64] | slice]:
-        """Where the rows of each row group lay."""
+    def group_spans(self) -> list[NDArray[np.int64] | slice]:
+        """The positions of the rows of each row group."""
         positions, step = np.flatnonzero(self.kinds), 1 << self.group_shift
         return [as_slice(positions[group * step : (group + 1) * step]) for group in range(self.num_groups)]
 
@@ -388,32 +260,36 @@ class ColdSegment:
         with self._groups.borrow() as file:
             return _read_numbers(file, group, ROW_ID, self.mapping.path.name)
 
-    def wrong_statistics(self, group: int) -> list[str]:
+    def wrong_statistics(self, group: int, columns: dict[int, tuple[NDArray[Any], int]]) -> list[int]:
         """Columns of a row group whose statistics, by which queries pass over it, are not those of its rows.
+
+        Args:
+            group: its number.
+            columns: of single values, by their places in the schema (-1 for the row ids): the values that are there,
+                and how many are missing.
 
         Raises:
             CorruptError: if the footer is damaged.
         """
         self.chunks.table()  # before Arrow is asked about them
-        with self._groups.borrow() as file:
-            return list(wrong_statistics(file, group))
+        leaves = {place + 1: column for place, column in columns.items()}
+        return [leaf - 1 for leaf in wrong_statistics(self._groups.footer.metadata.row_group(group), leaves)]
 
     def column(self, place: int) -> NDArray[Any]:
         """A whole column as it lay in the hot tier, [rows, *shape]: zeros where nothing was committed, or is NULL."""
         return self.whole([place])[0]
 
-    def whole(self, places: Sequence[int]) -> list[NDArray[Any]]:
-        """Several of these columns; each row group is read once for all of them."""
+    def whole(self, places: Sequence[int], *, into: Sequence[NDArray[Any]] | None = None) -> list[NDArray[Any]]:
+        """Several of these columns, in arrays that are given or new; each row group is read once for all of them."""
         columns = [self.columns[place] for place in places]
-        whole = [np.zeros((self.rows, *column.shape), column.storage) for column in columns]
-        for group, rows in enumerate(self._group_rows):
+        whole = [np.zeros((self.rows, *column.shape), column.storage) for column in columns] if into is None else into
+        for group, rows in enumerate(self.group_spans):
             for target, values in zip(whole, self.decode(group, places), strict=True):
                 target[rows] = values
-        if not (self.kinds == Kind.TRANSITION).all():
-            for target, column in zip(whole, columns, strict=True):
-                if column.owner == "transition":
-                    target[self.kinds != Kind.TRANSITION] = 0
-        return whole
+        free, tails = np.flatnonzero(self.kinds == 0), np.flatnonzero(self.kinds != Kind.TRANSITION)
+        for target, column in zip(whole, columns, strict=True):
+            target[tails if column.owner == "transition" else free] = 0
+        return list(whole)
 
     def in_memory(self) -> HotSegment:
         """The whole segment as if it had stayed hot, in memory of its own."""
