@@ -42,6 +42,7 @@ class Events:
         final: the same for observations that lie elsewhere; may have no rows.
         outcome: one array a column of ``schema.transition_columns``, [k, *shape], storage dtype.
         seeds: (index of an event, seed) of episodes that were reset with one, where it is known with the events.
+        cut_time: when the episode that a begin cuts was cut, int64[n]; None: at ``time``.
     """
 
     lane: NDArray[np.int64]
@@ -57,16 +58,16 @@ class Events:
     final: tuple[NDArray[Any], ...]
     outcome: tuple[NDArray[Any], ...]
     seeds: tuple[tuple[int, int], ...] = ()
+    cut_time: NDArray[np.int64] | None = None
 
 
-def external(rows: Rows, time: int, contiguous: bool, seeds: tuple[tuple[int, int], ...] = ()) -> Events:
+def external(rows: Rows, time: int, contiguous: bool) -> Events:
     """Rows that no recorder made, as events: o_t lies in ``arrived``, o_{t+1} in ``final``.
 
     Args:
         rows: the rows, with lanes, episodes and steps where they were given.
         time: of those that give none, microseconds.
         contiguous: False declares that the rows are independent of each other.
-        seeds: (row, seed) of the first rows of episodes that were reset with one.
     """
     if not isinstance(contiguous, bool | np.bool_):
         raise OptionError(f"contiguous is {contiguous!r}, expected True or False, for all rows of the batch.")
@@ -85,7 +86,6 @@ def external(rows: Rows, time: int, contiguous: bool, seeds: tuple[tuple[int, in
         arrived=rows.observation,
         final=rows.next_observation,
         outcome=rows.outcome,
-        seeds=seeds,
     )
 
 

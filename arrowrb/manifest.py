@@ -58,6 +58,11 @@ class SegmentEntry:
     footer_crc32: int | None = None  # of a cold segment's footer, by which queries pass over rows
     unknown: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether its rows may not be durable yet."""
+        return self.tier == "hot" and not self.sealed
+
     @cached_property
     def text(self) -> str:
         """As JSON. Kept, since every change of a manifest writes all of its entries."""

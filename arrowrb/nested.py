@@ -44,18 +44,24 @@ def _encode(value: Any, root: str, path: tuple[str, ...], tensors: dict[str, Any
     if isinstance(value, float) and type(value) is float:
         return value if math.isfinite(value) else {_MARK: "float", "value": repr(value)}
     if isinstance(value, torch.Tensor):
+        if value.dtype == torch.complex128:
+            raise OptionError(f"{place} is a tensor of {value.dtype}, expected complex64, or torch.view_as_real of it.")
         if value.layout != torch.strided or value.is_quantized:
             raise OptionError(f"{place} is a tensor of layout {value.layout}, expected a dense one.")
         return {_MARK: "tensor", "name": _put(tensors, path, value.detach())}
     if isinstance(value, np.ndarray | np.generic):
         kind = "array" if isinstance(value, np.ndarray) else "scalar"
         try:
+            if value.dtype == np.complex128:
+                raise TypeError("only complex64 can be kept")
             tensor = torch.from_numpy(np.array(value, order="C"))
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise OptionError(f"{place} is an array of {value.dtype}, expected numbers: {error}") from None
         return {_MARK: kind, "name": _put(tensors, path, tensor)}
     if isinstance(value, list):
         return [_encode(each, root, (*path, str(i)), tensors) for i, each in enumerate(value)]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        raise OptionError(f"{place} is a named tuple, {type(value).__name__}. Give value._asdict(), or tuple(value).")
     if isinstance(value, tuple):
         items = [_encode(each, root, (*path, str(i)), tensors) for i, each in enumerate(value)]
         return {_MARK: "tuple", "items": items}

@@ -60,7 +60,7 @@ class Sampler:
         """Its state as plain values and arrays: where it stands, and the row ids that are drawn ahead."""
         ahead = self._drawn
         if ahead is None:
-            ahead = np.concatenate([np.zeros(0, np.int64), *(batch["row_id"].numpy() for batch in self._ready)])
+            ahead = np.concatenate([np.zeros(0, np.int64), *(batch["row_id"].cpu().numpy() for batch in self._ready)])
         return {"stream": self._stream.save(), "batch_size": self.batch_size, "ahead": ahead}
 
     def load(self, state: dict[str, Any]) -> None:

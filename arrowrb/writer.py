@@ -131,6 +131,7 @@ class Writer:
                     events.episode_id,
                     events.step,
                     events.time,
+                    events.time if events.cut_time is None else events.cut_time,
                     events.policy_version,
                     row_ids,
                     self._columns,

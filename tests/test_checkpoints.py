@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -61,6 +61,11 @@ values = st.recursive(
 )
 
 
+class Pair(NamedTuple):
+    first: int
+    second: int
+
+
 def same(left: Any, right: Any) -> bool:
     if type(left) is not type(right):
         return False
@@ -83,6 +88,29 @@ def test_nested_values_come_back_as_they_were(value: Any) -> None:
     assert same(nested.decode(json.loads(text), held), value)
 
 
+def test_a_sampler_that_delivers_to_a_device(tmp_path: Path) -> None:
+    """Batches drawn ahead lie there; ``meta`` refuses to be read as an array, as CUDA does."""
+    with create(tmp_path / "store") as store:
+        fill(store, 100)
+        sampler = store.sampler(batch_size=8, prefetch=3, device="cpu", name="learner")
+        sampler.sample()
+        ahead = [batch["row_id"] for batch in sampler._ready]
+        for batch in sampler._ready:
+            batch["row_id"] = Elsewhere(batch["row_id"])
+        store.checkpoint("a")
+        assert store._named.save()["learner"]["ahead"].tolist() == torch.cat(ahead).tolist()
+
+
+class Elsewhere:
+    """A tensor on a device that NumPy cannot read."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+
+    def cpu(self) -> torch.Tensor:
+        return self._tensor
+
+
 def test_what_cannot_be_kept(tmp_path: Path) -> None:
     ring: list[Any] = []
     ring.append(ring)
@@ -93,7 +121,10 @@ def test_what_cannot_be_kept(tmp_path: Path) -> None:
             ({"a": {"x", "y"}}, r"state\.a is a set"),
             (np.array(["a"]), "array of <U1"),
             (torch.eye(2).to_sparse(), "layout"),
-            (torch.zeros(2, dtype=torch.complex128), "cannot be written"),
+            (torch.zeros(2, dtype=torch.complex128), "expected complex64"),
+            (np.zeros(2, np.complex128), "only complex64"),
+            (np.arange(3, dtype=">i4"), "byte order"),
+            ({"a": [Pair(1, 2)]}, r"state\.a\.0 is a named tuple"),
             (ring, "holds itself"),
         ):
             with pytest.raises(OptionError, match=text):

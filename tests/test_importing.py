@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from arrowrb.errors import (
     StoreNotFoundError,
     UsageError,
 )
-from arrowrb.importing import filling
+from arrowrb.importing import filling, import_parquet, merge
 from arrowrb.importing.steps import Successors
 from arrowrb.schema import Schema
 from arrowrb.store import Store
@@ -224,11 +225,46 @@ def test_successors_against_a_model(data: Any) -> None:
         rows = rows[size:]
     rest = successors.finish()
     found: dict[int, list[tuple[int, int]]] = {lane: [] for lane in range(lanes)}
-    for table in [*got, *([] if rest is None else [rest])]:
-        for row in table.to_pylist():
+    for joined in [*got, *([] if rest is None else [rest])]:
+        for row in joined.transitions.to_pylist():
             found[row.get("lane", 0)].append((row["observation"], row["next_observation"]))
     assert found == expected
     assert successors.num_left_out == left_out
+
+
+@pytest.mark.parametrize("chunk", [2, 1000])
+def test_cuts_and_their_times_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """Also where the same episode goes on behind them with the next step and bits, and where rows stand alone."""
+    monkeypatch.setattr(filling, "_LEAST_CHUNK_ROWS", chunk)
+    monkeypatch.setattr(filling, "_MOST_CHUNK_ROWS", chunk)
+    schema = Schema.from_spaces(spaces.Box(-9, 99, (1,), np.float32), spaces.Discrete(2))
+
+    def batch(first: int, stop: int, episode: int) -> dict[str, Any]:
+        values, count = np.arange(first, stop + 1, dtype=np.float32)[:, None], stop - first
+        flags = {"terminated": [False] * count, "truncated": [False] * count}
+        given = {"episode_id": [episode] * count, "step": range(first, stop), "reward": [1.0] * count}
+        return {"observation": values[:-1], "next_observation": values[1:], "action": [0] * count, **flags, **given}
+
+    with Store.create(tmp_path / "one", schema) as store:
+        store.extend(batch(0, 4, 7))
+    with Store.open(tmp_path / "one", mode="a") as store:  # closing cut that one
+        store.extend(batch(4, 8, 7))
+        store.extend(batch(0, 3, 9), lane=1, contiguous=False)
+        store.extend(batch(0, 5, 10), lane=2)
+    with Store.open(tmp_path / "one") as store:
+        store.export(tmp_path / "out", rows="steps")
+    time.sleep(0.01)
+    merge(tmp_path / "one", tmp_path / "merged")
+    import_parquet(tmp_path / "out", tmp_path / "imported")
+    told = []
+    for name in ("one", "merged", "imported"):
+        with Store.open(tmp_path / name) as store:
+            tails = store.sql("SELECT episode_id, step, kind, time FROM steps WHERE kind <> 1 ORDER BY ALL").fetchall()
+            ends = store.sql("SELECT episode_id, ended_by, started_at, ended_at FROM episodes ORDER BY ALL").fetchall()
+            told.append((tails, ends))
+    assert [tail[:2] for tail in told[0][0]] == [(7, 4), (7, 8), (9, 1), (9, 2), (9, 3), (10, 5)]
+    assert told[1] == told[0]
+    assert told[2] == told[0]
 
 
 def test_structs_lists_and_several_columns(tmp_path: Path) -> None:

@@ -320,6 +320,22 @@ def test_a_tuple_may_be_an_action() -> None:
     assert len(take(Collector(Pairs, lambda observation: (action, {}), frames_per_batch=9), 1)) == 9
 
 
+class Nested(Pairs):
+    """Its actions are pairs of a pair and a dict, which look like an action with extras."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        pair = spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2)))
+        self.action_space = spaces.Tuple((pair, spaces.Dict({"x": spaces.Discrete(3)})))
+
+
+def test_a_pair_with_a_dict_may_be_an_action() -> None:
+    action = ((np.array([1]), np.array([0])), {"x": np.array([2])})
+    for result in (action, (action, {}), (action, None)):
+        batch = next(iter(Collector(Nested, lambda observation, result=result: result, frames_per_batch=9)))
+        assert batch["action.1.x"].to_pylist() == [2] * 9
+
+
 class Greedy(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Writes into the action it is given."""
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from arrowrb import Schema, parquet
+from arrowrb import Schema, files, parquet
 from arrowrb.engine import Engine, WriterOptions, create_store, segments, tiering
 from arrowrb.errors import ArrowRBError, CorruptError, EmptyError, FullError, RowError, WaitError
 from arrowrb.retention import Limits
@@ -455,6 +455,34 @@ def test_a_wait_for_the_hot_tier_ends(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(shard_writer, "PREPARE_TIMEOUT_SECONDS", 60.0)
         fill(store, 1000)
         assert len(store) == count + 1000
+
+
+def test_a_flush_while_segments_are_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segment that is to be synced is sealed, moved and unlinked by the threads before its file is opened."""
+    with create(tmp_path / "store") as store:
+        writer = store._engine.writer_shard
+        assert writer is not None
+        with monkeypatch.context() as idle:
+            idle.setattr(writer, "_work", lambda at_once=False: None)
+            fill(store, 300)
+            store.flush()
+            settle(store)
+            number = next(entry.number for entry in writer.manifest.segments if not entry.sealed)
+        real, late = files.sync_file, []
+
+        def sync(path: Path) -> None:
+            if not late:
+                late.append(path)
+                writer._work()
+                writer.segments.demote([number])
+            real(path)
+
+        monkeypatch.setattr(files, "sync_file", sync)
+        store.flush()
+        assert not late[0].exists()
+        assert tiers_of(store)["cold"] == 1
+        assert fill(store, 50).size == 50
+        store.flush()
 
 
 def test_a_full_disk_while_moving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -197,9 +198,16 @@ class Runner:
         if isinstance(result, tuple) and len(result) == 2 and (result[1] is None or isinstance(result[1], Mapping)):
             paths = self._action_tree.paths
             is_tuple_space = bool(paths[0]) and not isinstance(paths[0][0], str)
-            if not is_tuple_space or isinstance(result[0], tuple | list):
+            if not is_tuple_space or (isinstance(result[0], tuple | list) and not self._is_action(result)):
                 return result[0], result[1] or None
         return result, None
+
+    def _is_action(self, value: Any) -> bool:
+        """Whether something is nested as actions are."""
+        with contextlib.suppress(ColumnError):
+            self._action_tree.leaves(value)
+            return True
+        return False
 
     def _call_module(
         self,

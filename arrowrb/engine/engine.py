@@ -150,11 +150,11 @@ class Engine:
                 f"Give another one, such as lane={free}."
             )
 
-    def cut(self, lanes: Sequence[int]) -> None:
-        """Abandon the running episodes of these lanes."""
+    def cut(self, lanes: Sequence[int], time: int | None = None) -> None:
+        """Abandon the running episodes of these lanes; ``time`` in microseconds, None: now."""
         shard = self._own()
         with shard.guard:
-            shard.writer.cut(lanes, self.clock())
+            shard.writer.cut(lanes, self.clock() if time is None else time)
             shard.after_commit()
 
     def note_seeds(self, pairs: Sequence[tuple[int, int | None]]) -> None:

@@ -7,6 +7,7 @@ long as a sync, and only those who do it wait for each other; the state in memor
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -113,6 +114,19 @@ class Segments:
         # Where this fails the manifest may list the file all the same; if not, the next writer removes it.
         self.update(lambda manifest: manifest.with_segment(entry), hot={number: mapped})
         return OpenSegment(entry, mapped, np.zeros(shape.rows // shape.block_rows, np.int32))
+
+    def sync(self) -> None:
+        """Make the rows of segments that are not sealed durable."""
+        for entry in self.state.manifest.segments:
+            if not entry.is_open:
+                continue
+            try:
+                files.sync_file(self._paths.segments / entry.name)
+            except OSError as error:
+                # Sealed and moved, or dropped, since it was listed: there is nothing left to sync.
+                listed = any(each.number == entry.number and each.is_open for each in self.state.manifest.segments)
+                if error.errno != errno.ENOENT or listed:
+                    raise
 
     def update(
         self,

@@ -350,9 +350,7 @@ class ShardWriter:
             record = self.writer.record
             try:
                 if self._options.durable:
-                    for entry in self.manifest.segments:
-                        if entry.tier == "hot" and not entry.sealed:
-                            files.sync_file(self.paths.segments / entry.name)
+                    self.segments.sync()
                     self._seeds.sync()
                 self._durable.write(record, sync=self._options.durable)
             except OSError as error:

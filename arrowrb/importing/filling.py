@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import files
 from ..engine import check_path, is_store, outside_stores
 from ..errors import ColumnError, FullError, OptionError, SchemaError, StoreExistsError
-from ..events import MAX_EPISODE, external
+from ..events import BEGIN, MAX_EPISODE, Events, external
 from ..schema import Rows, Schema
 from ..store import Store
 
@@ -116,6 +117,19 @@ def _check_new(path: Path) -> Path:
     return path
 
 
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """Of some transitions, what lies behind each.
+
+    Attributes:
+        is_tail: whether its episode ends or is cut there, bool[n].
+        time: when, int64[n]; None if it is not known.
+    """
+
+    is_tail: NDArray[np.bool_]
+    time: NDArray[Any] | None
+
+
 class Filler:
     """Commits rows, and keeps their episodes apart from those that the store has.
 
@@ -136,7 +150,7 @@ class Filler:
         self._shift = max(record.next_episode for record in records) if any(r.watermark for r in records) else 0
         self._total, self._progress = total, progress
         self._done = done
-        self._lanes: set[int] = set()
+        self._lanes: dict[int, tuple[bool, int | None]] = {}  # whether the last row's episode was cut, and when
 
     def __enter__(self) -> Filler:
         return self
@@ -146,14 +160,19 @@ class Filler:
 
     def cut(self) -> None:
         """End what runs: the rows that come next are of other episodes."""
-        self._engine.cut(sorted(self._lanes))
+        at: dict[int | None, list[int]] = {}
+        for lane, (_, time) in sorted(self._lanes.items()):
+            at.setdefault(time, []).append(lane)
+        for time, lanes in at.items():
+            self._engine.cut(lanes, time)
 
-    def add(self, rows: Rows, seeds: tuple[tuple[int, int], ...] = ()) -> None:
+    def add(self, rows: Rows, seeds: tuple[tuple[int, int], ...] = (), behind: Behind | None = None) -> None:
         """Commit rows.
 
         Args:
             rows: in the order of each episode, and all of an episode before the next of its lane.
             seeds: (row, seed) of the first rows of episodes that were reset with one.
+            behind: what is known of the rows behind them; None where only the rows themselves tell.
         """
         if not rows.num_rows:
             return
@@ -165,14 +184,39 @@ class Filler:
                     f"has {self._shift} already, behind which these come. Number them anew."
                 )
             rows = replace(rows, episode_id=rows.episode_id + self._shift)
-        lanes = {0} if rows.lane is None else set(np.unique(rows.lane).tolist())
-        events = external(rows, self._engine.clock(), True, seeds)
-        if not lanes <= self._lanes:
+        events = external(rows, self._engine.clock(), True)
+        lanes = set(np.unique(events.lane).tolist())
+        if not lanes <= set(self._lanes):
             self._engine.check_lanes(lanes)
-            self._engine.cut(sorted(lanes - self._lanes))  # what runs there is not what goes on
-            self._lanes |= lanes
-        self._engine.ingest_external(events)
+            self._engine.cut(sorted(lanes - set(self._lanes)))  # what runs there is not what goes on
+        begin, cut_time = self._follow(events, behind or Behind(np.zeros(rows.num_rows, np.bool_), rows.time))
+        self._engine.ingest_external(replace(events, begin=begin, cut_time=cut_time, seeds=seeds))
         self.num_transitions += rows.num_rows
+
+    def _follow(self, events: Events, behind: Behind) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+        """How rows begin, and when what they cut was cut, by the rows before them in their lanes."""
+        cut, time = behind.is_tail, behind.time
+        order = np.argsort(events.lane, kind="stable")
+        lane = events.lane[order]
+        firsts, lasts = np.diff(lane, prepend=-1) != 0, np.diff(lane, append=-1) != 0
+        before = self._lanes
+        known = [before.get(each, (False, None)) for each in lane[firsts].tolist()]
+        after_cut = np.zeros(lane.size, np.bool_)
+        after_cut[1:] = cut[order][:-1]
+        after_cut[firsts] = [was_cut for was_cut, _ in known]
+        begin, cut_time = events.begin.copy(), None
+        begin[order[after_cut]] = BEGIN
+        if time is not None:
+            times = np.empty(lane.size, np.int64)
+            times[1:] = time[order][:-1]
+            own = events.time[order][firsts]
+            times[firsts] = [own[i] if at is None else at for i, (_, at) in enumerate(known)]
+            cut_time = np.empty_like(times)
+            cut_time[order] = times
+        ends = [None] * lane.size if time is None else time[order].tolist()
+        for place in np.flatnonzero(lasts).tolist():
+            before[int(lane[place])] = bool(cut[order[place]]), ends[place]
+        return begin, cut_time
 
     def tell(self, count: int) -> None:
         """Say that so many rows more are done."""

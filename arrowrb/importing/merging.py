@@ -15,7 +15,7 @@ from ..errors import OptionError, StoreExistsError
 from ..rows import Kind, row_id_base
 from ..schema import Rows, Schema
 from ..store import Store
-from .filling import Filler, Imported, Progress, check_progress, check_same, chunk_rows, filling
+from .filling import Behind, Filler, Imported, Progress, check_progress, check_same, chunk_rows, filling
 
 _KEPT: Final = {
     "lane": tables.LANE,
@@ -77,8 +77,8 @@ def merge(
                 seeds = {entry.episode_id: entry.seed for entry in engine.read_seeds(snapshot)}
                 with Filler(into, total, progress, added) as filler:
                     for shard in range(len(snapshot.records)):
-                        for rows in _read(snapshot, shard, chunk_rows(into.schema)):
-                            filler.add(rows, _pop_seeds(rows, seeds))
+                        for rows, behind in _read(snapshot, shard, chunk_rows(into.schema)):
+                            filler.add(rows, _pop_seeds(rows, seeds), behind)
                             filler.tell(rows.num_rows)
                 added += filler.num_transitions
             return Imported(path, added, 0)
@@ -93,7 +93,7 @@ def _pop_seeds(rows: Rows, seeds: dict[int, int]) -> tuple[tuple[int, int], ...]
     return tuple((place, seeds.pop(episode)) for place, episode in pairs if episode in seeds)
 
 
-def _read(snapshot: Snapshot, shard: int, size: int) -> Iterator[Rows]:
+def _read(snapshot: Snapshot, shard: int, size: int) -> Iterator[tuple[Rows, Behind]]:
     """The transitions of a shard in order of arrival, some at a time."""
     row_ids, schema = _in_order(snapshot, shard), snapshot.layout.schema
     places = {column.name: place for place, column in enumerate(schema.columns)}
@@ -101,17 +101,21 @@ def _read(snapshot: Snapshot, shard: int, size: int) -> Iterator[Rows]:
     following = [(place, 1) for place, _ in observation]
     outcome = [(places[column.name], 0) for column in schema.transition_columns]
     about = [(place, 0) for place in _KEPT.values()]
-    wanted = [*observation, *following, *outcome, *about]
+    kind, time = (tables.KIND, 1), (tables.TIME, 1)
+    wanted = [*observation, *following, *outcome, *about, kind, time]
     for first in range(0, row_ids.size, size):
         located = snapshot.locate(row_ids[first : first + size])
         of = snapshot.read(located, wanted)
-        yield Rows(
+        rows = Rows(
             located.row_ids.size,
             tuple(of[key] for key in observation),
             tuple(of[key] for key in following),
             tuple(of[key] for key in outcome),
             **{name: of[place, 0] for name, place in _KEPT.items()},
         )
+        # Behind the newest row of a running episode there is nothing yet.
+        until = np.where(of[kind] == int(Kind.NONE), of[tables.TIME, 0], of[time])
+        yield rows, Behind(of[kind] == int(Kind.CUT), until)
 
 
 def _in_order(snapshot: Snapshot, shard: int) -> NDArray[np.int64]:

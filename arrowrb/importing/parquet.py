@@ -12,11 +12,11 @@ import pyarrow as pa
 from ..errors import ColumnError, OptionError
 from ..schema import Column, Rows, Schema, column_values, encode_batch
 from ..store import Store
-from .filling import Filler, Imported, Progress, check_progress, chunk_rows, filling
+from .filling import Behind, Filler, Imported, Progress, check_progress, chunk_rows, filling
 from .inference import infer
 from .order import FLAGS, Order
 from .sources import Names, ParquetSource, Place
-from .steps import Successors
+from .steps import Joined, Successors
 
 FINALS: Final = ("drop", "repeat")
 _ABOUT_ROWS: Final = ("lane", "episode_id", "step", "time", "policy_version")
@@ -91,12 +91,13 @@ def import_parquet(
                 for table in files.tables(file, plan.places, chunk_rows(store.schema)):
                     told = plan.tell_episodes(table)
                     order.check(told, file)
-                    filler.add(plan.encode(told if successors is None else successors.feed(told)))
+                    if successors is None:
+                        filler.add(plan.encode(told))
+                    else:
+                        _add(plan, successors.feed(told), filler)
                     filler.tell(table.num_rows)
-                if not plan.is_numbered:
-                    _finish(
-                        plan, successors, filler
-                    )  # nothing says that the next file goes on with this one's episodes
+                if not plan.is_numbered:  # nothing says that the next file goes on with this one's episodes
+                    _finish(plan, successors, filler)
                     filler.cut()
             _finish(plan, successors, filler)
         left_out = 0 if successors is None else successors.num_left_out
@@ -109,7 +110,13 @@ def _finish(plan: _Plan, successors: Successors | None, filler: Filler) -> None:
     """What waits for a row behind gets none."""
     rest = None if successors is None else successors.finish()
     if rest is not None:
-        filler.add(plan.encode(rest))
+        _add(plan, rest, filler)
+
+
+def _add(plan: _Plan, joined: Joined, filler: Filler) -> None:
+    rows = plan.encode(joined.transitions)  # which refuses what is no time
+    times = None if joined.time is None else _microseconds(joined.time).to_numpy().astype(np.int64)
+    filler.add(rows, behind=Behind(joined.is_tail, times))
 
 
 def _nothing_follows(count: int, order: Order) -> ColumnError:
@@ -255,19 +262,26 @@ def _as_flags(array: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 
 def _fitted(column: Column, array: pa.ChunkedArray, name: str) -> Any:
     """A column as `encode_batch` takes it: times in microseconds; flags and short floats that are wider in files."""
-    import pyarrow.compute as pc
-
     kind = array.type
-    if name == "time" and pa.types.is_timestamp(kind):
-        try:
-            return pc.cast(pc.cast(array, pa.timestamp("us")), pa.int64())
-        except pa.ArrowInvalid as error:
-            raise ColumnError(f"Column {name!r} of type {kind} has no whole microseconds: {error}.") from None
+    if name == "time":
+        return _microseconds(array)
     if column.dtype == "bool" and not column.shape and pa.types.is_floating(kind):
         return _as_flags(array, name)
     if column.dtype == "bfloat16":
         return _short_floats(column, array, name)
     return array
+
+
+def _microseconds(array: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Times; timestamps as whole microseconds, what is no time as it is."""
+    import pyarrow.compute as pc
+
+    if not pa.types.is_timestamp(array.type):
+        return array
+    try:
+        return pc.cast(pc.cast(array, pa.timestamp("us")), pa.int64())
+    except pa.ArrowInvalid as error:
+        raise ColumnError(f"Column 'time' of type {array.type} has no whole microseconds: {error}.") from None
 
 
 def _short_floats(column: Column, array: pa.ChunkedArray, name: str) -> Any:

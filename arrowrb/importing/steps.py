@@ -9,12 +9,28 @@ step on.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from .order import integers, is_done, is_final
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Transitions with the rows behind them.
+
+    Attributes:
+        transitions: with ``next_`` columns.
+        is_tail: whether the row behind is a final observation, bool[n].
+        time: of the row behind, as the files have it; None if they have none.
+    """
+
+    transitions: pa.Table
+    is_tail: NDArray[np.bool_]
+    time: pa.ChunkedArray | None
 
 
 class Successors:
@@ -34,8 +50,8 @@ class Successors:
         self._repeats = final == "repeat"
         self._held: pa.Table | None = None
 
-    def feed(self, table: pa.Table) -> pa.Table:
-        """The transitions that are complete with these rows, with ``next_`` columns."""
+    def feed(self, table: pa.Table) -> Joined:
+        """The transitions that are complete with these rows."""
         if self._held is not None:
             table = pa.concat_tables([self._held, table])
         table = table.combine_chunks()
@@ -47,12 +63,12 @@ class Successors:
         self._held = table.take(pa.array(np.flatnonzero(ends)))
         return self._join(table, ends)
 
-    def finish(self) -> pa.Table | None:
+    def finish(self) -> Joined | None:
         """What is left when there are no more rows."""
         held, self._held = self._held, None
         return None if held is None else self._join(held, np.zeros(held.num_rows, np.bool_), last=True)
 
-    def _join(self, table: pa.Table, waiting: NDArray[np.bool_], *, last: bool = False) -> pa.Table:
+    def _join(self, table: pa.Table, waiting: NDArray[np.bool_], *, last: bool = False) -> Joined:
         final = is_final(table)
         follows = np.zeros(table.num_rows, np.bool_)
         if not last:
@@ -66,7 +82,8 @@ class Successors:
         chosen = _pick(table, rows)
         for name in self._observations:
             chosen = chosen.append_column("next_" + name, _pick(table.select([name]), behind).column(0))
-        return chosen
+        time = _pick(table.select(["time"]), behind).column(0) if "time" in table.column_names else None
+        return Joined(chosen, final[behind], time)
 
 
 def _pick(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:

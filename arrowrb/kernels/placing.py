@@ -213,7 +213,8 @@ def _begin_episode(state: int, given: int, step: int, commit: int) -> None:
 
 @kernel(
     "int64(int64[::1], uint8[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64[::1],"
-    " int64[::1], int64[:, ::1], int64, int64[:, ::1], int64[:, ::1], int64[:, ::1], int64[::1], int64[:, ::1])"
+    " int64[::1], int64[::1], int64[:, ::1], int64, int64[:, ::1], int64[:, ::1], int64[:, ::1], int64[::1],"
+    " int64[:, ::1])"
 )
 def ingest(
     lane_of: Any,
@@ -224,6 +225,7 @@ def ingest(
     episode_id: Any,
     step_of: Any,
     time: Any,
+    cut_time: Any,
     policy: Any,
     row_ids: Any,
     column_table: Any,
@@ -281,7 +283,7 @@ def ingest(
                 addresses = all_addresses + _read(state, SLOT) * row_bytes
         else:
             if running == 1:
-                _commit_row(state, 4, lane, time[e], policy[e], segments, addresses, commit)
+                _commit_row(state, 4, lane, cut_time[e], policy[e], segments, addresses, commit)
             if room < 2:
                 _take_block(state, segments, commit)
                 addresses = all_addresses + _read(state, SLOT) * row_bytes
