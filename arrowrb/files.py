@@ -86,7 +86,10 @@ def sync_directory(path: Path) -> None:
 
 
 def stamp_of(stat: os.stat_result) -> tuple[int, int, int]:
-    """What changes when a file is replaced."""
+    """What changes when a file is replaced: for sure while somebody has it mapped or open, so that its inode stays.
+
+    Otherwise the second to replace it may get the inode of the first again, within one tick of the clock.
+    """
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
@@ -240,16 +243,17 @@ class _Window:
 class Mapping:
     """A whole file mapped shared; ``address`` is valid as long as this object or an array over it lives."""
 
-    __slots__ = ("__weakref__", "address", "path", "size", "writable")
+    __slots__ = ("__weakref__", "address", "path", "size", "stamp", "writable")
 
-    def __init__(self, path: Path, *, writable: bool = False, size: int | None = None) -> None:
+    def __init__(self, path: Path, *, writable: bool = False, size: int | None = None, doing: str = "") -> None:
         """Map ``path``; with ``size``, refuse a file of another size (a truncated one would die by SIGBUS)."""
         self.path = path
         self.writable = writable
-        with explaining(path, f"mapping {path.name}"):
+        with explaining(path, doing or f"mapping {path.name}"):
             descriptor = open_file(path, os.O_RDWR if writable else os.O_RDONLY)
             try:
-                actual = os.fstat(descriptor).st_size
+                found = os.fstat(descriptor)
+                actual = found.st_size
                 if size is not None and actual != size:
                     raise CorruptError(f"{path.name} has {actual:,} bytes, expected {size:,}. The file is damaged.")
                 if actual == 0:
@@ -265,6 +269,7 @@ class Mapping:
         _libc.madvise(address, actual, MADV_HUGEPAGE)
         self.address: int = address
         self.size: int = actual
+        self.stamp = stamp_of(found)
         weakref.finalize(self, _unmap, address, actual).atexit = False
 
     @classmethod
@@ -274,7 +279,7 @@ class Mapping:
         address = _libc.mmap(None, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         if address is None or address == ctypes.c_void_p(-1).value:
             raise MemoryError(f"No room in memory for {size:,} bytes of {path.name}.")
-        made.path, made.writable, made.address, made.size = path, True, address, size
+        made.path, made.writable, made.address, made.size, made.stamp = path, True, address, size, (0, 0, 0)
         weakref.finalize(made, _unmap, address, size).atexit = False
         return made
 

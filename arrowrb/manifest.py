@@ -16,8 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import numpy as np
+
 from .errors import CorruptError, FormatError
-from .files import publish, read_file
+from .files import Mapping, publish
 from .rows import MAX_SEGMENT_ROWS, MAX_SEGMENTS, MAX_SHARDS
 
 FORMAT: Final = 1
@@ -276,7 +278,15 @@ def write(path: Path, manifest: Manifest, *, sync: bool = True) -> None:
 
 def read(path: Path, shard: int) -> Manifest:
     """Read and check the manifest file of a shard."""
-    manifest = decode(read_file(path, "reading the manifest", most=_MAX_MANIFEST_BYTES), str(path))
+    return read_mapped(path, shard)[0]
+
+
+def read_mapped(path: Path, shard: int) -> tuple[Manifest, Mapping]:
+    """The same with a mapping of the file, which tells whether it is still the one: see `stamp_of`."""
+    mapping = Mapping(path, doing="reading the manifest")
+    if mapping.size > _MAX_MANIFEST_BYTES:
+        raise CorruptError(f"{path} has {mapping.size:,} bytes, expected at most {_MAX_MANIFEST_BYTES:,}.")
+    manifest = decode(mapping.array(0, mapping.size, np.uint8).tobytes(), str(path))
     if manifest.shard != shard:
         raise CorruptError(f"{path} is the manifest of shard {manifest.shard}, expected {shard}. Files were mixed up.")
-    return manifest
+    return manifest, mapping

@@ -146,6 +146,7 @@ def test_where_no_copy_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_damaged_store_is_not_copied(tmp_path: Path) -> None:
     with Store.create(tmp_path / "store", plain_schema()) as store:
         store.extend(plain_batch(100))
+    with Store.open(tmp_path / "store", mode="r") as store:
         manifest = store.path / "shards/00000/manifest.json"
         manifest.write_bytes(manifest.read_bytes()[:-10])
         with pytest.raises(CorruptError, match=r"manifest\.json"):

@@ -258,7 +258,7 @@ def test_a_refused_import_leaves_no_folders(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_says_that_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fill(*arguments: object) -> None:
+    def fill(*arguments: object, **options: object) -> None:
         raise arrowrb.FullError(28, "No room left. Nothing committed is lost", "x")
 
     pq.write_table(rows([1, 2], ids=[0, 0]), tmp_path / "data.parquet")

@@ -55,7 +55,7 @@ def blocks_of_episodes(draw):
     return block_rows, columns, runs
 
 
-@settings(deadline=None)  # the first call compiles
+@settings(deadline=None)
 @given(blocks_of_episodes())
 def test_find_runs(made):
     block_rows, columns, expected = made

@@ -130,8 +130,7 @@ def _copy_shard(source: ShardPaths, copy: ShardPaths, store_id: str, schema: Sch
 
 def _take(source: ShardPaths, stack: ExitStack) -> tuple[Manifest, Record, dict[str, int]] | None:
     """A manifest, a commit of which it lists all segments, and its open segments' files, opened; None: it changed."""
-    before = files.stamp_of(os.stat(source.manifest))
-    manifest = manifests.read(source.manifest, source.number)
+    manifest, held = manifests.read_mapped(source.manifest, source.number)
     opened: dict[str, int] = {}
     for entry in manifest.segments:
         if not entry.sealed:
@@ -139,7 +138,7 @@ def _take(source: ShardPaths, stack: ExitStack) -> tuple[Manifest, Record, dict[
             stack.callback(os.close, opened[entry.name])
     visible, durable = commits.read_file(source.visible), commits.read_file(source.durable)
     record, _ = commits.trusted(visible, durable, files.boot_id())
-    return (manifest, record, opened) if files.stamp_of(os.stat(source.manifest)) == before else None
+    return (manifest, record, opened) if files.stamp_of(os.stat(source.manifest)) == held.stamp else None
 
 
 def _copy_taken(

@@ -70,21 +70,30 @@ class Inspected:
 def inspect_shard(paths: ShardPaths, schema: Schema | None, store_id: str) -> Inspected:
     """Open what can be opened of a shard. Without a schema that is no segment."""
     for _ in range(_TRIES):
-        before = _stamp(paths.manifest)
+        held = _hold(paths.manifest)
         shard = _inspect_once(paths, schema, store_id)
         if not (shard.gone or shard.behind):
             break
         time.sleep(_PAUSE_SECONDS)
-        if _stamp(paths.manifest) == before:
+        if not _is_replaced(paths.manifest, held):
             break  # nobody is at work: it is so
     return shard
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _hold(path: Path) -> files.Mapping | None:
+    """A mapping of the manifest, so that its inode is given to no other; None where it cannot be read."""
     try:
-        return files.stamp_of(os.stat(path))
-    except OSError:
+        return files.Mapping(path)
+    except ArrowRBError:
         return None
+
+
+def _is_replaced(path: Path, held: files.Mapping | None) -> bool:
+    """Whether a file is another by now."""
+    try:
+        return held is not None and files.stamp_of(os.stat(path)) != held.stamp
+    except OSError:
+        return True
 
 
 def _inspect_once(paths: ShardPaths, schema: Schema | None, store_id: str) -> Inspected:

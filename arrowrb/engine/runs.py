@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import kernels
+from ..rows import End, Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,25 @@ def find_runs(
         truncated: the column.
         block_rows: rows in a block; a run never crosses from one block to the next.
     """
-    found = np.empty((np.count_nonzero(kind), len(Runs.__slots__)), np.int64)
-    columns = (np.ascontiguousarray(each) for each in (kind, episode_id, step, terminated, truncated))
-    count = kernels.find_runs(*columns, block_rows, found)
-    return Runs(*(np.ascontiguousarray(found[:count, field]) for field in range(found.shape[1])))
+    visible = kind != 0
+    starts = np.ones(kind.size, np.bool_)
+    np.not_equal(episode_id[1:], episode_id[:-1], out=starts[1:])
+    starts[1:] |= kind[:-1] != Kind.TRANSITION
+    starts[1:] |= (step[1:] - step[:-1]) != 1
+    starts[::block_rows] = True
+    stops = np.ones(kind.size, np.bool_)  # the last rows of runs
+    np.logical_or(starts[1:], ~visible[1:], out=stops[:-1])
+    starts &= visible
+    stops &= visible
+    first, last = np.flatnonzero(starts), np.flatnonzero(stops)
+    last_kind = kind[last]
+    before_tail = np.maximum(last - 1, first)
+    flags = (terminated[before_tail] != 0) * np.int64(End.TERMINATED)
+    flags += (truncated[before_tail] != 0) * np.int64(End.TRUNCATED)
+    end = np.select(
+        [last_kind == Kind.FINAL, last_kind == Kind.CONTINUED, last_kind == Kind.CUT],
+        [flags, np.int64(End.CONTINUED), np.int64(End.CUT)],
+        default=np.int64(End.RUNNING),
+    )
+    num_rows = last + 1 - first
+    return Runs(first, num_rows, num_rows - (last_kind != Kind.TRANSITION), step[first].astype(np.int64), end)

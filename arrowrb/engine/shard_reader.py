@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 
 from .. import commits, files
 from .. import manifest as manifests
 from ..checkpoints import Mark
 from ..commits import CommitFile, Record
-from ..errors import CorruptError, StoreError, WaitError
+from ..errors import CorruptError, StoreError
 from ..files import Holder
 from ..manifest import Manifest, SegmentEntry
 from ..retention import Action, Limits, plan
 from ..schema import Schema
 from ..tiers import hot
 from ..tiers.cold import ColdSegment
+from ..tiers.hot import HotSegment
 from .past import Past, look_back
 from .paths import ShardPaths, identity
 from .pins import Pins
@@ -29,6 +31,7 @@ from .state import Look, ShardState, check_record
 from .tiering import open_cold
 
 _TRIES = 20
+_PATIENCE_SECONDS = 10.0
 
 
 class ShardReader:
@@ -44,7 +47,7 @@ class ShardReader:
         self._store_id = store_id
         self._commits = CommitFile(paths.visible)
         self._boot_id = files.boot_id()
-        self._stamp: tuple[int, int, int] | None = None
+        self._held: files.Mapping | None = None  # the manifest file as it was read
         self._state: ShardState | None = None
         self._pins = Pins()
         self.record: Record = Record()
@@ -52,33 +55,35 @@ class ShardReader:
 
     def refresh(self) -> None:
         """Move on to the newest commit and manifest."""
-        why: StoreError | None = None
-        for _ in range(_TRIES):
+        mapped = dict(self._state.hot) if self._state is not None else {}
+        moved = dict(self._state.cold) if self._state is not None else {}
+        behind, patience = 0, time.monotonic() + _PATIENCE_SECONDS
+        while True:
             record = self._newest()
-            stamp = self._stat()
-            if stamp == self._stamp:
+            if self._held is not None and self._stat() == self._held.stamp:
                 self.record = self._bound(record)
                 return
+            listed, held = manifests.read_mapped(self.paths.manifest, self.paths.number)
             try:
-                state = self._read_state()
+                self._map_new(listed, mapped, moved)
             except StoreError as error:
-                if not isinstance(error.__cause__, FileNotFoundError):
+                # Where the manifest still lists it, nobody has moved it.
+                gone = isinstance(error.__cause__, FileNotFoundError) and self._stat() != held.stamp
+                if not gone or time.monotonic() > patience:
                     raise
-                why = error
-                if self._stat() == stamp:
-                    break  # the manifest still lists it: nobody has moved it
                 continue
-            if record.watermark < state.manifest.reach:
-                # Segments have gone or moved that are younger than this record: there is a newer one.
-                why = CorruptError(
+            if record.watermark >= listed.reach:
+                check_record(record, listed, self.paths.root)
+                self._take(listed, mapped, moved)
+                self._held, self.record = held, self._bound(record)
+                return
+            # Segments have gone or moved that are younger than this record: there is a newer one.
+            behind += 1
+            if behind == _TRIES:
+                raise CorruptError(
                     f"{self.paths.root}: the commit records know of {record.watermark:,} rows, but the manifest says "
-                    f"that rows up to {state.manifest.reach:,} were moved or dropped. `arrowrb verify` tells more."
+                    f"that rows up to {listed.reach:,} were moved or dropped. `arrowrb verify` tells more."
                 )
-                continue
-            check_record(record, state.manifest, self.paths.root)
-            self._take(state, stamp, self._bound(record))
-            return
-        raise why or WaitError(f"{self.paths.root}: the manifest changed {_TRIES} times while it was read.")
 
     def _bound(self, record: Record) -> Record:
         if self._until is None:
@@ -86,29 +91,29 @@ class ShardReader:
         bounded = self._until.bound(record)
         return self.record if bounded == self.record else bounded  # the same object as long as nothing changes
 
-    def _read_state(self) -> ShardState:
-        """The manifest as it is now, with its segments mapped; those that were mapped before are kept."""
-        listed = manifests.read(self.paths.manifest, self.paths.number)
-        known = self._state or ShardState(listed)
-        mapped: dict[int, hot.HotSegment] = {}
-        moved: dict[int, ColdSegment] = {}
+    def _map_new(self, listed: Manifest, mapped: dict[int, HotSegment], moved: dict[int, ColdSegment]) -> None:
+        """Map the segments that were not mapped yet; where one is not there, those before it stay for the next try."""
         for entry in listed.segments:
-            if entry.tier == "hot":
-                mapped[entry.number] = known.hot.get(entry.number) or self._map(entry)
-            else:
-                moved[entry.number] = known.cold.get(entry.number) or open_cold(
-                    self.paths, self._schema, self._store_id, entry
-                )
-        return ShardState(listed, mapped, moved, version=known.version + 1)
+            if entry.tier == "hot" and entry.number not in mapped:
+                mapped[entry.number] = self._map(entry)
+            elif entry.tier == "cold" and entry.number not in moved:
+                moved[entry.number] = open_cold(self.paths, self._schema, self._store_id, entry)
 
-    def _take(self, state: ShardState, stamp: tuple[int, int, int], record: Record) -> None:
-        if self._state is not None:
-            before: list[hot.HotSegment | ColdSegment] = [*self._state.hot.values(), *self._state.cold.values()]
-            kept = {id(segment) for segment in (*state.hot.values(), *state.cold.values())}
-            for each in before:
-                if id(each) not in kept:
-                    self._pins.add(each.mapping)
-        self._state, self._stamp, self.record = state, stamp, record
+    def _take(self, listed: Manifest, mapped: dict[int, HotSegment], moved: dict[int, ColdSegment]) -> None:
+        """Show these segments; what went is pinned as long as somebody holds it."""
+        known = self._state or ShardState(listed)
+        numbers = {tier: {each.number for each in listed.segments if each.tier == tier} for tier in ("hot", "cold")}
+        self._state = ShardState(
+            listed,
+            {number: mapped[number] for number in sorted(numbers["hot"])},
+            {number: moved[number] for number in sorted(numbers["cold"])},
+            version=known.version + 1,
+        )
+        before: list[HotSegment | ColdSegment] = [*known.hot.values(), *known.cold.values()]
+        kept = {id(segment) for segment in (*self._state.hot.values(), *self._state.cold.values())}
+        for segment in before:
+            if id(segment) not in kept:
+                self._pins.add(segment.mapping)
 
     @property
     def manifest(self) -> Manifest:

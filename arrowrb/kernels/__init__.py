@@ -16,7 +16,6 @@ _HOMES: Final = {
     "cut": "placing",
     "evacuate": "placing",
     "ingest": "placing",
-    "find_runs": "surveying",
     "survey": "surveying",
     "wipe": "surveying",
     "advance": "surveying",

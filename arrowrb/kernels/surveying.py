@@ -1,10 +1,8 @@
-"""Looking over the rows of segments: what is committed, block by block, and which runs of episodes there are."""
+"""Looking over the rows of open segments: what is committed, block by block."""
 
 from __future__ import annotations
 
 from typing import Any
-
-import numpy as np
 
 from .memory import kernel, load_i64, load_u8, store_i64, store_u8
 
@@ -65,46 +63,3 @@ def survey(ordinals: int, kinds: int, block_rows: int, watermark: int, fills: An
     summary[1] = first
     summary[2] = last
     summary[3] = used
-
-
-_TRANSITION, _FINAL, _CONTINUED, _CUT = 1, 2, 3, 4
-_RUNNING, _ENDS_CUT, _GOES_ON = 0, 4, 5  # how a run ends, beside the flags of its last transition
-_Read = "Array({}, 1, 'C', readonly=True)"
-_SIGNATURE = ", ".join(_Read.format(kind) for kind in ("uint8", "int64", "int32", "uint8", "uint8"))
-
-
-@kernel(f"int64({_SIGNATURE}, int64, int64[:, ::1])")
-def find_runs(
-    kinds: Any, episodes: Any, steps: Any, terminated: Any, truncated: Any, block_rows: int, found: Any
-) -> int:
-    """Fill (first position, rows, transitions, first step, how it ends) of each run. Returns how many there are.
-
-    ``kinds`` has 0 where no row is visible; of those rows nothing else is looked at.
-    """
-    count, row, stop = 0, 0, kinds.shape[0]
-    while row < stop:
-        if kinds[row] == 0:
-            row += 1
-            continue
-        first, end = row, min(stop, (row // block_rows + 1) * block_rows)
-        while (
-            row + 1 < end
-            and kinds[row] == _TRANSITION
-            and kinds[row + 1] != 0
-            and episodes[row + 1] == episodes[row]
-            and np.int64(steps[row + 1]) == np.int64(steps[row]) + 1
-        ):
-            row += 1
-        kind, before = kinds[row], max(row - 1, first)
-        found[count, 0], found[count, 1] = first, row + 1 - first
-        found[count, 2] = row + 1 - first - (kind != _TRANSITION)
-        found[count, 3], found[count, 4] = steps[first], _RUNNING
-        if kind == _FINAL:
-            found[count, 4] = (1 if terminated[before] else 0) + (2 if truncated[before] else 0)
-        elif kind == _CONTINUED:
-            found[count, 4] = _GOES_ON
-        elif kind == _CUT:
-            found[count, 4] = _ENDS_CUT
-        count += 1
-        row += 1
-    return count
