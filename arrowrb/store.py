@@ -82,8 +82,12 @@ class Store(Upkeep):
                 background. At least 1,000; more is taken where that is below a 64th of the rows (up to 32,768 rows
                 or 2 MiB of them), or 256 rows a lane.
             hot_bytes: the same in bytes. The smaller of both counts; without either, 8 GB or a quarter of the memory.
-            max_rows: transitions that are kept; the oldest beyond are dropped, a sixteenth of it at a time. At least
-                1,000. Where the hot tier holds as many, nothing is moved to Parquet.
+            max_rows: transitions that are kept; the oldest beyond are dropped, a segment at a time, which is a
+                sixteenth of it, and rows of tails and of blocks that are not full count in their segment: what is kept
+                varies by about a sixteenth. Each lane needs 32 rows in a segment, though: with more than a 512th of
+                ``max_rows`` in lanes segments are larger, and so is what is dropped at once. At least 1,000, where
+                syncs already cost more than writing; from 100,000 on they do not. Where the hot tier holds as many,
+                nothing is moved to Parquet.
             max_bytes: bytes of segments on disk, likewise.
             cache_bytes: for decoded parts of Parquet files, in memory.
             sync_interval: seconds between syncs to disk: at most so much of the newest is lost when the power fails

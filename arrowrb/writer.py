@@ -54,6 +54,10 @@ class OpenSegment:
     num_transitions: int = 0
     last_ordinal: int = 0
 
+    def filled(self) -> OpenSegment:
+        """The same with no block left to give out."""
+        return replace(self, used_blocks=self.entry.rows // self.entry.block_rows)
+
 
 def _address(array: NDArray[Any]) -> int:
     """Where an array's values begin; 0 where it has none."""

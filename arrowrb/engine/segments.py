@@ -19,7 +19,7 @@ import numpy as np
 from .. import files
 from .. import manifest as manifests
 from ..manifest import Manifest, SegmentEntry
-from ..retention import HotTier, Limits, Piece
+from ..retention import LEAST_HOT_SEGMENTS, HotTier, Limits, Piece
 from ..schema import Schema
 from ..sizing import SegmentShape, shape_segment
 from ..tiers import hot
@@ -93,6 +93,11 @@ class Segments:
     def shape(self, num_lanes: int) -> SegmentShape:
         """How large the next segment is."""
         return shape_next(self._schema, self.state, self.limits, num_lanes)
+
+    def outgrows(self, entry: SegmentEntry, num_lanes: int) -> bool:
+        """Whether an open segment, made under wider limits, is most of what the hot tier may hold now."""
+        bounded = self.limits.hot_rows is not None or self.limits.hot_bytes is not None
+        return bounded and entry.rows > LEAST_HOT_SEGMENTS // 2 * self.shape(num_lanes).rows
 
     def create(self, num_lanes: int) -> OpenSegment:
         """Allocate and map the next segment's file, and list it."""

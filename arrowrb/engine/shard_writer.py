@@ -41,7 +41,6 @@ from .state import Look, check_record
 PREPARE_TIMEOUT_SECONDS = 120.0
 _MOST_WAITING = 4  # closed segments that wait for a sync by the clock
 _MOST_DEMOTED = 4  # segments that one change of the manifest moves
-_NEAR_SEGMENTS = 4  # a waiting copy lies at most so many segments after the tail that leads to it
 
 
 class ShardWriter:
@@ -106,9 +105,9 @@ class ShardWriter:
             check_lock=self._lock.renew,
         )
         segments, plans = survey(paths, manifest, self.segments.state.hot, record)
-        if unclean:
-            # Rows beyond the record may have been seen under their ids before the power failed.
-            segments = [replace(each, used_blocks=each.entry.rows // each.entry.block_rows) for each in segments]
+        # Rows beyond the record may have been seen under their ids before the power failed.
+        left = {each.entry.number for each in segments if unclean or self.segments.outgrows(each.entry, len(plans))}
+        segments = [each.filled() if each.entry.number in left else each for each in segments]
         self.segments.open()
         self._commits = CommitFile(paths.visible, writable=True)
         record = replace(record, sequence=sequence, boot_id=files.boot_id(), clean=False)
@@ -124,8 +123,7 @@ class ShardWriter:
         places = [(p.lane, slots[p.segment], p.cursor, p.stop, p.running, p.episode_id, p.step) for p in kept]
         self.writer.adopt(segments, np.array(places, np.int64).reshape(-1, 7))
         self.writer.cut([plan.lane for plan in kept if plan.running], self._clock())
-        if unclean:
-            self.writer.leave_blocks([plan.lane for plan in kept])
+        self.writer.leave_blocks([plan.lane for plan in kept if plan.segment in left])
         if self.writer.has_closed():
             self._take_closed()
 
