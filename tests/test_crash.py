@@ -219,6 +219,8 @@ def test_power_failure(tmp_path, other_boot, monkeypatch):
         again = set(store.extend(rows(number + 50, 20)).tolist())
         assert not again & given
         given |= again
+        sealed = [entry for entry in store._engine.writer_shard.manifest.segments if entry.sealed]
+        assert all(entry.last_ordinal for entry in sealed), "segments that hold nothing go, and are not sealed"
     store.close()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -172,10 +172,14 @@ class Segments:
         else:
             write()
 
-    def open(self) -> None:
-        """Write the manifest of a writer that begins."""
-        self._write(self.manifest, frees=True)
-        self._set_room_aside()
+    def open(self, without: Set[int]) -> None:
+        """Write the manifest of a writer that begins, ``without`` these segments, which hold nothing."""
+        manifest = self.manifest
+        left = tuple(entry for entry in manifest.segments if entry.number in without)
+        kept = replace(manifest, segments=tuple(entry for entry in manifest.segments if entry.number not in without))
+        self._write(kept, frees=True)
+        self.state = replace(self.state, manifest=kept, hot=_updated(self.state.hot, dict.fromkeys(without)))
+        self._remove([entry.name for entry in left])
 
     def _set_room_aside(self) -> None:
         self._reserve.fill(self._paths.manifest.stat().st_size)

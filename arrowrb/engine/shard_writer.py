@@ -107,8 +107,11 @@ class ShardWriter:
         segments, plans = survey(paths, manifest, self.segments.state.hot, record)
         # Rows beyond the record may have been seen under their ids before the power failed.
         left = {each.entry.number for each in segments if unclean or self.segments.outgrows(each.entry, len(plans))}
-        segments = [each.filled() if each.entry.number in left else each for each in segments]
-        self.segments.open()
+        filled = [each.filled() if each.entry.number in left else each for each in segments]
+        led_to = {plan.segment for plan in plans}
+        empty = {n for n in left - led_to if any(each.entry.number == n and not each.last_ordinal for each in segments)}
+        segments = [each for each in filled if each.entry.number not in empty]
+        self.segments.open(without=empty)
         self._commits = CommitFile(paths.visible, writable=True)
         record = replace(record, sequence=sequence, boot_id=files.boot_id(), clean=False)
         self._commits.write(record)
@@ -148,9 +151,8 @@ class ShardWriter:
 
     def _review(self) -> None:
         """Decide anew whether writing has to wait for the hot tier."""
-        tight = is_tight(self._pieces(), self._tier())
-        with self._room:
-            self._tight = tight
+        with self._room:  # so that what was seen last is what stays
+            self._tight = is_tight(self._pieces(), self._tier())
             self._room.notify_all()
 
     def wait_for_room(self) -> None:
@@ -279,6 +281,7 @@ class ShardWriter:
         self._making_room = False
         while self.segments.evict_one() or self._demote_some():
             pass
+        self._review()  # lanes come and go without a change of segments
         self.segments.merge_runs()
 
     def _demote_some(self) -> bool:
