@@ -118,6 +118,62 @@ def test_hostile_statements_are_refused_and_do_nothing(number: int, hostile: Sto
     assert len(numpy_array_of_the_caller) == 3
 
 
+ENDS_THE_PROCESS = [
+    "SELECT count(DISTINCT (observation, action)) FROM transitions",
+    "SELECT count(*), (observation, action) AS pair FROM transitions GROUP BY pair",
+    "SELECT DISTINCT row(t.observation) FROM transitions t",
+    "SELECT DISTINCT (next_observation, 1) FROM transitions",
+    "SELECT (observation, 1) FROM steps UNION SELECT (observation, 1) FROM steps",
+    "SELECT mode((Observation, reward)) FROM steps",
+    "SELECT DISTINCT list_zip([observation], [reward]) FROM steps",
+    "SELECT DISTINCT {'a': (observation, 1)} FROM steps",
+    "SELECT DISTINCT struct_values({'a': observation}) FROM steps",
+    "SELECT DISTINCT (renamed, 1) FROM (SELECT observation AS renamed FROM steps)",
+    "SELECT DISTINCT (transitions, 1) FROM transitions",
+    "SELECT DISTINCT (t, 1) FROM transitions t",
+    "SELECT DISTINCT row(*COLUMNS('obs.*')) FROM steps",
+    "SELECT DISTINCT (a, 1) FROM (FROM steps) AS x(a, b, c, d, e, f, g, h, a2)",
+    "SELECT DISTINCT ([reward]::FLOAT[1], 1) FROM steps",
+    "SELECT DISTINCT (array_value(reward), 1) FROM steps",
+    "SELECT DISTINCT unnest(list_transform([observation], x -> (x, 1))) FROM steps",
+    "EXPLAIN ANALYZE SELECT DISTINCT (observation, 1) FROM steps",
+]
+
+
+@pytest.mark.parametrize("query", ENDS_THE_PROCESS)
+def test_rows_without_names_that_hold_vectors_are_refused(query: str, vectors: Store) -> None:
+    """DuckDB would end the process."""
+    with pytest.raises(QueryError, match="Name its values"):
+        vectors.sql(query).fetchall()
+
+
+@pytest.mark.parametrize(
+    ("query", "count"),
+    [
+        ("SELECT DISTINCT observation, action FROM transitions", 5),
+        ("SELECT DISTINCT {'a': observation, 'b': reward} FROM steps", 5),
+        ("SELECT DISTINCT (observation::FLOAT[], reward) FROM steps", 5),
+        ("SELECT DISTINCT (observation[1], len(observation)) FROM steps", 5),
+        ("SELECT DISTINCT (array_distance(observation, next_observation), lane) FROM transitions", 5),
+        ("SELECT DISTINCT (observation = next_observation, lane) FROM transitions", 1),
+        ("SELECT observation FROM steps WHERE (lane, step) IN (SELECT (lane, max(step)) FROM steps GROUP BY lane)", 1),
+        ("SELECT DISTINCT (n, m) FROM (SELECT lane n, step m FROM steps)", 5),
+        ("SELECT DISTINCT [observation] FROM steps", 5),
+        ("SELECT count(*) FROM transitions GROUP BY (observation, action)", 5),  # two keys, not one row
+    ],
+)  # fmt: skip
+def test_what_looks_like_it_is_answered(query: str, count: int, vectors: Store) -> None:
+    assert len(vectors.sql(query).fetchall()) == count
+
+
+@pytest.fixture(scope="module")
+def vectors() -> Any:
+    schema = plain_schema()
+    with Store.temporary(schema) as store:
+        store.extend(plain_batch(5))
+        yield store
+
+
 @pytest.fixture(scope="module")
 def hostile() -> Any:
     with Store.temporary(plain_schema()) as store:

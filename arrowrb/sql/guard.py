@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..errors import QueryError
+from . import unnamed
 
 VIEWS: Final = ("transitions", "steps", "episodes", "segments")
 REMEDY: Final = f"Write one SELECT (or EXPLAIN) over {', '.join(VIEWS[:-1])} or {VIEWS[-1]}."
@@ -45,8 +46,13 @@ class Statement:
     views: frozenset[str]
 
 
-def check(cursor: Any, query: object) -> Statement:
-    """Refuse all but one statement that only reads; ``cursor`` is a DuckDB connection that parses.
+def check(cursor: Any, query: object, columns: unnamed.Columns) -> Statement:
+    """Refuse all but one statement that only reads.
+
+    Args:
+        cursor: a DuckDB connection that parses.
+        query: the statement.
+        columns: those of the views.
 
     Raises:
         QueryError: if it is something else; says what.
@@ -59,12 +65,12 @@ def check(cursor: Any, query: object) -> Statement:
         raise QueryError(f"query has characters that are no text: {error.reason}. {REMEDY}") from None
     kind, text = _parse(cursor, query)
     if kind == "SELECT":
-        return Statement(text, _views_of(cursor, text))
+        return Statement(text, _views_of(cursor, text, columns))
     if kind != "EXPLAIN":
         raise QueryError(f"query is a {kind} statement, expected SELECT or EXPLAIN: SQL only reads a store. {REMEDY}")
     prefix, body = _explained(cursor, text)
     # What runs is put together again from what was checked, however the original was commented.
-    return Statement(f"{prefix} {body}", _views_of(cursor, body))
+    return Statement(f"{prefix} {body}", _views_of(cursor, body, columns))
 
 
 def _parse(cursor: Any, query: str) -> tuple[str, str]:
@@ -101,7 +107,7 @@ def _explained(cursor: Any, text: str) -> tuple[str, str]:
     raise QueryError(f"query explains something that is no SELECT, expected EXPLAIN SELECT .... {REMEDY}")
 
 
-def _views_of(cursor: Any, text: str) -> frozenset[str]:
+def _views_of(cursor: Any, text: str, columns: unnamed.Columns) -> frozenset[str]:
     """Walk the syntax tree: refuse what does not belong into a SELECT, and collect the views."""
     try:
         tree = json.loads(cursor.execute("SELECT json_serialize_sql(?)", [text]).fetchall()[0][0])
@@ -109,6 +115,7 @@ def _views_of(cursor: Any, text: str) -> frozenset[str]:
         raise QueryError(f"query is nested too deeply. {REMEDY}") from None
     if tree.get("error"):
         raise QueryError(f"query cannot be checked: {tree.get('error_message')}. {REMEDY}")
+    unnamed.refuse(_nodes(tree), columns)
     views: set[str] = set()
     for node in _nodes(tree):
         kind = node.get("type")

@@ -21,6 +21,7 @@ from .database import Limits, check_timeout, interruptible
 from .guard import VIEWS, Statement, check, describe
 from .relations import tables_of
 from .summaries import build_episodes, build_segments, read_runs
+from .unnamed import Columns
 from .views import cold_name, kinds_of, source_name, view_sql
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def run(
     cursor = database.cursor(limits)
     ahead: list[Ahead] = []
     try:
-        statement = check(cursor, query)
+        statement = check(cursor, query, Columns.of(engine.schema))
         readers = count_threads(limits.threads)
         snapshot, relation = _bind_anew(engine, cursor, statement, values, ahead, readers, seconds)
     except BaseException:
@@ -81,7 +82,7 @@ def check_condition(text: str) -> None:
     """
     cursor = database.cursor(Limits())
     try:
-        check(cursor, f"SELECT CASE WHEN (\n{text}\n) THEN 1 END")
+        check(cursor, f"SELECT CASE WHEN (\n{text}\n) THEN 1 END", Columns())
     finally:
         cursor.close()
 
