@@ -315,6 +315,15 @@ class Holder:
     since: float
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs; one that died and that its parent has not asked about does not."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return text.rpartition(")")[2].split()[:1] not in (["Z"], ["X"])
+
+
 _held: dict[tuple[int, int, int], Path] = {}  # by process id (a forked child holds nothing), device and inode
 _held_guard = threading.Lock()
 _FLOCK: Final = "hhqqi4x"  # struct flock on 64-bit Linux: type, whence, start, len, pid

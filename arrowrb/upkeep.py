@@ -177,7 +177,8 @@ class Upkeep:
             where: a condition in SQL over the rows, such as ``"reward > 0"`` or
                 ``"episode_id IN (SELECT episode_id FROM episodes WHERE complete)"``; all rows by default.
             rows: ``"transitions"``, with ``next_observation``; or ``"steps"``, each observation once, with the final
-                ones, whose action and reward are NULL.
+                ones, whose action and reward are NULL. The newest observation of an episode that is still running is
+                no row yet: it is in ``next_observation`` only.
             images: uint8 tensors, and those of over 1,024 numbers, as ``"binary"`` or ``"list"``.
             file_bytes: about how large each file becomes.
             compression: ``"lz4"``, ``"zstd"``, ``"snappy"``, ``"gzip"`` or ``"none"``.

@@ -199,11 +199,11 @@ def show_followed(log: Path, started: float, seconds: float, pid: int) -> None:
     during = [each for each in seen if each[0] - started < seconds]
     picked = [during[round(i * (len(during) - 1) / 4)] for i in range(5)] if len(during) >= 5 else during
     rows = [
-        [f"{at - started:.1f} s", f"{count:,}", "" if mean is None else f"{mean:.2f}", f"{ms:.0f} ms"]
+        [f"{max(0.0, at - started):.1f} s", f"{count:,}", "" if mean is None else f"{mean:.2f}", f"{ms:.0f} ms"]
         for at, _, count, mean, ms in [*picked, seen[-1]]
     ]
     show(
-        f"Process {pid} followed: {len(seen)} looks, and no count went back",
+        f"Process {pid} followed: {len(seen)} looks, here {len(rows)} of them; no count went back",
         ["after", "transitions", "mean return", "SQL took"],
         rows,
     )

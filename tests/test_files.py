@@ -7,6 +7,7 @@ import gc
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -178,3 +179,16 @@ def test_holders_that_cannot_be_read(tmp_path, content):
 def test_boot_id():
     assert len(files.boot_id()) == 16
     assert files.boot_id() == files.boot_id()
+
+
+def test_a_process_that_died_is_not_alive():
+    assert files.is_alive(os.getpid())
+    with subprocess.Popen([sys.executable, "-c", "pass"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read()  # it has closed it: nothing is left but to die
+        for _ in range(1000):
+            if not files.is_alive(process.pid):
+                break
+            time.sleep(0.01)
+        assert not files.is_alive(process.pid), "it waits to be asked about, and is dead"
+    assert not files.is_alive(process.pid)

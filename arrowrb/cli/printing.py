@@ -95,7 +95,7 @@ def print_problems(found: Verified, form: str) -> None:
             where += [f"row ids {first} to {stop - 1}"] if first is not None else []
             print(", ".join(where) + ": " + what if where else what)
         told = f"{found.num_rows:,} rows in {found.num_segments} segments, {found.num_bytes:,} bytes"
-        print(f"{told}: {'all is well' if found else f'{len(rows)} problems'}.")
+        print(f"{told}: {'all is well' if found else _problems(len(rows))}.")
 
 
 def print_repaired(done: Repaired, form: str) -> None:
@@ -113,9 +113,9 @@ def print_repaired(done: Repaired, form: str) -> None:
             print("All is well: nothing was done.")
             return
         aside = "" if done.aside is None else f" What was damaged is in {done.aside}."
-        print(f"{len(done.problems)} problems, {done.num_transitions_lost:,} transitions lost.{aside}")
+        print(f"{_problems(len(done.problems))}, {done.num_transitions_lost:,} transitions lost.{aside}")
         print(
-            "All is well now." if done.after else f"{len(done.after.problems)} problems are left, see arrowrb verify."
+            "All is well now." if done.after else f"Left: {_problems(len(done.after.problems))}, see arrowrb verify."
         )
 
 
@@ -258,3 +258,7 @@ def _csv_cell(value: Any) -> Any:
     if isinstance(value, float):
         return repr(value)
     return "" if value is None else _plain(value)
+
+
+def _problems(count: int) -> str:
+    return f"{count:,} problem{'' if count == 1 else 's'}"

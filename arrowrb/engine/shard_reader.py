@@ -6,7 +6,6 @@ manifest has moved on: start again.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 
@@ -177,10 +176,4 @@ class ShardReader:
     def holder(self) -> Holder | None:
         """The process that has the shard open for writing, as far as can be seen."""
         holder = files.read_holder(self.paths.holder)
-        if holder is not None:
-            with contextlib.suppress(PermissionError):
-                try:
-                    os.kill(holder.pid, 0)
-                except ProcessLookupError:
-                    return None
-        return holder
+        return holder if holder is not None and files.is_alive(holder.pid) else None
