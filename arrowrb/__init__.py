@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from .loader import to_torch
     from .recorder import Recorder
     from .sampler import Sampler
-    from .samplers import Uniform
+    from .samplers import Prioritized, Uniform
     from .schema import Extra, Schema
     from .sql import Query
     from .store import Store
@@ -80,6 +80,7 @@ __all__ = [
     "Imported",
     "LockedError",
     "OptionError",
+    "Prioritized",
     "Query",
     "QueryError",
     "ReadOnlyError",
@@ -122,6 +123,7 @@ _HOMES = {
     "Imported": "importing",
     "LockedError": "errors",
     "OptionError": "errors",
+    "Prioritized": "samplers",
     "Query": "sql",
     "QueryError": "errors",
     "ReadOnlyError": "errors",

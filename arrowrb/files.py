@@ -336,9 +336,10 @@ class Lock:
     Who holds it is written to a file of its own beside it.
     """
 
-    def __init__(self, path: Path, holder_path: Path) -> None:
-        """Take the lock, or raise `LockedError` naming the holder's pid."""
+    def __init__(self, path: Path, holder_path: Path, *, what: str, remedy: str) -> None:
+        """Take the lock, or raise `LockedError` naming the holder's pid; ``what`` is so, and what to do about it."""
         self.path = path
+        self._told = (what, remedy)
         self._holder_path = holder_path
         with explaining(path, "locking"), _held_guard:
             with contextlib.suppress(FileNotFoundError):
@@ -391,10 +392,8 @@ class Lock:
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.since))
             detail = f" on {holder.host} since {since}"
         who = "this process" if pid == os.getpid() else f"process {pid}"
-        return (
-            f"Store {self.path.parent.parent.parent} is already open for writing by {who} (pid {pid}){detail}. "
-            'Close it there, or open it here with mode="r", which follows a live writer.'
-        )
+        what, remedy = self._told
+        return f"{what} by {who} (pid {pid}){detail}. {remedy}"
 
     def release(self) -> None:
         """Free the lock. Does nothing in a forked child, which never held it, or when called again."""

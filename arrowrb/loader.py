@@ -28,6 +28,9 @@ _ALIGNMENT: Final = 64
 _KEPT_SLABS: Final = 4
 FLOAT64_CHOICES: Final = ("keep", "float32")
 
+Extra = Mapping[str, NDArray[Any]]
+_NONE: Final[Extra] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -200,6 +203,7 @@ class Loader:
 
         self._torch = torch
         self._entries = batch_entries(schema, columns, float64)
+        self.names = frozenset(entry.name for entry in self._entries)
         self._outputs = [output for entry in self._entries for output in entry.outputs]
         self._items = [schema.columns[output.column].item_bytes for output in self._outputs]
         try:
@@ -214,15 +218,29 @@ class Loader:
         self._offsets: list[int] = []
         self._table = np.zeros((0, 5), np.int64)
 
-    def load(self, snapshot: Snapshot, located: Located) -> dict[str, Any]:
-        """Read rows into a new batch: name -> tensor [n, *shape], nested where the space is, with ``row_id``."""
-        return self._assemble(self._read(snapshot, located))
+    def load(self, snapshot: Snapshot, located: Located, columns: Extra = _NONE) -> dict[str, Any]:
+        """Read rows into a new batch: name -> tensor [n, *shape], nested where the space is, with ``row_id``.
 
-    def load_many(self, snapshot: Snapshot, located: Located, batch_size: int) -> list[dict[str, Any]]:
+        ``columns`` are other arrays that become tensors of the batch, one entry a row.
+        """
+        return self._add(self._assemble(self._read(snapshot, located)), columns, 0, located.row_ids.size)
+
+    def load_many(
+        self, snapshot: Snapshot, located: Located, batch_size: int, columns: Extra = _NONE
+    ) -> list[dict[str, Any]]:
         """Read rows for several batches of one size in one go; their tensors are parts of one slab."""
         tensors = self._read(snapshot, located)
-        starts = range(0, located.row_ids.size, batch_size)
-        return [self._assemble([tensor[first : first + batch_size] for tensor in tensors]) for first in starts]
+        return [
+            self._add(self._assemble([tensor[first:stop] for tensor in tensors]), columns, first, stop)
+            for first in range(0, located.row_ids.size, batch_size)
+            for stop in (first + batch_size,)
+        ]
+
+    def _add(self, batch: dict[str, Any], columns: Extra, first: int, stop: int) -> dict[str, Any]:
+        for name, array in columns.items():
+            tensor = self._torch.from_numpy(array[first:stop])
+            batch[name] = tensor if self._device is None else tensor.to(self._device, copy=True)
+        return batch
 
     def _read(self, snapshot: Snapshot, located: Located) -> list[Any]:
         """Gather rows into a slab; its tensors."""

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .engine import Engine, Located
-from .errors import OptionError, RowError
-from .loader import Loader
-from .samplers import Stream, check_tiers
+from .errors import OptionError, RowError, UsageError
+from .loader import Loader, as_row_ids
+from .samplers import Drawn, Learning, Stream, check_tiers
 
 _MOST_ROWS: Final = (1 << 31) - 1  # of a batch
 
@@ -46,22 +46,31 @@ class Sampler:
         """Not for users: see `Store.sampler`."""
         if isinstance(prefetch, bool) or not isinstance(prefetch, int | np.integer) or prefetch < 0:
             raise OptionError(f"prefetch is {prefetch!r}, expected a number of batches from 0 on.")
+        taken = loader.names.intersection(stream.extra_columns)
+        if taken:
+            raise OptionError(
+                f"The strategy gives batches a tensor {min(taken)!r}, and the store has a column of that name. "
+                "Leave it out by columns=."
+            )
         self._engine = engine
         self._stream = stream
         self._loader = loader
         self._tiers = check_tiers(tiers)
         self._ready: deque[dict[str, Any]] = deque()
-        self._drawn: NDArray[np.int64] | None = None  # row ids that a checkpoint says were drawn ahead
+        self._drawn: dict[str, NDArray[Any]] | None = None  # what a checkpoint says was drawn ahead
         self.name = name
         self.batch_size = batch_size
         self.prefetch = int(prefetch)
 
     def save(self) -> dict[str, Any]:
         """Its state as plain values and arrays: where it stands, and the row ids that are drawn ahead."""
-        ahead = self._drawn
-        if ahead is None:
-            ahead = np.concatenate([np.zeros(0, np.int64), *(batch["row_id"].cpu().numpy() for batch in self._ready)])
-        return {"stream": self._stream.save(), "batch_size": self.batch_size, "ahead": ahead}
+        ahead = self._drawn or {
+            name: np.concatenate([np.zeros(0, np.int64), *(batch[name].cpu().numpy() for batch in self._ready)])
+            for name in ("row_id", *(self._stream.extra_columns if self._ready else ()))
+        }
+        columns = {name: ahead[name] for name in ahead if name != "row_id"}
+        state = {"stream": self._stream.save(), "batch_size": self.batch_size, "ahead": ahead["row_id"]}
+        return {**state, "columns": columns} if columns else state
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on where the sampler stood that gave this state.
@@ -76,9 +85,12 @@ class Sampler:
                 f"{state.get('batch_size')!r}. Give the same, or another name."
             )
         stream: Any = state.get("stream")
-        self._stream.load(stream if isinstance(stream, dict) else {})
+        columns = state.get("columns", {})
+        if not isinstance(columns, dict) or any(np.shape(each) != ahead.shape for each in columns.values()):
+            raise OptionError("The state that the sampler is to go on from is damaged: it holds no whole batches.")
+        self._stream.load(stream if isinstance(stream, dict) else {}, self._engine.snapshot())
         self._ready.clear()
-        self._drawn = ahead if ahead.size else None
+        self._drawn = {"row_id": ahead, **columns} if ahead.size else None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self
@@ -92,18 +104,42 @@ class Sampler:
         if self._drawn is not None:
             snapshot, ahead, self._drawn = self._engine.snapshot(), self._drawn, None
             with contextlib.suppress(RowError):  # dropped since: they are drawn anew
-                self._ready.extend(self._loader.load_many(snapshot, snapshot.locate(ahead), size))
+                drawn = Drawn(snapshot.locate(ahead.pop("row_id")), ahead)
+                self._ready.extend(self._loader.load_many(snapshot, drawn.rows, size, drawn.columns))
         if self._ready:
             return self._ready.popleft()
         snapshot = snapshot or self._engine.snapshot()
         if self.prefetch == 0:
-            return self._loader.load(snapshot, self._stream.draw(snapshot, size, tiers=self._tiers))
+            drawn = self._stream.draw(snapshot, size, tiers=self._tiers)
+            return self._loader.load(snapshot, drawn.rows, drawn.columns)
         # One draw a batch, so that the rows do not depend on how many are drawn ahead.
-        drawn = [self._stream.draw(snapshot, size, tiers=self._tiers) for _ in range(self.prefetch + 1)]
+        every = [self._stream.draw(snapshot, size, tiers=self._tiers) for _ in range(self.prefetch + 1)]
         located = Located(
-            np.concatenate([each.slots for each in drawn]),
-            np.concatenate([each.positions for each in drawn]),
-            np.concatenate([each.row_ids for each in drawn]),
+            np.concatenate([each.rows.slots for each in every]),
+            np.concatenate([each.rows.positions for each in every]),
+            np.concatenate([each.rows.row_ids for each in every]),
         )
-        self._ready.extend(self._loader.load_many(snapshot, located, size))
+        columns = {name: np.concatenate([each.columns[name] for each in every]) for name in every[0].columns}
+        self._ready.extend(self._loader.load_many(snapshot, located, size, columns))
         return self._ready.popleft()
+
+    def update(self, row_ids: Any, td_error: Any = None, *, priority: Any = None) -> None:
+        """Tell what was learned from rows, which decides how likely they are drawn from now on.
+
+        For strategies that go by priority. Rows whose segment retention has dropped meanwhile are ignored. Where a row
+        is named more than once, the last counts. Batches that are drawn ahead stay as they are.
+
+        Args:
+            row_ids: int64[n], such as ``batch["row_id"]``, or what `Store.extend` returned.
+            td_error: [n], temporal-difference errors of either sign: the priority is their absolute value, plus the
+                strategy's ``eps``.
+            priority: [n], priorities as they are, in place of errors; none below 0, and with 0 a row is never drawn.
+
+        Raises:
+            UsageError: if the strategy keeps no priorities.
+            RowError: if a row id names no transition.
+            ColumnError: if there is not one finite number a row.
+        """
+        if not isinstance(self._stream, Learning):
+            raise UsageError("The sampler keeps no priorities. Make it with a strategy such as arrowrb.Prioritized().")
+        self._stream.update(self._engine.snapshot(), as_row_ids(row_ids), td_error, priority)

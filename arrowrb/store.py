@@ -32,7 +32,7 @@ from .info import StoreInfo, describe
 from .loader import Loader, as_row_ids
 from .recorder import Recorder
 from .sampler import Sampler, check_batch_size
-from .samplers import Strategy, Stream, Uniform, check_tiers
+from .samplers import Learning, Strategy, Stream, Uniform, check_tiers
 from .schema import Schema, encode_batch, encode_row
 from .upkeep import NamedSamplers, Upkeep
 
@@ -306,10 +306,10 @@ class Store(Upkeep):
         if seed is None:
             with self._stream_guard:
                 self._stream = self._stream or Uniform().start(None)
-                located = self._stream.draw(snapshot, size, tiers=check_tiers(tiers))
+                drawn = self._stream.draw(snapshot, size, tiers=check_tiers(tiers))
         else:
-            located = Uniform().start(seed).draw(snapshot, size, tiers=check_tiers(tiers))
-        return self._loader(columns, float64, device).load(snapshot, located)
+            drawn = Uniform().start(seed).draw(snapshot, size, tiers=check_tiers(tiers))
+        return self._loader(columns, float64, device).load(snapshot, drawn.rows)
 
     def gather(
         self, row_ids: Any, *, columns: Sequence[str] | None = None, float64: str = "keep", device: Any = None
@@ -340,7 +340,7 @@ class Store(Upkeep):
         """An endless stream of batches: ``for batch in store.sampler(batch_size=256): ...``.
 
         Args:
-            strategy: how to draw; `Uniform()` by default.
+            strategy: how to draw: `Uniform()`, the default, or `Prioritized(...)`.
             batch_size: transitions a batch.
             columns: see `sample`; likewise `float64`, `device` and `tiers`.
             float64: see `sample`.
@@ -351,7 +351,14 @@ class Store(Upkeep):
             tiers: see `sample`.
             seed: the same seed over the same rows draws the same batches, whatever tier they lie in.
             name: under which checkpoints keep where it stands. After `restore`, a sampler of that name goes on there,
-                whatever its seed; batches that had been drawn ahead come first.
+                whatever its seed; batches that had been drawn ahead come first. Priorities of a sampler with a name lie
+                in files of the store (``samplers/<name>``): they survive the process, and whoever makes a sampler of
+                that name next goes on with them, in any process that may write there, but one at a time. Without a
+                name they are kept in memory.
+
+        Raises:
+            OptionError: if an option is out of range, or a sampler of that name is there.
+            LockedError: if another process has a sampler of that name.
         """
         chosen: object = Uniform() if strategy is None else strategy
         if not isinstance(chosen, Strategy):
@@ -359,6 +366,11 @@ class Store(Upkeep):
         loader = Loader(self.schema, columns=columns, float64=float64, device=device)
         stream, size = chosen.start(seed), check_batch_size(batch_size)
         made = Sampler(self._engine, stream, loader, size, prefetch=prefetch, tiers=tiers, name=name)
+        self._named.check(made)
+        if name is not None and isinstance(stream, Learning):
+            shelf = self._engine.priority_files(name)
+            if shelf is not None:
+                stream.keep_in(shelf)
         self._named.add(made)
         return made
 

@@ -60,17 +60,23 @@ class NamedSamplers:
         self._live: weakref.WeakValueDictionary[str, Sampler] = weakref.WeakValueDictionary()
         self._waiting: dict[str, Any] = {}
 
-    def add(self, sampler: Sampler) -> None:
-        """Note a new one; it goes on from the state that waits for it.
+    def check(self, sampler: Sampler) -> None:
+        """Refuse a name that is none, or is taken.
 
         Raises:
-            OptionError: if the name is none, or taken.
+            OptionError: if it is.
         """
-        if sampler.name is None:
+        if sampler.name is not None and checkpoints.check_name(sampler.name) in self._live:
+            raise OptionError(
+                f"name is {sampler.name!r}, which another sampler of this store has. Choose another name."
+            )
+
+    def add(self, sampler: Sampler) -> None:
+        """Note a new one; it goes on from the state that waits for it."""
+        self.check(sampler)
+        name = sampler.name
+        if name is None:
             return
-        name = checkpoints.check_name(sampler.name)
-        if name in self._live:
-            raise OptionError(f"name is {name!r}, which another sampler of this store has. Choose another name.")
         if name in self._waiting:
             sampler.load(self._waiting[name])
             del self._waiting[name]

@@ -129,33 +129,33 @@ def try_lock(tmp_path):
     """What another process gets."""
     code = (
         "import sys; from pathlib import Path; from arrowrb.files import Lock; p = Path(sys.argv[1]);"
-        "Lock(p / 'lock', p / 'writer.json'); print('taken')"
+        "Lock(p / 'lock', p / 'writer.json', what='It is held', remedy='Wait.'); print('taken')"
     )
     return subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
 
 
 def test_locks(tmp_path):
-    lock = Lock(tmp_path / "lock", tmp_path / "writer.json")
+    lock = Lock(tmp_path / "lock", tmp_path / "writer.json", what="It is held", remedy="Wait.")
     assert read_holder(tmp_path / "writer.json").pid == os.getpid()
     with pytest.raises(LockedError, match=rf"this process \(pid {os.getpid()}\).*since"):
-        Lock(tmp_path / "lock", tmp_path / "writer.json")
+        Lock(tmp_path / "lock", tmp_path / "writer.json", what="It is held", remedy="Wait.")
     refused = try_lock(tmp_path)
     assert f"process {os.getpid()} (pid {os.getpid()})" in refused.stderr
     lock.release()
     lock.release()
     assert not (tmp_path / "writer.json").exists()
     assert try_lock(tmp_path).stdout == "taken\n"
-    Lock(tmp_path / "lock", tmp_path / "writer.json").release()
+    Lock(tmp_path / "lock", tmp_path / "writer.json", what="It is held", remedy="Wait.").release()
 
 
 def test_a_forked_child_is_another_process(tmp_path):
-    lock = Lock(tmp_path / "lock", tmp_path / "writer.json")
+    lock = Lock(tmp_path / "lock", tmp_path / "writer.json", what="It is held", remedy="Wait.")
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             lock.release()
-            Lock(tmp_path / "lock", tmp_path / "writer.json")
+            Lock(tmp_path / "lock", tmp_path / "writer.json", what="It is held", remedy="Wait.")
             os.write(write, b"taken")
         except LockedError as error:
             os.write(write, str(error).encode())

@@ -21,7 +21,7 @@ def fill(store, rng, count, lanes, *, contiguous=True):
 def check_uniform(snapshot, ids, seed):
     """Chi-square over all transitions, at a level that a right sampler misses once in a million."""
     count = max(60_000, 40 * len(ids))
-    drawn = Uniform().start(seed).draw(snapshot, count)
+    drawn = Uniform().start(seed).draw(snapshot, count).rows
     assert (drawn.row_ids >> 24 << 24 | drawn.positions == drawn.row_ids).all()
     order = np.sort(np.array(ids))
     place = np.searchsorted(order, drawn.row_ids)

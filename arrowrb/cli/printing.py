@@ -114,9 +114,7 @@ def print_repaired(done: Repaired, form: str) -> None:
             return
         aside = "" if done.aside is None else f" What was damaged is in {done.aside}."
         print(f"{_problems(len(done.problems))}, {done.num_transitions_lost:,} transitions lost.{aside}")
-        print(
-            "All is well now." if done.after else f"Left: {_problems(len(done.after.problems))}, see arrowrb verify."
-        )
+        print("All is well now." if done.after else f"Left: {_problems(len(done.after.problems))}, see arrowrb verify.")
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ sealing         what is known for good of a closed segment
 shard_reader    following a writer through its files
 past            a shard as it was at an earlier commit
 background      the writer's threads
+priority_files  what a named sampler keeps of rows, in a folder of its own
 engine          all shards of a store
 backup          copying a store beside its writer
 checks          what is held against what in rows
@@ -34,6 +35,7 @@ from .creating import create_store, read_store_file
 from .engine import Engine, now_microseconds, remove_store
 from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_cache_bytes, check_path, check_retention, writer_options
 from .paths import enclosing_store, is_store, outside_stores
+from .priority_files import PriorityFiles, check_values
 from .repairing import Lost, Repaired, repair
 from .snapshot import Located, SegmentView, Snapshot
 from .verifying import Verified, verify
@@ -45,6 +47,7 @@ __all__ = [
     "Engine",
     "Located",
     "Lost",
+    "PriorityFiles",
     "Problem",
     "Repaired",
     "SegmentView",
@@ -55,6 +58,7 @@ __all__ = [
     "check_cache_bytes",
     "check_path",
     "check_retention",
+    "check_values",
     "create_store",
     "enclosing_store",
     "is_store",

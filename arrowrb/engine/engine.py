@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -39,6 +40,7 @@ from ..writer import MAX_LANES
 from .creating import read_store_file
 from .options import DEFAULT_CACHE_BYTES, WriterOptions
 from .paths import list_shards, shard_paths
+from .priority_files import PriorityFiles
 from .reading import GroupCache
 from .shard_reader import ShardReader
 from .shard_writer import ShardWriter
@@ -79,6 +81,7 @@ class Engine:
         self._layout: tuple[tuple[int, ...], Layout] | None = None
         self._snapshot: Snapshot | None = None
         self._marks: list[object] = []
+        self._shelves: weakref.WeakSet[PriorityFiles] = weakref.WeakSet()
         self._warned = False
         self.cache = GroupCache(cache_bytes)
         self.writer_shard: ShardWriter | None = None
@@ -87,6 +90,7 @@ class Engine:
         if not numbers:
             raise CorruptError(f"{path} has no shard: the store is damaged.")
         options = options or WriterOptions()
+        self._durable = options.durable
         self._limits = replace(options.limits, max_rows=self.file.max_rows, max_bytes=self.file.max_bytes)
         self._readers = self._follow([number for number in numbers if not (writable and number == 0)])
         if writable:
@@ -350,6 +354,20 @@ class Engine:
             for entry in seeds.read(shard_paths(self.path, shard).seeds, record.watermark)
         ]
 
+    def priority_files(self, name: str) -> PriorityFiles | None:
+        """Where the sampler of this name keeps priorities; None for a store as it was at a checkpoint.
+
+        Raises:
+            LockedError: if a sampler of this name is at work, here or in another process.
+        """
+        self.check_open()
+        if self._at is not None:
+            return None
+        check_local(self.path)
+        made = PriorityFiles(self.path, self.file.store_id, name, durable=self._durable)
+        self._shelves.add(made)
+        return made
+
     def close(self) -> None:
         """Close the store; snapshots that are held stay readable. Does nothing when called again.
 
@@ -360,6 +378,8 @@ class Engine:
                 self.closed = True
                 self._snapshot = None
                 self._layout = None
+            for shelf in list(self._shelves):
+                shelf.close()
             shard = self.writer_shard
             if shard is not None and not shard.released and os.getpid() == self._pid:
                 shard.close()

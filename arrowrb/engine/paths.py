@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .. import checkpoints
+from .. import checkpoints, files
 from ..errors import CorruptError, StoreExistsError
 
 STORE_FILE: Final = "store.json"
 CHECKPOINTS: Final = checkpoints.FOLDER
+SAMPLERS: Final = "samplers"
 SPARE_STORE_FILE: Final = "shards/store.json"  # the same once more: nothing else says what the columns are
 _SHARD: Final = re.compile(r"\d{5}")
 _SEGMENT_FILE: Final = re.compile(r"\d{8}(\.runs|\.blocks)?\.arrow|\d{8}\.parquet|\d{8}-\d{8}\.runs\.arrow|\..*\.tmp")
@@ -58,6 +59,19 @@ class ShardPaths:
         """Who holds the lock, in words."""
         return self.root / "writer.json"
 
+    def take_lock(self) -> files.Lock:
+        """Become the writer of the shard.
+
+        Raises:
+            LockedError: if somebody is already.
+        """
+        return files.Lock(
+            self.lock,
+            self.holder,
+            what=f"Store {self.root.parent.parent} is already open for writing",
+            remedy='Close it there, or open it here with mode="r", which follows a live writer.',
+        )
+
     @property
     def manifest(self) -> Path:
         """The list of segments."""
@@ -101,7 +115,13 @@ def list_shards(store: Path) -> list[int]:
         raise CorruptError(f"{store} has no folder 'shards': the store is damaged.")
     names = sorted(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))
     shards = [shard_paths(store, int(name)) for name in names]
-    for place in (folder, store / CHECKPOINTS, *(each.root for each in shards), *(each.segments for each in shards)):
+    for place in (
+        folder,
+        store / CHECKPOINTS,
+        store / SAMPLERS,
+        *(each.root for each in shards),
+        *(each.segments for each in shards),
+    ):
         if place.is_symlink():
             raise CorruptError(f"{place} is a link. A store consists of plain files and folders only.")
     return [each.number for each in shards if each.manifest.exists()]

@@ -148,7 +148,7 @@ def repair(path: Path) -> Repaired:
             if _SHARD.fullmatch(folder.name):
                 paths = shard_paths(path, int(folder.name))
                 paths.segments.mkdir(exist_ok=True)
-                lock = files.Lock(paths.lock, paths.holder)
+                lock = paths.take_lock()
                 try:
                     num_lost += _repair_shard(paths, file, aside, lost)
                 finally:

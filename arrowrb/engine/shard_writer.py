@@ -71,7 +71,7 @@ class ShardWriter:
         self._failed: str | None = None
         self._durable_watermark = 0
         self.released = False
-        self._lock = files.Lock(paths.lock, paths.holder)
+        self._lock = paths.take_lock()
         try:
             self._recover()
             self.segments.changed = self._review

@@ -78,6 +78,12 @@ def _next(state: Any) -> Any:
 
 
 @inline
+def next_uniform(state: Any) -> Any:
+    """A number from 0 to 1, 1 excluded, with 53 random bits."""
+    return np.float64(_next(state) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@inline
 def _below(state: Any, mask: Any, bound: Any) -> Any:
     """A uniform number below ``bound``, by rejection under the next power of two: exact for any bound."""
     while True:

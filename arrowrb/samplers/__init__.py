@@ -6,7 +6,8 @@ kinds, runs), never files.
 
 from __future__ import annotations
 
-from .strategy import Strategy, Stream, check_tiers, generator_state
+from .prioritized import Prioritized
+from .strategy import Drawn, Learning, Strategy, Stream, check_tiers, generator_state
 from .uniform import Uniform
 
-__all__ = ["Strategy", "Stream", "Uniform", "check_tiers", "generator_state"]
+__all__ = ["Drawn", "Learning", "Prioritized", "Strategy", "Stream", "Uniform", "check_tiers", "generator_state"]

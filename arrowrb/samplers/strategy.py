@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine import Located, Snapshot
+from ..engine import Located, PriorityFiles, Snapshot
 from ..errors import OptionError
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Rows that were drawn.
+
+    Attributes:
+        rows: where they are.
+        columns: what else the batch says of them, by name: one entry a row.
+    """
+
+    rows: Located
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 class Stream(Protocol):
@@ -16,9 +31,14 @@ class Stream(Protocol):
 
     Not thread-safe: whoever owns the stream draws in one thread. Deterministic: the same seed and the same snapshots
     give the same rows.
+
+    Attributes:
+        extra_columns: names of the columns that it gives beside rows.
     """
 
-    def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Located:
+    extra_columns: tuple[str, ...]
+
+    def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Drawn:
         """Choose ``count`` transitions of a snapshot; the arrays are fresh, the caller's to keep.
 
         ``tiers`` is ``"all"``, or ``"hot"`` to leave out the cold one.
@@ -29,15 +49,30 @@ class Stream(Protocol):
         ...
 
     def save(self) -> dict[str, Any]:
-        """Its state as plain values, from which `load` goes on."""
+        """Its state as plain values and arrays, from which `load` goes on."""
         ...
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state that `save` gave.
+    def load(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:
+        """Go on from a state that `save` gave, with the rows that there are now.
 
         Raises:
             OptionError: if it is that of another strategy.
         """
+        ...
+
+
+@runtime_checkable
+class Learning(Protocol):
+    """A stream that learns from what was drawn: it keeps priorities."""
+
+    num_ignored: int
+
+    def keep_in(self, files: PriorityFiles) -> None:
+        """Keep the priorities in files, and go on from those that are there."""
+        ...
+
+    def update(self, snapshot: Snapshot, row_ids: NDArray[np.int64], td_error: Any, priority: Any) -> None:
+        """Set priorities of rows; see `Sampler.update`."""
         ...
 
 
@@ -62,3 +97,23 @@ def generator_state(seed: int | None) -> NDArray[np.uint64]:
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
         raise OptionError(f"seed is {seed!r}, expected a whole number from 0 on, or None for a fresh one.")
     return np.random.SeedSequence(None if seed is None else int(seed)).generate_state(4, np.uint64).astype(np.uint64)
+
+
+def check_generator(state: Mapping[str, Any], strategy: str, how: str) -> NDArray[np.uint64]:
+    """The generator's state in that of a stream.
+
+    Args:
+        state: what a stream's `save` gave.
+        strategy: whose it has to be.
+        how: this strategy draws, in words.
+
+    Raises:
+        OptionError: if it is that of another strategy.
+    """
+    generator = state.get("generator")
+    if state.get("strategy") != strategy or not isinstance(generator, np.ndarray) or generator.shape != (4,):
+        raise OptionError(
+            f"The sampler draws {how}, but the state that it is to go on from is of strategy "
+            f"{state.get('strategy')!r}. Make it with the strategy that it had."
+        )
+    return generator

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from ..engine import Located, Snapshot
-from ..errors import OptionError
-from .strategy import Stream, generator_state
+from ..engine import Snapshot
+from .strategy import Drawn, Stream, check_generator, generator_state
 
 
 class _UniformStream:
     """Every transition of the snapshot is equally likely at each draw."""
 
+    extra_columns: tuple[str, ...] = ()
+
     def __init__(self, seed: int | None) -> None:
         self._state = generator_state(seed)
 
-    def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Located:
+    def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Drawn:
         """Choose ``count`` transitions uniformly, with replacement."""
-        return snapshot.draw_uniform(self._state, count, tiers=tiers)
+        return Drawn(snapshot.draw_uniform(self._state, count, tiers=tiers))
 
     def save(self) -> dict[str, Any]:
         """The generator's state."""
         return {"strategy": "uniform", "generator": self._state.copy()}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:  # noqa: ARG002
         """Go on from a state that `save` gave."""
-        generator = state.get("generator")
-        if state.get("strategy") != "uniform" or not isinstance(generator, np.ndarray) or generator.shape != (4,):
-            raise OptionError(
-                f"The sampler draws uniformly, but the state that it is to go on from is of strategy "
-                f"{state.get('strategy')!r}. Make it with the strategy that it had."
-            )
-        self._state[:] = generator
+        self._state[:] = check_generator(state, "uniform", "uniformly")
 
 
 @dataclass(frozen=True, slots=True)

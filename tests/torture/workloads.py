@@ -5,6 +5,7 @@ Every row is a function of its number (see `crash_child`), so that each one that
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
 import struct
@@ -29,6 +30,7 @@ from tests.crash_child import LANES, SCHEMA, check_rows, rows
 MOST_ROWS = 120  # that are kept
 HOT_SEGMENTS = 5
 EXTRA_ROWS = 30
+_STUCK_SECONDS = 60  # longer than any child works
 _segment_rows = 0
 
 
@@ -266,6 +268,7 @@ def fork(job: Callable[[], None]) -> int:
     child = os.fork()
     if child == 0:
         code = 1
+        faulthandler.dump_traceback_later(_STUCK_SECONDS)  # where all threads are
         try:
             job()
             code = 0

@@ -1,0 +1,359 @@
+"""Draws in proportion to priority, by a tree of sums over each segment.
+
+A segment's tree has a leaf a row, its *mass* (priority ** alpha, float32), and above them *nodes*: the first level
+sums 16 leaves, one cache line, and each level above sums 8 nodes, one cache line as well, up to a level of 8. A node
+also knows the smallest mass below it that is not zero. Sums are float64, and a node is always computed anew from what
+lies below it, so that no error ever adds up. All levels lie in one array, each padded to whole lines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .drawing import KINDS, ROW_BASE, next_uniform
+from .memory import (
+    address_of,
+    inline,
+    kernel,
+    load_f32,
+    load_f64,
+    load_i64,
+    load_u8,
+    prefetch,
+    store_f32,
+    store_f64,
+)
+
+# Fields of a tree: addresses of its arrays, how many levels of nodes, and at which node each begins, lowest first.
+RAW, MASS, SUMS, LEAST, LEVELS, FIRST = range(6)
+MOST_LEVELS = 8
+TREE_FIELDS = FIRST + MOST_LEVELS
+LEAVES = 16  # of a node of the lowest level
+FAN = 8  # nodes below a node of the others
+EMPTY = np.float32(-1)  # the raw priority of a row that is never to be drawn; 0 is that of one not seen yet
+_INFINITE: Any = np.float32(np.inf)
+
+
+@inline
+def _mass_of(raw: Any, alpha: float) -> Any:
+    if raw <= 0:
+        return 0.0
+    if alpha == 1.0:
+        return np.float64(raw)
+    return np.float64(raw) ** alpha
+
+
+@inline
+def _mend_lowest(tree: int, node: int) -> None:
+    """Compute a node of the lowest level anew."""
+    leaf = load_i64(tree + MASS * 8) + node * (LEAVES * 4)
+    total, least = 0.0, _INFINITE
+    for i in range(LEAVES):
+        mass = load_f32(leaf + i * 4)
+        total += np.float64(mass)
+        if mass > 0 and mass < least:
+            least = mass
+    store_f64(load_i64(tree + SUMS * 8) + node * 8, total)
+    store_f32(load_i64(tree + LEAST * 8) + node * 4, least)
+
+
+@inline
+def _mend(tree: int, level: int, node: int) -> None:
+    """Compute a node of a higher level anew from the nodes below it."""
+    sums, leasts = load_i64(tree + SUMS * 8), load_i64(tree + LEAST * 8)
+    below = load_i64(tree + (FIRST + level - 1) * 8) + node * FAN
+    total, least = 0.0, _INFINITE
+    for i in range(FAN):
+        total += load_f64(sums + (below + i) * 8)
+        other = load_f32(leasts + (below + i) * 4)
+        least = min(least, other)
+    place = load_i64(tree + (FIRST + level) * 8) + node
+    store_f64(sums + place * 8, total)
+    store_f32(leasts + place * 4, least)
+
+
+@inline
+def _mend_root(tree: int, slot: int, totals: int, leasts: int) -> None:
+    """Compute a tree's total and least mass anew from its highest level."""
+    highest = load_i64(tree + (FIRST + load_i64(tree + LEVELS * 8) - 1) * 8)
+    total, least = 0.0, _INFINITE
+    for i in range(FAN):
+        total += load_f64(load_i64(tree + SUMS * 8) + (highest + i) * 8)
+        other = load_f32(load_i64(tree + LEAST * 8) + (highest + i) * 4)
+        least = min(least, other)
+    store_f64(totals + slot * 8, total)
+    store_f32(leasts + slot * 4, least)
+
+
+@kernel("void(int64[:, ::1], float64[::1], float32[::1])")
+def mend_roots(trees: Any, totals: Any, leasts: Any) -> None:
+    """Compute the total and the least mass of every tree."""
+    for slot in range(trees.shape[0]):
+        _mend_root(address_of(trees) + slot * (TREE_FIELDS * 8), slot, address_of(totals), address_of(leasts))
+
+
+@kernel("int64(int64[:, ::1], float64[::1], float32[::1], int64, int64, int64, int32[::1], int32[::1], f8, f4)")
+def admit(
+    trees: Any,
+    totals: Any,
+    leasts: Any,
+    slot: int,
+    kinds: int,
+    block_rows: int,
+    fills: Any,
+    seen: Any,
+    alpha: float,
+    newest: Any,
+) -> int:
+    """Take the rows of a segment that were committed since the last look, one block after the other.
+
+    Args:
+        trees: a row of fields a slot.
+        totals: of each slot's tree; likewise ``leasts``.
+        leasts: see ``totals``.
+        slot: which segment.
+        kinds: the address of the rows' kinds.
+        block_rows: rows in a block.
+        fills: committed rows of each block.
+        seen: how many of these were taken before; brought up to ``fills``.
+        alpha: the exponent.
+        newest: the raw priority of transitions that have none yet.
+
+    Returns:
+        How many transitions had none.
+    """
+    tree = address_of(trees) + slot * (TREE_FIELDS * 8)
+    raws, masses, levels = load_i64(tree + RAW * 8), load_i64(tree + MASS * 8), load_i64(tree + LEVELS * 8)
+    last_raw: Any = np.float32(0)
+    last_mass = 0.0
+    num_new, changed = 0, False
+    for block in range(fills.shape[0]):
+        if fills[block] <= seen[block]:
+            continue
+        first, stop = block * block_rows + seen[block], block * block_rows + fills[block]
+        for row in range(first, stop):
+            if load_u8(kinds + row) != 1:
+                continue
+            raw = load_f32(raws + row * 4)
+            if raw == 0:
+                raw = newest
+                num_new += 1
+                store_f32(raws + row * 4, raw)
+            if raw != last_raw:
+                last_raw, last_mass = raw, _mass_of(raw, alpha)
+            store_f32(masses + row * 4, last_mass)
+        low, high = first // LEAVES, (stop - 1) // LEAVES
+        for node in range(low, high + 1):
+            _mend_lowest(tree, node)
+        for level in range(1, levels):
+            low, high = low // FAN, high // FAN
+            for node in range(low, high + 1):
+                _mend(tree, level, node)
+        seen[block] = fills[block]
+        changed = True
+    if changed:
+        _mend_root(tree, slot, address_of(totals), address_of(leasts))
+    return num_new
+
+
+@kernel("void(int64[:, ::1], float64[::1], float32[::1], int64[::1], int64[::1], float32[::1], float64)")
+def set_priorities(trees: Any, totals: Any, leasts: Any, slots: Any, positions: Any, values: Any, alpha: float) -> None:
+    """Give rows raw priorities, in this order; 0 is kept as `EMPTY`."""
+    every, n = address_of(trees), slots.shape[0]
+    for i in range(n):
+        tree = every + slots[i] * (TREE_FIELDS * 8)
+        prefetch(load_i64(tree + RAW * 8) + positions[i] * 4)
+        prefetch(load_i64(tree + MASS * 8) + positions[i] * 4)
+    for i in range(n):
+        tree = every + slots[i] * (TREE_FIELDS * 8)
+        raw = values[i] if values[i] > 0 else EMPTY
+        store_f32(load_i64(tree + RAW * 8) + positions[i] * 4, raw)
+        store_f32(load_i64(tree + MASS * 8) + positions[i] * 4, _mass_of(raw, alpha))
+        prefetch(load_i64(tree + SUMS * 8) + positions[i] // LEAVES * 8)
+        prefetch(load_i64(tree + LEAST * 8) + positions[i] // LEAVES * 4)
+    width = LEAVES
+    for level in range(MOST_LEVELS):
+        last_slot, last_node = -1, -1
+        for i in range(n):
+            tree = every + slots[i] * (TREE_FIELDS * 8)
+            node = positions[i] // width
+            if level >= load_i64(tree + LEVELS * 8) or (slots[i] == last_slot and node == last_node):
+                continue
+            last_slot, last_node = slots[i], node
+            if level == 0:
+                _mend_lowest(tree, node)
+            else:
+                _mend(tree, level, node)
+        width *= FAN
+    last_slot = -1
+    for i in range(n):
+        if slots[i] != last_slot:
+            last_slot = slots[i]
+            _mend_root(every + last_slot * (TREE_FIELDS * 8), last_slot, address_of(totals), address_of(leasts))
+
+
+@inline
+def _descend(sums: int, first: int, rest: float) -> tuple[int, float]:
+    """Which of 8 nodes holds ``rest``, and what is left of it; never one of no mass."""
+    found, left = -1, rest
+    for i in range(FAN):
+        total = load_f64(sums + (first + i) * 8)
+        if total > 0:
+            found, left = i, rest
+            if rest < total:
+                break
+            rest -= total
+    return found, left
+
+
+@inline
+def _pick_leaf(leaves: int, rest: float) -> int:
+    """Which of 16 leaves holds ``rest``; never one of no mass."""
+    found = -1
+    for i in range(LEAVES):
+        mass = np.float64(load_f32(leaves + i * 4))
+        if mass > 0:
+            found = i
+            if rest < mass:
+                break
+            rest -= mass
+    return found
+
+
+@inline
+def _pick_tree(totals: Any, until: Any, count: int, rest: float) -> int:
+    """Which of the trees holds ``rest``; never one of no mass. ``until`` are the running sums of ``totals``."""
+    low, high = 0, count - 1
+    while low < high:
+        middle = (low + high) // 2
+        if rest < until[middle]:
+            high = middle
+        else:
+            low = middle + 1
+    while totals[low] <= 0 and low > 0:  # beyond the end, by rounding
+        low -= 1
+    return low
+
+
+@kernel(
+    "int64(uint64[::1], int64[:, ::1], float64[::1], float64[::1], int64[:, ::1], int64[::1], int64[::1], int64[::1],"
+    " float32[::1])"
+)
+def draw_weighted(
+    state: Any,
+    trees: Any,
+    totals: Any,
+    rests: Any,
+    shapes: Any,
+    slots: Any,
+    positions: Any,
+    row_ids: Any,
+    masses: Any,
+) -> int:
+    """Draw rows in proportion to their mass, independently of each other.
+
+    All draws go down together, a level at a time, so that their cache misses overlap.
+
+    Args:
+        state: of the generator, uint64[4], advanced in place.
+        trees: a row of fields a slot.
+        totals: of each slot's tree, 0 for those to leave out.
+        rests: memory for the kernel's use, float64[n].
+        shapes: of the snapshot's segments, as in the draw kernels.
+        slots: takes the rows' slots; likewise ``positions``, ``row_ids`` and ``masses``.
+        positions: see ``slots``.
+        row_ids: see ``slots``.
+        masses: see ``slots``.
+
+    Returns:
+        How many: all, unless there is no mass at all.
+    """
+    n, count, every = slots.shape[0], totals.shape[0], address_of(trees)
+    until = np.cumsum(totals)
+    if count == 0 or not until[count - 1] > 0:
+        return 0
+    most = 0
+    for i in range(n):
+        rest = next_uniform(state) * until[count - 1]
+        slot = _pick_tree(totals, until, count, rest)
+        slots[i], positions[i] = slot, 0
+        rests[i] = rest - (until[slot - 1] if slot > 0 else 0.0)
+        tree = every + slot * (TREE_FIELDS * 8)
+        most = max(most, load_i64(tree + LEVELS * 8))
+    for level in range(most - 1, -1, -1):
+        for i in range(n):
+            tree = every + slots[i] * (TREE_FIELDS * 8)
+            if level >= load_i64(tree + LEVELS * 8):
+                continue
+            sums = load_i64(tree + SUMS * 8)
+            node = positions[i] * FAN
+            found, rest = _descend(sums, load_i64(tree + (FIRST + level) * 8) + node, rests[i])
+            positions[i], rests[i] = node + found, rest
+            if level > 0:
+                prefetch(sums + (load_i64(tree + (FIRST + level - 1) * 8) + positions[i] * FAN) * 8)
+            else:
+                prefetch(load_i64(tree + MASS * 8) + positions[i] * (LEAVES * 4))
+    for i in range(n):
+        leaves = load_i64(every + slots[i] * (TREE_FIELDS * 8) + MASS * 8)
+        position = positions[i] * LEAVES
+        position += _pick_leaf(leaves + position * 4, rests[i])
+        positions[i] = position
+        masses[i] = load_f32(leaves + position * 4)
+        row_ids[i] = shapes[slots[i], ROW_BASE] + position
+    return int(n)
+
+
+@kernel("void(float32[::1], float64, float64, float32[::1])")
+def weigh(masses: Any, least: float, beta: float, weights: Any) -> None:
+    """Importance weights: (N P) ** -beta over that of the row of the least mass, in which N and the total cancel."""
+    for i in range(masses.shape[0]):
+        weights[i] = (least / np.float64(masses[i])) ** beta
+
+
+@kernel(
+    "int64(int64[::1], int64[:, ::1], int32[::1], int64, int64, int64[:, ::1], int32[::1], int64[::1], int64[::1],"
+    " int64[::1])"
+)
+def sift(
+    row_ids: Any,
+    shard_table: Any,
+    slot_table: Any,
+    shard_shift: int,
+    position_bits: int,
+    shapes: Any,
+    fills: Any,
+    slots: Any,
+    positions: Any,
+    sources: Any,
+) -> int:
+    """Find transitions by row id, those that are still there; see `locate` and `find_missing` for the tables.
+
+    ``sources`` takes which of the row ids each of them is.
+
+    Returns:
+        How many there are; or -1 - i where row_ids[i] never was a transition, as far as can be seen.
+    """
+    position_mask = (1 << position_bits) - 1
+    segment_mask = (1 << (shard_shift - position_bits)) - 1
+    found: Any = 0
+    for i in range(row_ids.shape[0]):
+        row_id = row_ids[i]
+        shard, segment, p = row_id >> shard_shift, (row_id >> position_bits) & segment_mask, row_id & position_mask
+        if row_id < 0 or shard >= shard_table.shape[0] or segment >= shard_table[shard, 1]:
+            return -1 - i
+        s = slot_table[shard_table[shard, 0] + segment]
+        if s < 0:
+            continue  # its segment is gone
+        if p >= shapes[s, 0]:
+            return -1 - i
+        if shapes[s, 4] == 0:
+            block = p // shapes[s, 1]
+            if block >= shapes[s, 3] or p - block * shapes[s, 1] >= fills[shapes[s, 2] + block]:
+                return -1 - i
+        if load_u8(shapes[s, KINDS] + p) != 1:
+            return -1 - i
+        slots[found], positions[found], sources[found] = s, p, i
+        found += 1
+    return int(found)

@@ -1,0 +1,254 @@
+"""The priorities of a store's rows, and draws in proportion to them.
+
+Raw priorities are the truth: one float32 a row, in a file where the sampler has a name. From them the tree of sums is
+made (see the kernels), a part for each segment, so that rows come, move between tiers and go with their segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from ..engine import Located, PriorityFiles, Snapshot, check_values
+from ..errors import CorruptError, RowError
+from ..rows import POSITION_BITS, SHARD_SHIFT
+
+_LINE: Final = 64  # bytes
+_KINDS: Final = 5  # field of a segment's shape
+_MOST: Final = float(np.finfo(np.float32).max)
+_LEAST: Final = float(np.finfo(np.float32).tiny)
+
+Key = tuple[int, int]
+"""A segment: number of the shard, and its own."""
+
+
+def _aligned(count: int, dtype: Any) -> NDArray[Any]:
+    """Zeros that begin at a cache line."""
+    size = np.dtype(dtype).itemsize
+    memory = np.zeros(count * size + _LINE, np.uint8)
+    first = -memory.__array_interface__["data"][0] % _LINE
+    return memory[first : first + count * size].view(dtype)
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+@dataclass(eq=False)
+class _Tree:
+    """The part of the tree over one segment, with how far its rows were taken."""
+
+    raw: NDArray[np.float32]
+    block_rows: int
+    done: bool = False  # all rows that there will ever be were taken
+    fields: NDArray[np.int64] = field(init=False)
+    seen: NDArray[np.int32] = field(init=False)
+    _held: tuple[NDArray[Any], ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        levels, width = [], _round_up(self.raw.size, kernels.LEAVES) // kernels.LEAVES
+        while True:
+            levels.append(_round_up(width, kernels.FAN))
+            if width <= kernels.FAN:
+                break
+            width = levels[-1] // kernels.FAN
+        masses = _aligned(_round_up(self.raw.size, kernels.LEAVES * kernels.FAN), np.float32)
+        sums, least = _aligned(sum(levels), np.float64), _aligned(sum(levels), np.float32)
+        least[:] = np.inf
+        self._held = (masses, sums, least)
+        firsts = np.concatenate([[0], np.cumsum(levels)[:-1]])
+        addresses = [each.__array_interface__["data"][0] for each in (self.raw, masses, sums, least)]
+        self.fields = np.zeros(kernels.TREE_FIELDS, np.int64)
+        self.fields[: 5 + len(levels)] = [*addresses, len(levels), *firsts]
+        self.seen = np.zeros(self.raw.size // self.block_rows, np.int32)
+
+
+class SumTree:
+    """Priorities of the transitions of snapshots. Not thread-safe.
+
+    A transition that is new gets the largest raw priority so far, 1.0 at first.
+
+    Args:
+        alpha: the exponent that makes priorities into masses, 0 to 1.
+        files: where raw priorities are kept; None keeps them in memory.
+    """
+
+    def __init__(self, alpha: float, files: PriorityFiles | None = None) -> None:
+        self._alpha = alpha
+        self._files = files
+        self._largest = 1.0 if files is None else files.largest
+        self._snapshot: Snapshot | None = None
+        self._layout: Any = None
+        self._trees: dict[Key, _Tree] = {}
+        self._slots: list[_Tree] = []
+        self._growing: list[int] = []  # slots with rows to come
+        self._table = np.zeros((0, kernels.TREE_FIELDS), np.int64)
+        self._totals = np.zeros(0, np.float64)
+        self._least = np.zeros(0, np.float32)
+        self._rests = np.zeros(0, np.float64)
+
+    def follow(self, snapshot: Snapshot) -> None:
+        """Take the rows that are new in a snapshot, and drop those that are gone."""
+        if snapshot is self._snapshot:
+            return
+        if snapshot.layout is not self._layout:
+            self._lay_out(snapshot)
+        fills, shapes = snapshot.fills, snapshot.layout.shapes
+        newest = np.float32(self._largest)
+        for slot in self._growing:
+            tree, view = self._slots[slot], snapshot.layout.views[slot]
+            first, count = int(shapes[slot, 2]), int(shapes[slot, 3])
+            filled = np.full(tree.seen.size, tree.block_rows, np.int32) if view.whole else fills[first : first + count]
+            kernels.admit(
+                self._table,
+                self._totals,
+                self._least,
+                slot,
+                int(shapes[slot, _KINDS]),
+                tree.block_rows,
+                filled,
+                tree.seen,
+                self._alpha,
+                newest,
+            )
+            tree.done = view.closed
+        self._growing = [slot for slot in self._growing if not self._slots[slot].done]
+        self._snapshot = snapshot
+
+    def _lay_out(self, snapshot: Snapshot) -> None:
+        """Go by the segments of another layout."""
+        layout = snapshot.layout
+        trees: dict[Key, _Tree] = {}
+        for view in layout.views:
+            key = (view.shard, view.entry.number)
+            tree = self._trees.get(key)
+            trees[key] = tree or _Tree(self._take(key, view.entry.rows), view.entry.block_rows)
+        if self._files is not None and (self._layout is None or not self._trees.keys() <= trees.keys()):
+            self._files.retain(set(trees))
+        self._trees, self._slots, self._layout = trees, list(trees.values()), layout
+        count = len(trees)
+        self._table = np.zeros((count, kernels.TREE_FIELDS), np.int64)
+        for slot, tree in enumerate(self._slots):
+            self._table[slot] = tree.fields
+        self._totals, self._least = np.empty(count, np.float64), np.empty(count, np.float32)
+        kernels.mend_roots(self._table, self._totals, self._least)
+        self._growing = [slot for slot, tree in enumerate(self._slots) if not tree.done]
+
+    def _take(self, key: Key, rows: int) -> NDArray[np.float32]:
+        """The raw priorities of a segment, to be written to; 0 where there is none yet."""
+        return np.zeros(rows, np.float32) if self._files is None else self._files.take(key, rows)
+
+    def _set_largest(self, value: float) -> None:
+        self._largest = value
+        if self._files is not None:
+            self._files.largest = value
+
+    def draw(
+        self, snapshot: Snapshot, state: NDArray[np.uint64], count: int, *, hot_only: bool = False
+    ) -> tuple[Located, NDArray[np.float32], float]:
+        """Draw transitions in proportion to their mass, with replacement.
+
+        Args:
+            snapshot: what to draw from.
+            state: the generator's state, uint64[4], advanced in place.
+            count: how many.
+            hot_only: leave out the cold tier.
+
+        Returns:
+            The rows, their masses, float32[count], and the least mass among those that could be drawn. There are no
+            rows where nothing has any mass.
+        """
+        self.follow(snapshot)
+        totals, least = self._totals, self._least
+        if hot_only and snapshot.layout.cold:
+            cold = list(snapshot.layout.cold)
+            totals, least = totals.copy(), least.copy()
+            totals[cold], least[cold] = 0.0, np.inf
+        if self._rests.size < count:
+            self._rests = np.empty(count, np.float64)
+        located, masses = Located(*(np.empty(count, np.int64) for _ in range(3))), np.empty(count, np.float32)
+        found = kernels.draw_weighted(
+            state,
+            self._table,
+            totals,
+            self._rests,
+            snapshot.layout.shapes,
+            located.slots,
+            located.positions,
+            located.row_ids,
+            masses,
+        )
+        if found < count:
+            located, masses = Located(*(np.empty(0, np.int64) for _ in range(3))), masses[:0]
+        return located, masses, float(least.min(initial=np.inf))
+
+    def update(self, snapshot: Snapshot, row_ids: NDArray[np.int64], raw: NDArray[np.float64]) -> int:
+        """Give transitions raw priorities, finite and not negative, in this order; 0 is never drawn.
+
+        Returns:
+            How many of the rows are gone, and were left out.
+
+        Raises:
+            RowError: if a row id names no transition.
+        """
+        self.follow(snapshot)
+        count, layout = row_ids.size, snapshot.layout
+        slots, positions, sources = (np.empty(count, np.int64) for _ in range(3))
+        found = kernels.sift(
+            row_ids,
+            layout.shard_table,
+            layout.slot_table,
+            SHARD_SHIFT,
+            POSITION_BITS,
+            layout.shapes,
+            snapshot.fills,
+            slots,
+            positions,
+            sources,
+        )
+        if found < 0:
+            wrong = -1 - found
+            raise RowError(
+                f"row_ids[{wrong}] = {row_ids[wrong]} names no transition of this store: it was never written, or is a "
+                "tail. Take row ids from batches, from extend, or from SELECT row_id FROM transitions."
+            )
+        values = np.where(raw > 0, np.clip(raw, _LEAST, _MOST), 0.0)[sources[:found]].astype(np.float32)
+        kernels.set_priorities(
+            self._table, self._totals, self._least, slots[:found], positions[:found], values, self._alpha
+        )
+        highest = float(values.max(initial=0.0))
+        if highest > self._largest:
+            self._set_largest(highest)
+        return count - int(found)
+
+    def save(self) -> dict[str, Any]:
+        """Raw priorities as they are now, by segment."""
+        kept = {f"{shard}-{number}": np.array(tree.raw) for (shard, number), tree in self._trees.items()}
+        return {"largest": self._largest, "raw": kept}
+
+    def load(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:
+        """Go back to raw priorities that `save` gave; rows that it does not know are new."""
+        raw = state.get("raw")
+        largest = state.get("largest")
+        if not isinstance(raw, Mapping) or not isinstance(largest, float) or not 0 < largest <= _MOST:
+            raise CorruptError("The state of the sampler is damaged: it holds no priorities.")
+        self._layout = self._snapshot = None
+        self._trees, self._slots = {}, []
+        self._set_largest(largest)
+        for view in snapshot.layout.views:
+            kept = raw.get(f"{view.shard}-{view.entry.number}")
+            into = self._take((view.shard, view.entry.number), view.entry.rows)
+            if kept is None:
+                into[:] = 0
+            elif not isinstance(kept, np.ndarray) or kept.shape != into.shape or kept.dtype != np.float32:
+                raise CorruptError("The state of the sampler is damaged: its priorities are not those of the segments.")
+            else:
+                check_values(kept, "The state of the sampler", "Take an older one.")
+                into[:] = kept
+            self._trees[view.shard, view.entry.number] = _Tree(into, view.entry.block_rows)
+        self.follow(snapshot)
