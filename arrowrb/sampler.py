@@ -69,7 +69,11 @@ class Sampler:
             for name in ("row_id", *(self._stream.extra_columns if self._ready else ()))
         }
         columns = {name: ahead[name] for name in ahead if name != "row_id"}
-        state = {"stream": self._stream.save(), "batch_size": self.batch_size, "ahead": ahead["row_id"]}
+        state = {
+            "stream": self._stream.save(self._engine.snapshot()),
+            "batch_size": self.batch_size,
+            "ahead": ahead["row_id"],
+        }
         return {**state, "columns": columns} if columns else state
 
     def load(self, state: dict[str, Any]) -> None:

@@ -22,7 +22,17 @@ from ..errors import StoreError, WaitError
 from ..manifest import Manifest
 from ..schema import Schema
 from ..tiers import hot
-from .paths import SPARE_STORE_FILE, STORE_FILE, ShardPaths, identity, list_shards, outside_stores, shard_paths
+from .paths import (
+    SAMPLERS,
+    SPARE_STORE_FILE,
+    STORE_FILE,
+    ShardPaths,
+    identity,
+    list_shards,
+    outside_stores,
+    shard_paths,
+)
+from .priority_files import files_of, sampler_folders
 from .tables import KIND, ORDINAL
 
 _TRIES: Final = 20
@@ -100,12 +110,28 @@ def back_up(store: Path, store_id: str, schema: Schema, target: Path) -> BackedU
                 path = checkpoints.path_of(store, name)
                 copying.share(path, folder / checkpoints.FOLDER / path.name)
             files.sync_directory(folder / checkpoints.FOLDER)
+        for sampler in sampler_folders(store):
+            _copy_sampler(sampler, folder / SAMPLERS / sampler.name, copying)
         for name in (SPARE_STORE_FILE, STORE_FILE):
             files.publish(folder / name, files.read_file(store / STORE_FILE, "copying"))
             copying.num_files += 1
         for each in (folder / "shards", folder):
             files.sync_directory(each)
     return BackedUp(target, transitions, copying.num_files, copying.copied_bytes, copying.linked_bytes)
+
+
+def _copy_sampler(source: Path, copy: Path, copying: _Copying) -> None:
+    """Copy priorities, which may change meanwhile: each row's is one that it was given."""
+    copy.mkdir(parents=True)
+    for path in files_of(source):
+        try:
+            descriptor = files.open_file(path)
+        except FileNotFoundError:
+            continue  # of a segment that has gone meanwhile
+        with open(descriptor, "rb") as file:
+            copying.copy(file.fileno(), copy / path.name)
+    for folder in (copy, copy.parent):
+        files.sync_directory(folder)
 
 
 def _copy_shard(source: ShardPaths, copy: ShardPaths, store_id: str, schema: Schema, copying: _Copying) -> int:

@@ -17,6 +17,7 @@ import re
 import struct
 import weakref
 import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import checkpoints, files
-from ..errors import CorruptError
+from ..errors import ArrowRBError, CorruptError
 from .paths import SAMPLERS
 
 _MAGIC: Final = b"ARRBPRIO"
@@ -99,29 +100,6 @@ def check_values(raw: NDArray[np.float32], what: object, remedy: str = _REMEDY) 
         raise CorruptError(f"{what} is damaged: row {int(wrong.argmax()):,} has a priority that is none. {remedy}")
 
 
-def read_priorities(path: Path, store_id: str, rows: int) -> NDArray[np.float32]:
-    """The priorities of a segment, to be read only.
-
-    Raises:
-        CorruptError: if the file is damaged, or of another store.
-    """
-    key = key_of(path.name)
-    if key is None:
-        raise CorruptError(f"{path} is no file of priorities.")
-    raw = _map(path, _header(store_id, key, rows), rows, np.float32, writable=False)
-    check_values(raw, path)
-    return raw
-
-
-def read_largest(path: Path, store_id: str) -> float:
-    """The largest priority that a sampler was given.
-
-    Raises:
-        CorruptError: if the file is damaged, or of another store.
-    """
-    return _checked_largest(path, _map(path, _largest_header(store_id), 1, np.float64, writable=False))
-
-
 def _largest_header(store_id: str) -> bytes:
     return _header(store_id, (_LARGEST_KEY, _LARGEST_KEY), 1)
 
@@ -130,6 +108,40 @@ def _checked_largest(path: Path, cell: NDArray[np.float64]) -> float:
     if not (np.isfinite(cell[0]) and cell[0] >= 0):
         raise CorruptError(f"{path} is damaged: {cell[0]} is no priority. {_REMEDY}")
     return float(cell[0])
+
+
+def sampler_folders(store: Path) -> list[Path]:
+    """The folders of the named samplers that a store has had."""
+    folder = store / SAMPLERS
+    with files.explaining(folder, "looking for samplers"):
+        return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def find_damaged(store: Path, store_id: str, rows: Mapping[Key, int]) -> Iterator[tuple[Path, str]]:
+    """Files of samplers that cannot be used, and why; a sampler may be at work meanwhile.
+
+    Args:
+        store: its directory.
+        store_id: which store it is.
+        rows: of each segment that it has.
+    """
+    for folder in sampler_folders(store):
+        for path in sorted(folder.iterdir()):
+            key = key_of(path.name)
+            try:
+                if path.name == _LARGEST:
+                    _checked_largest(path, _map(path, _largest_header(store_id), 1, np.float64, writable=False))
+                elif key is not None and key in rows:
+                    header = _header(store_id, key, rows[key])
+                    check_values(_map(path, header, rows[key], np.float32, writable=False), path)
+            except ArrowRBError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):  # of a segment that has gone meanwhile
+                    yield path, str(error)
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """What a sampler keeps in its folder."""
+    return (path for path in sorted(folder.iterdir()) if path.name == _LARGEST or key_of(path.name) is not None)
 
 
 class PriorityFiles:

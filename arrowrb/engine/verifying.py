@@ -40,6 +40,7 @@ from .checks import (
 from .creating import read_store_file
 from .inspecting import Inspected, inspect_shard
 from .paths import STORE_FILE, list_shards, shard_paths
+from .priority_files import find_damaged
 from .snapshot import SegmentView
 from .tables import read_table
 
@@ -96,6 +97,14 @@ def verify(path: Path, *, progress: Callable[[int, int], None] | None = None) ->
             problems += _check_whole(shard, shard.manifest, seen)
         num_rows += seen.num_rows
     problems += _check_points(path, store_id)
+    rows = {
+        (shard.manifest.shard, entry.number): entry.rows
+        for shard in shards
+        if shard.manifest is not None
+        for entry in shard.manifest.segments
+    }
+    for damaged, why in find_damaged(path, store_id, rows) if store_id else ():
+        problems.append(Problem(-1, -1, why, str(damaged.relative_to(path))))
     return Verified(tuple(problems), total, num_rows, num_bytes)
 
 

@@ -146,13 +146,14 @@ class PrioritizedStream:
                 raise ColumnError(f"priority[{wrong}] is {raw[wrong]}, expected none below 0. Signed errors: td_error.")
         self.num_ignored += self._tree.update(snapshot, row_ids, raw)
 
-    def save(self) -> dict[str, Any]:
+    def save(self, snapshot: Snapshot) -> dict[str, Any]:
         """The generator's state, the batches so far, and a copy of all raw priorities."""
+        self._check_process()
         return {
             "strategy": "prioritized",
             "generator": self._state.copy(),
             "num_batches": self._num_batches,
-            "priorities": self._tree.save(),
+            "priorities": self._tree.save(snapshot),
         }
 
     def load(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:

@@ -48,8 +48,8 @@ class Stream(Protocol):
         """
         ...
 
-    def save(self) -> dict[str, Any]:
-        """Its state as plain values and arrays, from which `load` goes on."""
+    def save(self, snapshot: Snapshot) -> dict[str, Any]:
+        """Its state as plain values and arrays, from which `load` goes on, with the rows that there are now."""
         ...
 
     def load(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:

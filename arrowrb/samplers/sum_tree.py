@@ -226,8 +226,9 @@ class SumTree:
             self._set_largest(highest)
         return count - int(found)
 
-    def save(self) -> dict[str, Any]:
+    def save(self, snapshot: Snapshot) -> dict[str, Any]:
         """Raw priorities as they are now, by segment."""
+        self.follow(snapshot)
         kept = {f"{shard}-{number}": np.array(tree.raw) for (shard, number), tree in self._trees.items()}
         return {"largest": self._largest, "raw": kept}
 

@@ -22,7 +22,7 @@ class _UniformStream:
         """Choose ``count`` transitions uniformly, with replacement."""
         return Drawn(snapshot.draw_uniform(self._state, count, tiers=tiers))
 
-    def save(self) -> dict[str, Any]:
+    def save(self, snapshot: Snapshot) -> dict[str, Any]:  # noqa: ARG002
         """The generator's state."""
         return {"strategy": "uniform", "generator": self._state.copy()}
 

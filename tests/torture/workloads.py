@@ -85,16 +85,53 @@ def committed(store: Store) -> int:
     return int(store._engine.snapshot().records[0].num_transitions)
 
 
-def write(store: Store, progress: Progress, count: int, batch: int, rng: np.random.Generator | None = None) -> int:
-    """Write so many rows in batches, of up to the given size with ``rng``; returns how many there ever were."""
+def learner(store: Store) -> arrowrb.Sampler:
+    """A sampler that keeps priorities in files."""
+    return store.sampler(arrowrb.Prioritized(), batch_size=8, seed=1, name="learner")
+
+
+def priorities_of(numbers: np.ndarray) -> np.ndarray:
+    """What rows are given, by their numbers."""
+    return 2.0 + numbers % 7
+
+
+def check_priorities(store: Store) -> None:
+    """That each row which is there has the priority that it was given, or that of a new one."""
+    sampler = learner(store)
+    if not len(store):
+        return
+    sampler.sample()
+    found = store.sql("SELECT row_id, reward FROM transitions").arrow()
+    ids, numbers = found["row_id"].to_numpy(), found["reward"].to_numpy().astype(np.int64)
+    raw = sampler.save()["stream"]["priorities"]["raw"]
+    kept = np.array([raw[f"{each >> 48}-{each >> 24 & 0xFFFFFF}"][each & 0xFFFFFF] for each in ids.tolist()])
+    assert np.isin(kept[kept != priorities_of(numbers)], [1.0, *range(2, 9)]).all()
+
+
+def write(
+    store: Store,
+    progress: Progress,
+    count: int,
+    batch: int,
+    rng: np.random.Generator | None = None,
+    sampler: arrowrb.Sampler | None = None,
+) -> int:
+    """Write so many rows in batches, of up to the given size with ``rng``; returns how many there ever were.
+
+    With a sampler, they are given priorities, and drawn.
+    """
     number = committed(store)
     stop = number + count
     while number < stop:
         size = batch if rng is None else int(rng.integers(20, batch))
         progress.tell(0, number + size)
-        store.extend(rows(number, size))
+        ids = store.extend(rows(number, size))
         number += size
         progress.tell(1, number)
+        if sampler is not None:
+            sampler.update(ids, priority=priorities_of(np.arange(number - size, number)))
+            sampler.sample()
+            progress.tell(3, number)
         if rng is not None and rng.random() < 0.3:
             store.flush()
             progress.tell(2, number)
@@ -110,7 +147,7 @@ def live_twice(path: Path, progress: Progress, seed: int = 0, count: int = 150) 
     rng = np.random.default_rng(seed)
     for part in range(2):
         with open_writer(path) as store:
-            number = write(store, progress, count, 60, rng)
+            number = write(store, progress, count, 60, rng, learner(store))
             store.checkpoint("point", state=number)
             progress.tell(2, number)
             if part:
@@ -162,7 +199,7 @@ def die_once(path: Path, progress: Progress) -> None:
 def come_back(path: Path, progress: Progress) -> None:
     """Recovery from a writer that died, a little of all that a writer does, and another store that begins."""
     with open_writer(path) as store:
-        number = write(store, progress, 25, 25)
+        number = write(store, progress, 25, 25, sampler=learner(store))
         store.checkpoint("point", state=number)
     open_writer(path.with_name("other")).close()
 
@@ -250,11 +287,13 @@ def check_left(path: Path, low: int, high: int, *, again: bool = True) -> int:
     if again:
         with open_writer(path) as writer:
             assert check(writer) == seen
+            check_priorities(writer)
     with open_writer(path) as writer:
         assert committed(writer) == seen
         writer.extend(rows(seen, EXTRA_ROWS))
         settle(writer)
         assert check(writer) == seen + EXTRA_ROWS
+        check_priorities(writer)
         for point in writer.checkpoints():
             if point.name == "point":
                 assert writer.restore(point.name)[1] == point.num_transitions
