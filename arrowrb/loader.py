@@ -203,7 +203,6 @@ class Loader:
 
         self._torch = torch
         self._entries = batch_entries(schema, columns, float64)
-        self.names = frozenset(entry.name for entry in self._entries)
         self._outputs = [output for entry in self._entries for output in entry.outputs]
         self._items = [schema.columns[output.column].item_bytes for output in self._outputs]
         try:
@@ -317,6 +316,8 @@ def as_row_ids(value: Any) -> NDArray[np.int64]:
         array = np.asarray(value)
     except ValueError:
         array = np.zeros((0, 0), object)  # lists of different lengths
+    if array.ndim == 1 and array.dtype == np.int64 and array.flags.c_contiguous and array.flags.writeable:
+        return array
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ColumnError(
             f"row_ids has shape {array.shape} and dtype {array.dtype}, expected one dimension of int64. "

@@ -46,14 +46,9 @@ class Sampler:
         """Not for users: see `Store.sampler`."""
         if isinstance(prefetch, bool) or not isinstance(prefetch, int | np.integer) or prefetch < 0:
             raise OptionError(f"prefetch is {prefetch!r}, expected a number of batches from 0 on.")
-        taken = loader.names.intersection(stream.extra_columns)
-        if taken:
-            raise OptionError(
-                f"The strategy gives batches a tensor {min(taken)!r}, and the store has a column of that name. "
-                "Leave it out by columns=."
-            )
         self._engine = engine
         self._stream = stream
+        self._learning = stream if isinstance(stream, Learning) else None
         self._loader = loader
         self._tiers = check_tiers(tiers)
         self._ready: deque[dict[str, Any]] = deque()
@@ -144,6 +139,6 @@ class Sampler:
             RowError: if a row id names no transition.
             ColumnError: if there is not one finite number a row.
         """
-        if not isinstance(self._stream, Learning):
+        if self._learning is None:
             raise UsageError("The sampler keeps no priorities. Make it with a strategy such as arrowrb.Prioritized().")
-        self._stream.update(self._engine.snapshot(), as_row_ids(row_ids), td_error, priority)
+        self._learning.update(self._engine.snapshot(), as_row_ids(row_ids), td_error, priority)

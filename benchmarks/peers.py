@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,14 +139,111 @@ PEERS: dict[str, Callable[[Transitions, Path], Peer]] = {
 }
 
 
-def build(transitions: Transitions, folder: Path, names: Sequence[str] = tuple(PEERS)) -> tuple[list[Peer], list[str]]:
+def build(transitions: Transitions, folder: Path) -> tuple[list[Peer], list[str]]:
     """The peers that are installed, and the names of those that are not."""
+    return _build({name: partial(make, transitions, folder) for name, make in PEERS.items()})
+
+
+def _build(makers: Mapping[str, Callable[[], Peer]]) -> tuple[list[Peer], list[str]]:
     built, missing = [], []
-    for name in names:
+    for name, make in makers.items():
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                built.append(PEERS[name](transitions, folder))
+                built.append(make())
         except ImportError:
             missing.append(name)
     return built, missing
+
+
+def cpprb_prioritized(transitions: Transitions, priorities: Any, alpha: float, beta: float) -> Peer:
+    """Its C++ sum tree."""
+    from cpprb import PrioritizedReplayBuffer
+
+    names = {
+        "obs": transitions.observation,
+        "act": transitions.action,
+        "rew": transitions.reward,
+        "next_obs": transitions.next_observation,
+        "done": transitions.terminated.astype(np.float32),
+        "cut": transitions.truncated.astype(np.float32),
+    }
+    described = {name: {"shape": array.shape[1:] or 1, "dtype": array.dtype} for name, array in names.items()}
+    buffer = PrioritizedReplayBuffer(transitions.num_rows, described, alpha=alpha)
+    buffer.add(**names, priorities=priorities)
+    errors = np.random.default_rng(0).exponential(size=4096)
+
+    def draw(size: int) -> object:
+        drawn = buffer.sample(size, beta)
+        tensors = {name: torch.from_numpy(array) for name, array in drawn.items() if name != "indexes"}
+        buffer.update_priorities(drawn["indexes"], errors[:size])
+        return tensors
+
+    return Peer("cpprb", draw, 0)
+
+
+def tianshou_prioritized(transitions: Transitions, priorities: Any, alpha: float, beta: float) -> Peer:
+    """Its sum tree in Numba."""
+    from tianshou.data import PrioritizedReplayBuffer, ReplayBuffer
+
+    filled = ReplayBuffer.from_data(
+        obs=transitions.observation,
+        act=transitions.action,
+        rew=transitions.reward,
+        terminated=transitions.terminated,
+        truncated=transitions.truncated,
+        done=transitions.truncated,
+        obs_next=transitions.next_observation,
+    )
+    buffer = PrioritizedReplayBuffer(transitions.num_rows, alpha=alpha, beta=beta)
+    buffer._meta, buffer._size = filled._meta, transitions.num_rows
+    index = np.arange(transitions.num_rows)
+    buffer.init_weight(index)
+    buffer.update_weight(index, priorities)
+    errors = np.random.default_rng(0).exponential(size=4096)
+
+    def draw(size: int) -> object:
+        batch, indices = buffer.sample(size)
+        tensors = batch.to_torch_() if hasattr(batch, "to_torch_") else batch.to_torch()
+        buffer.update_weight(indices, errors[:size])
+        return tensors
+
+    return Peer("tianshou", draw, 0)
+
+
+def torchrl_prioritized(transitions: Transitions, priorities: Any, alpha: float, beta: float) -> Peer:
+    """TorchRL over tensors in RAM, with its C++ segment tree."""
+    from tensordict import TensorDict
+    from torchrl.data import LazyTensorStorage, TensorDictPrioritizedReplayBuffer
+
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
+    storage = LazyTensorStorage(transitions.num_rows)
+    try:
+        buffer = TensorDictPrioritizedReplayBuffer(alpha=alpha, beta=beta, storage=storage)
+    except RuntimeError as error:
+        raise ImportError("its C++ segment tree is not for this version of torch") from error
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in vars(transitions).items()}
+    buffer.extend(TensorDict(tensors, batch_size=[transitions.num_rows]))
+    buffer.update_priority(torch.arange(transitions.num_rows), torch.from_numpy(priorities).float())
+    errors = torch.from_numpy(np.random.default_rng(0).exponential(size=4096).astype(np.float32))
+
+    def draw(size: int) -> object:
+        batch = buffer.sample(size)
+        buffer.update_priority(batch["index"], errors[:size])
+        return batch
+
+    return Peer("TorchRL, RAM", draw, 0)
+
+
+PRIORITIZED = {
+    "cpprb": cpprb_prioritized,
+    "tianshou": tianshou_prioritized,
+    "TorchRL, RAM": torchrl_prioritized,
+}
+
+
+def build_prioritized(
+    transitions: Transitions, priorities: Any, alpha: float, beta: float
+) -> tuple[list[Peer], list[str]]:
+    """The peers that draw by priority and are installed, and the names of those that are not."""
+    return _build({name: partial(make, transitions, priorities, alpha, beta) for name, make in PRIORITIZED.items()})

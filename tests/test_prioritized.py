@@ -365,16 +365,6 @@ def test_wrong_options(options) -> None:
         arrowrb.Prioritized(**options)
 
 
-def test_a_column_of_that_name(tmp_path: Path) -> None:
-    schema = arrowrb.Schema.from_spaces(
-        plain_schema().observation_space, plain_schema().action_space, extras={"weight": arrowrb.Extra("float32")}
-    )
-    with Store.temporary(schema) as store:
-        with pytest.raises(OptionError, match="'weight'"):
-            store.sampler(arrowrb.Prioritized(), batch_size=1)
-        store.sampler(arrowrb.Prioritized(), batch_size=1, columns=["reward"])
-
-
 def test_a_forked_child_is_refused(tmp_path: Path) -> None:
     with Store.temporary(plain_schema()) as store:
         store.extend(plain_batch(20, 0))

@@ -33,6 +33,7 @@ _HOMES: Final = {
     "mend_roots": "priorities",
     "set_priorities": "priorities",
     "sift": "priorities",
+    "to_raw": "priorities",
     "weigh": "priorities",
     "CRC_TABLE": "crc",
     "crc32": "crc",

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .memory import inline, kernel, load_u8, prefetch
+from .memory import address_of, inline, kernel, load_u8, load_u64, prefetch, store_u64
 
 # Fields of a segment's shape.
 ROWS, BLOCK_ROWS, FIRST_FILL, NUM_FILLS, WHOLE, KINDS, ROW_BASE = range(7)
@@ -64,27 +64,28 @@ def _rotate(x: Any, k: int) -> Any:
 
 
 @inline
-def _next(state: Any) -> Any:
-    """One 64-bit number of xoshiro256++ (Blackman and Vigna, https://prng.di.unimi.it)."""
-    result = _rotate(state[0] + state[3], 23) + state[0]
-    shifted = state[1] << np.uint64(17)
-    state[2] ^= state[0]
-    state[3] ^= state[1]
-    state[1] ^= state[2]
-    state[0] ^= state[3]
-    state[2] ^= shifted
-    state[3] = _rotate(state[3], 45)
+def _next(state: int) -> Any:
+    """One 64-bit number of xoshiro256++ (Blackman and Vigna, https://prng.di.unimi.it), by its state's address."""
+    s0, s1, s2, s3 = load_u64(state), load_u64(state + 8), load_u64(state + 16), load_u64(state + 24)
+    result = _rotate(s0 + s3, 23) + s0
+    shifted = s1 << np.uint64(17)
+    s2 ^= s0
+    s3 ^= s1
+    store_u64(state + 8, s1 ^ s2)
+    store_u64(state, s0 ^ s3)
+    store_u64(state + 16, s2 ^ shifted)
+    store_u64(state + 24, _rotate(s3, 45))
     return result
 
 
 @inline
-def next_uniform(state: Any) -> Any:
+def next_uniform(state: int) -> Any:
     """A number from 0 to 1, 1 excluded, with 53 random bits."""
     return np.float64(_next(state) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
 @inline
-def _below(state: Any, mask: Any, bound: Any) -> Any:
+def _below(state: int, mask: Any, bound: Any) -> Any:
     """A uniform number below ``bound``, by rejection under the next power of two: exact for any bound."""
     while True:
         value = (_next(state) >> np.uint64(8)) & mask
@@ -120,10 +121,11 @@ def draw(
     mask = np.uint64(1)
     while mask < bound:
         mask = (mask << np.uint64(1)) | np.uint64(1)
+    generator = address_of(state)
     have, misses = 0, 0
     while have < wanted and misses < _MOST_MISSES:
         for i in range(have, wanted):
-            r = np.int64(_below(state, mask, bound))
+            r = np.int64(_below(generator, mask, bound))
             extent = guide[r >> shift]
             while start[extent + 1] <= r:
                 extent += 1

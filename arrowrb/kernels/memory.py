@@ -99,11 +99,13 @@ def _store(native: Any) -> Any:
 load_u8: Callable[[int], int] = _load(types.uint8)
 load_i32: Callable[[int], int] = _load(types.int32)
 load_i64: Callable[[int], int] = _load(types.int64)
+load_u64: Callable[[int], Any] = _load(types.uint64)
 load_f32: Callable[[int], float] = _load(types.float32)
 load_f64: Callable[[int], float] = _load(types.float64)
 store_u8 = _store(types.uint8)
 store_i32 = _store(types.int32)
 store_i64 = _store(types.int64)
+store_u64 = _store(types.uint64)
 store_f32 = _store(types.float32)
 store_f64 = _store(types.float64)
 

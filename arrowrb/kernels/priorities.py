@@ -34,6 +34,7 @@ LEAVES = 16  # of a node of the lowest level
 FAN = 8  # nodes below a node of the others
 EMPTY = np.float32(-1)  # the raw priority of a row that is never to be drawn; 0 is that of one not seen yet
 _INFINITE: Any = np.float32(np.inf)
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @inline
@@ -53,38 +54,36 @@ def _mend_lowest(tree: int, node: int) -> None:
     for i in range(LEAVES):
         mass = load_f32(leaf + i * 4)
         total += np.float64(mass)
-        if mass > 0 and mass < least:
-            least = mass
+        least = min(least, mass if mass > 0 else _INFINITE)
     store_f64(load_i64(tree + SUMS * 8) + node * 8, total)
     store_f32(load_i64(tree + LEAST * 8) + node * 4, least)
 
 
 @inline
-def _mend(tree: int, level: int, node: int) -> None:
-    """Compute a node of a higher level anew from the nodes below it."""
-    sums, leasts = load_i64(tree + SUMS * 8), load_i64(tree + LEAST * 8)
-    below = load_i64(tree + (FIRST + level - 1) * 8) + node * FAN
+def _mend_from(tree: int, below: int, total_at: int, least_at: int) -> None:
+    """Compute a sum and the least mass anew from 8 nodes."""
+    sums, leasts = load_i64(tree + SUMS * 8) + below * 8, load_i64(tree + LEAST * 8) + below * 4
     total, least = 0.0, _INFINITE
     for i in range(FAN):
-        total += load_f64(sums + (below + i) * 8)
-        other = load_f32(leasts + (below + i) * 4)
-        least = min(least, other)
+        total += load_f64(sums + i * 8)
+        least = min(least, load_f32(leasts + i * 4))
+    store_f64(total_at, total)
+    store_f32(least_at, least)
+
+
+@inline
+def _mend(tree: int, level: int, node: int) -> None:
+    """Compute a node of a higher level anew from the nodes below it."""
+    below = load_i64(tree + (FIRST + level - 1) * 8) + node * FAN
     place = load_i64(tree + (FIRST + level) * 8) + node
-    store_f64(sums + place * 8, total)
-    store_f32(leasts + place * 4, least)
+    _mend_from(tree, below, load_i64(tree + SUMS * 8) + place * 8, load_i64(tree + LEAST * 8) + place * 4)
 
 
 @inline
 def _mend_root(tree: int, slot: int, totals: int, leasts: int) -> None:
     """Compute a tree's total and least mass anew from its highest level."""
     highest = load_i64(tree + (FIRST + load_i64(tree + LEVELS * 8) - 1) * 8)
-    total, least = 0.0, _INFINITE
-    for i in range(FAN):
-        total += load_f64(load_i64(tree + SUMS * 8) + (highest + i) * 8)
-        other = load_f32(load_i64(tree + LEAST * 8) + (highest + i) * 4)
-        least = min(least, other)
-    store_f64(totals + slot * 8, total)
-    store_f32(leasts + slot * 4, least)
+    _mend_from(tree, highest, totals + slot * 8, leasts + slot * 4)
 
 
 @kernel("void(int64[:, ::1], float64[::1], float32[::1])")
@@ -158,19 +157,52 @@ def admit(
     return num_new
 
 
-@kernel("void(int64[:, ::1], float64[::1], float32[::1], int64[::1], int64[::1], float32[::1], float64)")
-def set_priorities(trees: Any, totals: Any, leasts: Any, slots: Any, positions: Any, values: Any, alpha: float) -> None:
-    """Give rows raw priorities, in this order; 0 is kept as `EMPTY`."""
-    every, n = address_of(trees), slots.shape[0]
+@kernel("int64(float64[::1], float64, boolean, float32[::1])")
+def to_raw(values: Any, eps: float, signed: bool, raw: Any) -> int:
+    """Make raw priorities of errors, or of priorities; one that is too small to be kept becomes the smallest.
+
+    Returns:
+        The first that is not finite, or below 0 where that is not allowed; -1 where all are right.
+    """
+    for i in range(values.shape[0]):
+        value = abs(values[i]) + eps if signed else values[i]
+        if not 0 <= value < np.inf:
+            return i
+        if value > 0:
+            value = min(max(value, _SMALLEST), _LARGEST)
+        raw[i] = value
+    return -1
+
+
+@kernel(
+    "float32(int64[:, ::1], float64[::1], float32[::1], int64[::1], int64[::1], int64[::1], int64, float32[::1], f8)"
+)
+def set_priorities(
+    trees: Any,
+    totals: Any,
+    leasts: Any,
+    slots: Any,
+    positions: Any,
+    sources: Any,
+    n: int,
+    values: Any,
+    alpha: float,
+) -> Any:
+    """Give the first n rows the raw priorities ``values[sources]``, in this order; 0 is kept as `EMPTY`.
+
+    Returns:
+        The largest of them.
+    """
+    every, largest = address_of(trees), np.float32(0)
     for i in range(n):
         tree = every + slots[i] * (TREE_FIELDS * 8)
         prefetch(load_i64(tree + RAW * 8) + positions[i] * 4)
         prefetch(load_i64(tree + MASS * 8) + positions[i] * 4)
     for i in range(n):
-        tree = every + slots[i] * (TREE_FIELDS * 8)
-        raw = values[i] if values[i] > 0 else EMPTY
-        store_f32(load_i64(tree + RAW * 8) + positions[i] * 4, raw)
+        tree, raw = every + slots[i] * (TREE_FIELDS * 8), values[sources[i]]
+        largest = max(largest, raw)
         store_f32(load_i64(tree + MASS * 8) + positions[i] * 4, _mass_of(raw, alpha))
+        store_f32(load_i64(tree + RAW * 8) + positions[i] * 4, raw if raw > 0 else EMPTY)
         prefetch(load_i64(tree + SUMS * 8) + positions[i] // LEAVES * 8)
         prefetch(load_i64(tree + LEAST * 8) + positions[i] // LEAVES * 4)
     width = LEAVES
@@ -192,47 +224,56 @@ def set_priorities(trees: Any, totals: Any, leasts: Any, slots: Any, positions: 
         if slots[i] != last_slot:
             last_slot = slots[i]
             _mend_root(every + last_slot * (TREE_FIELDS * 8), last_slot, address_of(totals), address_of(leasts))
+    return largest
 
 
 @inline
-def _descend(sums: int, first: int, rest: float) -> tuple[int, float]:
-    """Which of 8 nodes holds ``rest``, and what is left of it; never one of no mass."""
-    found, left = -1, rest
+def _descend(sums: int, rest: float) -> tuple[int, float]:
+    """Which of 8 nodes holds ``rest``, and what is left of it; never one of no mass.
+
+    Without branches, which nobody could foretell: how many running sums ``rest`` has reached.
+    """
+    found: Any = 0
+    until, before = 0.0, 0.0
     for i in range(FAN):
-        total = load_f64(sums + (first + i) * 8)
-        if total > 0:
-            found, left = i, rest
-            if rest < total:
-                break
-            rest -= total
-    return found, left
+        until += load_f64(sums + i * 8)
+        reached = rest >= until
+        found += reached
+        before = until if reached else before
+    if found == FAN:  # beyond the end, by rounding
+        found = FAN - 1
+        while found > 0 and load_f64(sums + found * 8) <= 0:
+            found -= 1
+        before = rest
+    return found, rest - before
 
 
 @inline
 def _pick_leaf(leaves: int, rest: float) -> int:
     """Which of 16 leaves holds ``rest``; never one of no mass."""
-    found = -1
+    found: Any = 0
+    until = 0.0
     for i in range(LEAVES):
-        mass = np.float64(load_f32(leaves + i * 4))
-        if mass > 0:
-            found = i
-            if rest < mass:
-                break
-            rest -= mass
-    return found
+        until += np.float64(load_f32(leaves + i * 4))
+        found += rest >= until
+    if found == LEAVES:
+        found = LEAVES - 1
+        while found > 0 and load_f32(leaves + found * 4) <= 0:
+            found -= 1
+    return int(found)
 
 
 @inline
-def _pick_tree(totals: Any, until: Any, count: int, rest: float) -> int:
+def _pick_tree(totals: int, until: int, count: int, rest: float) -> int:
     """Which of the trees holds ``rest``; never one of no mass. ``until`` are the running sums of ``totals``."""
     low, high = 0, count - 1
     while low < high:
         middle = (low + high) // 2
-        if rest < until[middle]:
+        if rest < load_f64(until + middle * 8):
             high = middle
         else:
             low = middle + 1
-    while totals[low] <= 0 and low > 0:  # beyond the end, by rounding
+    while low > 0 and load_f64(totals + low * 8) <= 0:  # beyond the end, by rounding
         low -= 1
     return low
 
@@ -270,16 +311,16 @@ def draw_weighted(
     Returns:
         How many: all, unless there is no mass at all.
     """
-    n, count, every = slots.shape[0], totals.shape[0], address_of(trees)
+    n, count, every, generator = slots.shape[0], totals.shape[0], address_of(trees), address_of(state)
     until = np.cumsum(totals)
     if count == 0 or not until[count - 1] > 0:
         return 0
     most = 0
     for i in range(n):
-        rest = next_uniform(state) * until[count - 1]
-        slot = _pick_tree(totals, until, count, rest)
+        rest = next_uniform(generator) * until[count - 1]
+        slot = _pick_tree(address_of(totals), address_of(until), count, rest)
         slots[i], positions[i] = slot, 0
-        rests[i] = rest - (until[slot - 1] if slot > 0 else 0.0)
+        rests[i] = max(rest - (until[slot - 1] if slot > 0 else 0.0), 0.0)
         tree = every + slot * (TREE_FIELDS * 8)
         most = max(most, load_i64(tree + LEVELS * 8))
     for level in range(most - 1, -1, -1):
@@ -289,7 +330,7 @@ def draw_weighted(
                 continue
             sums = load_i64(tree + SUMS * 8)
             node = positions[i] * FAN
-            found, rest = _descend(sums, load_i64(tree + (FIRST + level) * 8) + node, rests[i])
+            found, rest = _descend(sums + (load_i64(tree + (FIRST + level) * 8) + node) * 8, rests[i])
             positions[i], rests[i] = node + found, rest
             if level > 0:
                 prefetch(sums + (load_i64(tree + (FIRST + level - 1) * 8) + positions[i] * FAN) * 8)
@@ -305,9 +346,13 @@ def draw_weighted(
     return int(n)
 
 
-@kernel("void(float32[::1], float64, float64, float32[::1])")
-def weigh(masses: Any, least: float, beta: float, weights: Any) -> None:
-    """Importance weights: (N P) ** -beta over that of the row of the least mass, in which N and the total cancel."""
+@kernel("void(float32[::1], float32[::1], float64, float32[::1])")
+def weigh(masses: Any, leasts: Any, beta: float, weights: Any) -> None:
+    """Importance weights: (N P) ** -beta over that of the row of the least mass, in which N and the total cancel.
+
+    ``leasts`` holds the least mass, among others.
+    """
+    least = np.float64(leasts.min())
     for i in range(masses.shape[0]):
         weights[i] = (least / np.float64(masses[i])) ** beta
 

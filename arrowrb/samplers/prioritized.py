@@ -112,9 +112,8 @@ class PrioritizedStream:
         if located.row_ids.size < count:
             self._refuse_nothing(snapshot, tiers)
         weights = np.empty(count, np.float32)
-        if self._strategy.normalizer == "batch":
-            least = float(masses.min(initial=np.inf))
-        kernels.weigh(masses, least, self._strategy.beta_at(self._num_batches), weights)
+        leasts = masses if self._strategy.normalizer == "batch" else least
+        kernels.weigh(masses, leasts, self._strategy.beta_at(self._num_batches), weights)
         self._num_batches += 1
         return Drawn(located, {"weight": weights})
 
@@ -137,13 +136,13 @@ class PrioritizedStream:
         self._check_process()
         if (td_error is None) == (priority is None):
             raise OptionError("Give either td_error or priority=: errors of any sign, or priorities as they are.")
-        if priority is None:
-            raw = np.abs(_values("td_error", td_error, row_ids.size)) + self._strategy.eps
-        else:
-            raw = _values("priority", priority, row_ids.size)
-            if (raw < 0).any():
-                wrong = int((raw < 0).argmax())
-                raise ColumnError(f"priority[{wrong}] is {raw[wrong]}, expected none below 0. Signed errors: td_error.")
+        name, given = ("td_error", td_error) if priority is None else ("priority", priority)
+        values, raw = _values(name, given, row_ids.size), np.empty(row_ids.size, np.float32)
+        wrong = kernels.to_raw(values, self._strategy.eps, priority is None, raw)
+        if wrong >= 0 and math.isfinite(values[wrong]):
+            raise ColumnError(f"priority[{wrong}] is {values[wrong]}, expected none below 0. Signed errors: td_error.")
+        if wrong >= 0:
+            raise ColumnError(f"{name}[{wrong}] is {values[wrong]}, expected a finite number. Has the loss diverged?")
         self.num_ignored += self._tree.update(snapshot, row_ids, raw)
 
     def save(self, snapshot: Snapshot) -> dict[str, Any]:
@@ -170,15 +169,13 @@ class PrioritizedStream:
 
 def _values(name: str, value: Any, count: int) -> NDArray[np.float64]:
     """One finite number a row, from an array, a tensor or a list."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu().double().numpy()
     try:
-        array = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            value = (value.float() if value.dtype.itemsize < 4 else value).numpy()  # NumPy has no bfloat16
+        array = np.require(value, np.float64, ("C", "W"))
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ColumnError(f"{name} is a {type(value).__name__}, expected one number a row: {error}.") from None
     if array.shape != (count,):
         raise ColumnError(f"{name} has shape {array.shape}, expected ({count},): one number for each of the row ids.")
-    if not math.isfinite(float(array.sum())) and not np.isfinite(array).all():
-        wrong = int((~np.isfinite(array)).argmax())
-        raise ColumnError(f"{name}[{wrong}] is {array[wrong]}, expected a finite number. Has the loss diverged?")
     return array

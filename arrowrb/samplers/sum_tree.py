@@ -21,7 +21,6 @@ from ..rows import POSITION_BITS, SHARD_SHIFT
 _LINE: Final = 64  # bytes
 _KINDS: Final = 5  # field of a segment's shape
 _MOST: Final = float(np.finfo(np.float32).max)
-_LEAST: Final = float(np.finfo(np.float32).tiny)
 
 Key = tuple[int, int]
 """A segment: number of the shard, and its own."""
@@ -150,7 +149,7 @@ class SumTree:
 
     def draw(
         self, snapshot: Snapshot, state: NDArray[np.uint64], count: int, *, hot_only: bool = False
-    ) -> tuple[Located, NDArray[np.float32], float]:
+    ) -> tuple[Located, NDArray[np.float32], NDArray[np.float32]]:
         """Draw transitions in proportion to their mass, with replacement.
 
         Args:
@@ -160,8 +159,8 @@ class SumTree:
             hot_only: leave out the cold tier.
 
         Returns:
-            The rows, their masses, float32[count], and the least mass among those that could be drawn. There are no
-            rows where nothing has any mass.
+            The rows, their masses, float32[count], and the least masses of parts of what could be drawn. There are
+            no rows where nothing has any mass.
         """
         self.follow(snapshot)
         totals, least = self._totals, self._least
@@ -185,9 +184,9 @@ class SumTree:
         )
         if found < count:
             located, masses = Located(*(np.empty(0, np.int64) for _ in range(3))), masses[:0]
-        return located, masses, float(least.min(initial=np.inf))
+        return located, masses, least
 
-    def update(self, snapshot: Snapshot, row_ids: NDArray[np.int64], raw: NDArray[np.float64]) -> int:
+    def update(self, snapshot: Snapshot, row_ids: NDArray[np.int64], raw: NDArray[np.float32]) -> int:
         """Give transitions raw priorities, finite and not negative, in this order; 0 is never drawn.
 
         Returns:
@@ -217,13 +216,11 @@ class SumTree:
                 f"row_ids[{wrong}] = {row_ids[wrong]} names no transition of this store: it was never written, or is a "
                 "tail. Take row ids from batches, from extend, or from SELECT row_id FROM transitions."
             )
-        values = np.where(raw > 0, np.clip(raw, _LEAST, _MOST), 0.0)[sources[:found]].astype(np.float32)
-        kernels.set_priorities(
-            self._table, self._totals, self._least, slots[:found], positions[:found], values, self._alpha
+        largest = kernels.set_priorities(
+            self._table, self._totals, self._least, slots, positions, sources, found, raw, self._alpha
         )
-        highest = float(values.max(initial=0.0))
-        if highest > self._largest:
-            self._set_largest(highest)
+        if largest > self._largest:
+            self._set_largest(float(largest))
         return count - int(found)
 
     def save(self, snapshot: Snapshot) -> dict[str, Any]:
