@@ -5,6 +5,7 @@ options         what a store is opened with
 creating        a new store, and the file that says which it is
 snapshot        what readers see: layout, watermark, draw domain
 tables          block and run tables
+edges           first rows of blocks, and where episodes go on
 pins            how much snapshots hold of files that are gone
 state           what a shard consists of at one moment
 reading         gathering rows of both tiers; the cache of decoded row groups
@@ -32,6 +33,7 @@ from ..retention import Action
 from .backup import BackedUp, back_up
 from .checks import Problem
 from .creating import create_store, read_store_file
+from .edges import Edges, read_edges, stored_runs
 from .engine import Engine, now_microseconds, remove_store
 from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_cache_bytes, check_path, check_retention, writer_options
 from .paths import enclosing_store, is_store, outside_stores
@@ -44,6 +46,7 @@ __all__ = [
     "DEFAULT_CACHE_BYTES",
     "Action",
     "BackedUp",
+    "Edges",
     "Engine",
     "Located",
     "Lost",
@@ -64,9 +67,11 @@ __all__ = [
     "is_store",
     "now_microseconds",
     "outside_stores",
+    "read_edges",
     "read_store_file",
     "remove_store",
     "repair",
+    "stored_runs",
     "verify",
     "writer_options",
 ]

@@ -118,7 +118,7 @@ def _choose(engine: Engine, rows: str, where: str | None) -> tuple[Snapshot, NDA
         sql.check_condition(where)
         query = sql.run(engine, f"SELECT row_id FROM {rows} WHERE (\n{where}\n)")
         snapshot, chosen = query.snapshot, query.arrow()["row_id"].to_numpy()
-    row_ids = order_rows(sql.read_live_runs(snapshot, engine.path), steps=rows == "steps")
+    row_ids = order_rows(sql.read_live_runs(snapshot), steps=rows == "steps")
     if chosen is None:
         return snapshot, row_ids
     kept = keep_only(row_ids, chosen)

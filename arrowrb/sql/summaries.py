@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..engine import Snapshot, tables
+from ..engine import Snapshot, stored_runs, tables
 from ..engine.paths import shard_paths
 from ..engine.snapshot import SegmentView
-from ..errors import StoreError
 from ..rows import End, Kind, row_id_base
 from ..seeds import SeedEntry
 
@@ -37,18 +36,18 @@ def read_runs(snapshot: Snapshot, root: Any) -> pa.Table:
     for shard, evicted in enumerate(snapshot.evicted):
         folder = shard_paths(root, shard).segments
         parts += [(shard, tables.read_runs(folder / file.name, file, None)) for file in evicted.runs]
-    parts += [(view.shard, _runs_of(snapshot, None, view, root)) for view in snapshot.layout.leaving]
-    return _joined(snapshot, [*parts, *_live_parts(snapshot, root)])
+    parts += [(view.shard, _runs_of(snapshot, None, view)) for view in snapshot.layout.leaving]
+    return _joined(snapshot, [*parts, *_live_parts(snapshot)])
 
 
-def read_live_runs(snapshot: Snapshot, root: Any) -> pa.Table:
+def read_live_runs(snapshot: Snapshot) -> pa.Table:
     """The runs of the segments that have their rows, with their ``shard``."""
-    return _joined(snapshot, _live_parts(snapshot, root))
+    return _joined(snapshot, _live_parts(snapshot))
 
 
-def _live_parts(snapshot: Snapshot, root: Any) -> list[tuple[int, pa.Table]]:
+def _live_parts(snapshot: Snapshot) -> list[tuple[int, pa.Table]]:
     views = enumerate(snapshot.layout.views)
-    return [(view.shard, _runs_of(snapshot, slot, view, root)) for slot, view in views]
+    return [(view.shard, _runs_of(snapshot, slot, view)) for slot, view in views]
 
 
 def _joined(snapshot: Snapshot, parts: list[tuple[int, pa.Table]]) -> pa.Table:
@@ -58,10 +57,10 @@ def _joined(snapshot: Snapshot, parts: list[tuple[int, pa.Table]]) -> pa.Table:
     )
 
 
-def _runs_of(snapshot: Snapshot, slot: int | None, view: SegmentView, root: Any) -> pa.Table:
+def _runs_of(snapshot: Snapshot, slot: int | None, view: SegmentView) -> pa.Table:
     """The runs of one segment: as sealing wrote them, or from its rows. ``slot`` None: all its rows are visible."""
     base = row_id_base(view.shard, view.entry.number)
-    runs = _stored_runs(view, base, root)
+    runs = stored_runs(view)
     if runs is not None:
         return runs
     return tables.build_runs(
@@ -72,19 +71,6 @@ def _runs_of(snapshot: Snapshot, slot: int | None, view: SegmentView, root: Any)
         base=base,
         starts={},
     )
-
-
-def _stored_runs(view: SegmentView, base: int, root: Any) -> pa.Table | None:
-    """The run table that sealing wrote; None where there is none (yet, or any more: rows still tell)."""
-    if not view.closed or view.entry.runs is None:
-        return None  # a reader may see less than sealing saw
-    path = shard_paths(root, view.shard).segments / view.entry.runs.name
-    try:
-        return tables.read_runs(path, view.entry.runs, (base, base + view.entry.rows))
-    except StoreError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
 
 
 def build_episodes(runs: pa.Table, seeds: Iterable[SeedEntry]) -> pa.Table:

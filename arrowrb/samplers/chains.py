@@ -1,0 +1,282 @@
+"""How the blocks of a lane follow each other: by this, rows are followed over the ends of blocks and segments.
+
+Within a block the row behind is the next one of its lane. A block's last row is a tail; where it says that the episode
+goes on, it does so at the first row of the lane's next block. `Chains` keeps for each block which one that is, and
+which one came before, as row ids, so that nothing has to be searched when rows are drawn. See the walking kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from ..engine import Located, SegmentView, Snapshot, read_edges
+from ..engine.tables import EPISODE, KIND, STEP
+from ..rows import POSITION_BITS, SHARD_SHIFT
+
+_NONE: Final = -1
+BLOCK_ROWS, ROW_BASE = 1, 6  # fields of a segment's shape
+
+Key = tuple[int, int]
+
+
+@dataclass(eq=False)
+class _Blocks:
+    """The blocks of one segment.
+
+    Attributes:
+        behind: row id of the first row of the lane's next block, -1 where there is none (yet); one a block.
+        before: of its previous block, likewise.
+        seen: whether the block's first row was committed when it was last looked at.
+        continuation: where the episode goes on, as the segment's run table has it; None where its rows tell.
+        done: whether the segment will not change any more.
+    """
+
+    count: int
+    behind: NDArray[np.int64] = field(init=False)
+    before: NDArray[np.int64] = field(init=False)
+    seen: NDArray[np.bool_] = field(init=False)
+    continuation: NDArray[np.int64] | None = None
+    done: bool = False
+
+    def __post_init__(self) -> None:
+        self.behind = np.full(self.count, _NONE, np.int64)
+        self.before = np.full(self.count, _NONE, np.int64)
+        self.seen = np.zeros(self.count, np.bool_)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """First rows of blocks that are new, and what they belong to. All int64[n]."""
+
+    row_id: NDArray[np.int64]
+    lane: NDArray[np.int64]
+    ordinal: NDArray[np.int64]
+    episode: NDArray[np.int64]
+    step: NDArray[np.int64]
+
+
+class Chains:
+    """The chains of all lanes of snapshots, each newer than the one before. Not thread-safe.
+
+    Attributes:
+        table: of each slot, the addresses of its blocks' ``behind``, ``before`` and ``continuation``.
+    """
+
+    def __init__(self) -> None:
+        self.table = np.zeros((0, 3), np.int64)
+        self._snapshot: Snapshot | None = None
+        self._layout: Any = None
+        self._blocks: dict[Key, _Blocks] = {}
+        self._slots: list[_Blocks] = []
+        self._growing: list[int] = []
+        self._newest: dict[Key, int] = {}  # (shard, lane) -> row id of the first row of its newest block
+
+    def follow(self, snapshot: Snapshot) -> None:
+        """Take the blocks that are new in a snapshot, and forget those that are gone."""
+        if snapshot is self._snapshot:
+            return
+        if snapshot.layout is not self._layout:
+            self._lay_out(snapshot)
+        found = [places for slot in self._growing if (places := self._look(snapshot, slot)) is not None]
+        if found:
+            self._link(snapshot, _Places(*(np.concatenate(each) for each in zip(*map(_fields, found), strict=True))))
+        self._growing = [slot for slot in self._growing if not self._slots[slot].done]
+        self._snapshot = snapshot
+
+    def _lay_out(self, snapshot: Snapshot) -> None:
+        views = snapshot.layout.views
+        before = self._blocks
+        self._blocks = {}
+        for view in views:
+            key = (view.shard, view.entry.number)
+            self._blocks[key] = before.get(key) or _Blocks(view.entry.rows // view.entry.block_rows)
+        self._slots, self._layout = list(self._blocks.values()), snapshot.layout
+        self._growing = [slot for slot, blocks in enumerate(self._slots) if not blocks.done]
+        self.table = np.zeros((len(self._slots), 3), np.int64)
+        for slot, blocks in enumerate(self._slots):
+            self.table[slot] = [_address(each) for each in (blocks.behind, blocks.before, blocks.continuation)]
+
+    def _look(self, snapshot: Snapshot, slot: int) -> _Places | None:
+        """The blocks of a segment that have their first row now, and had not at the last look."""
+        blocks, view = self._slots[slot], snapshot.layout.views[slot]
+        used = _used_blocks(snapshot, slot, view)
+        new = np.flatnonzero(used & ~blocks.seen)
+        blocks.done = view.closed
+        if new.size == 0:
+            return None
+        blocks.seen[new] = True
+        edges = read_edges(snapshot, slot, new)
+        if edges.continuation is not None:
+            blocks.continuation = edges.continuation
+            self.table[slot, 2] = _address(blocks.continuation)
+        row_id = snapshot.layout.shapes[slot, ROW_BASE] + new * view.entry.block_rows
+        return _Places(row_id, edges.lane, edges.ordinal, edges.episode, edges.step)
+
+    def _link(self, snapshot: Snapshot, new: _Places) -> None:
+        """Link new blocks with the ones before them of their lanes, in order of arrival."""
+        shard = new.row_id >> SHARD_SHIFT
+        order = np.lexsort((new.ordinal, new.lane, shard))
+        same = np.zeros(order.size, np.bool_)
+        same[1:] = (np.diff(new.lane[order]) == 0) & (np.diff(shard[order]) == 0)
+        previous = np.full(order.size, _NONE, np.int64)
+        previous[1:] = new.row_id[order[:-1]]
+        heads = np.flatnonzero(~same)
+        ends = np.append(heads, order.size)[1:] - 1
+        for head, end in zip(heads.tolist(), ends.tolist(), strict=True):
+            lane = (int(shard[order[head]]), int(new.lane[order[head]]))
+            previous[head] = self._newest.get(lane, _NONE)
+            self._newest[lane] = int(new.row_id[order[end]])
+        linked = np.flatnonzero(previous != _NONE)
+        at, rows = order[linked], previous[linked]
+        slots, positions = _find(snapshot, rows)
+        right = self._agree(snapshot, new, at, slots, positions)
+        at, rows, slots, positions = at[right], rows[right], slots[right], positions[right]
+        to = np.ascontiguousarray(new.row_id[at])
+        next_slots, next_positions = _find(snapshot, to)
+        kernels.link_blocks(self.table, snapshot.layout.shapes, slots, positions, rows, next_slots, next_positions, to)
+
+    def _agree(
+        self,
+        snapshot: Snapshot,
+        new: _Places,
+        at: NDArray[np.int64],
+        slots: NDArray[np.int64],
+        positions: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Those pairs of blocks of which the second goes on with the episode of the first, or that has ended.
+
+        It does not where what came between was lost: with the power, or with a damaged segment.
+
+        Args:
+            snapshot: what they are in.
+            new: blocks that are new.
+            at: which of these are the second ones.
+            slots: of the first ones, -1 where they are gone.
+            positions: of their first rows.
+        """
+        there = np.flatnonzero(slots >= 0)
+        shapes, verdicts = snapshot.layout.shapes, np.empty(there.size, np.uint8)
+        kernels.check_links(self.table, shapes, slots[there], positions[there], new.row_id[at[there]], verdicts)
+        asked = there[verdicts == kernels.UNKNOWN]
+        right = there[verdicts != kernels.WRONG]
+        if asked.size:
+            last = positions[asked] + shapes[slots[asked], BLOCK_ROWS] - 1
+            values = snapshot.read(Located(slots[asked], last, last), [(EPISODE, 0), (STEP, 0)])
+            other = (values[EPISODE, 0] != new.episode[at[asked]]) | (values[STEP, 0] != new.step[at[asked]])
+            right = np.setdiff1d(right, asked[other])
+        return np.asarray(right)
+
+    def forward(
+        self, snapshot: Snapshot, rows: Located, length: int, *, across: bool = False, tails: bool = False
+    ) -> Steps:
+        """The rows behind rows, these included: ``length`` of each, the last one again where there are fewer.
+
+        Args:
+            snapshot: what they are in.
+            rows: transitions.
+            length: how many.
+            across: go on with the lane's next episode; else they end with the episode.
+            tails: count final observations as rows.
+        """
+        self.follow(snapshot)
+        steps = Steps.empty(rows.slots.size, length)
+        layout = snapshot.layout
+        kernels.walk_forward(
+            rows.slots,
+            rows.positions,
+            layout.shapes,
+            snapshot.fills,
+            self.table,
+            layout.shard_table,
+            layout.slot_table,
+            SHARD_SHIFT,
+            POSITION_BITS,
+            across,
+            tails,
+            steps.slots,
+            steps.positions,
+            steps.counts,
+        )
+        return steps
+
+    def back(self, snapshot: Snapshot, rows: Located, length: int) -> Steps:
+        """The rows before rows in their episodes, these included as the last; the first again where there are fewer."""
+        self.follow(snapshot)
+        steps = Steps.empty(rows.slots.size, length)
+        layout = snapshot.layout
+        kernels.walk_back(
+            rows.slots,
+            rows.positions,
+            layout.shapes,
+            snapshot.fills,
+            self.table,
+            layout.shard_table,
+            layout.slot_table,
+            SHARD_SHIFT,
+            POSITION_BITS,
+            steps.slots,
+            steps.positions,
+            steps.counts,
+        )
+        return steps
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Rows that follow each other.
+
+    Attributes:
+        slots: of their segments, int64[n, length].
+        positions: likewise.
+        counts: how many of each there are, int64[n]; the other places repeat the row at the end.
+    """
+
+    slots: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, count: int, length: int) -> Steps:
+        """Places for so many."""
+        shape = (count, length)
+        return cls(np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(count, np.int64))
+
+    def rows(self, snapshot: Snapshot) -> Located:
+        """All of them, one after the other."""
+        slots, positions = self.slots.ravel(), self.positions.ravel()
+        return Located(slots, positions, snapshot.layout.shapes[slots, ROW_BASE] + positions)
+
+    def last(self, snapshot: Snapshot) -> Located:
+        """The last of each."""
+        slots, positions = (np.ascontiguousarray(each[:, -1]) for each in (self.slots, self.positions))
+        return Located(slots, positions, snapshot.layout.shapes[slots, ROW_BASE] + positions)
+
+
+def _find(snapshot: Snapshot, row_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Slots, -1 where a row is gone, and positions."""
+    slots, positions = np.empty(row_ids.size, np.int64), np.empty(row_ids.size, np.int64)
+    layout = snapshot.layout
+    kernels.find_slots(row_ids, layout.shard_table, layout.slot_table, SHARD_SHIFT, POSITION_BITS, slots, positions)
+    return slots, positions
+
+
+def _used_blocks(snapshot: Snapshot, slot: int, view: SegmentView) -> NDArray[np.bool_]:
+    """Which blocks of a segment have a committed row."""
+    if not view.whole:
+        first, count = snapshot.layout.shapes[slot, 2:4].tolist()
+        return np.asarray(snapshot.fills[first : first + count] > 0)
+    kinds = view.cold.kinds if view.cold is not None else view.column(KIND)
+    return np.asarray(kinds[:: view.entry.block_rows] != 0)
+
+
+def _address(array: NDArray[Any] | None) -> int:
+    return 0 if array is None else int(array.__array_interface__["data"][0])
+
+
+def _fields(places: _Places) -> tuple[NDArray[np.int64], ...]:
+    return tuple(getattr(places, each.name) for each in fields(places))
