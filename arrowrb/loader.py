@@ -7,7 +7,7 @@ them: whoever keeps a batch, or a view of a part of it, keeps it unchanged.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .engine import Located, Snapshot
+from .engine import Snapshot
 from .errors import ColumnError, OptionError
+from .samplers import LAST, ROW, Place, Reading
 from .schema import Column, Schema, Tree
 from .schema.arrays import column_numpy
 from .schema.columns import DTYPES
@@ -29,7 +30,9 @@ _KEPT_SLABS: Final = 4
 FLOAT64_CHOICES: Final = ("keep", "float32")
 
 Extra = Mapping[str, NDArray[Any]]
-_NONE: Final[Extra] = {}
+Shape = tuple[int, ...]
+_OWN: Final = Place()
+_NO_PLACES: Final[Mapping[str, Place]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class Output:
     """One tensor of a batch: which column it reads, from which row, and as what."""
 
     column: int  # place in the schema
+    place: Place
     shift: int  # 1 reads the row behind: the next observation
     item_bytes: int  # in the batch
     dtype: np.dtype[Any]  # of the memory in the batch
@@ -54,7 +58,13 @@ class Entry:
     tree: Tree | None  # None: the one output as it is
 
 
-def batch_entries(schema: Schema, columns: Sequence[str] | None, float64: str) -> tuple[Entry, ...]:
+def batch_entries(
+    schema: Schema,
+    columns: Sequence[str] | None,
+    float64: str,
+    places: Mapping[str, Place] = _NO_PLACES,
+    own: Place = _OWN,
+) -> tuple[Entry, ...]:
     """What a batch holds.
 
     Args:
@@ -63,12 +73,14 @@ def batch_entries(schema: Schema, columns: Sequence[str] | None, float64: str) -
             ``next_observation``, ``action``, ``reward``, ``terminated``, ``truncated``, an extra, ``next_<extra>``),
             a leaf of it (``observation.camera``), or a system column (``episode_id``, ``step``, ...).
         float64: ``keep``, or ``float32`` to cast float64 columns on the way.
+        places: of the columns that are not read from the rows themselves.
+        own: the place of all others.
     """
     if not isinstance(float64, str) or float64 not in FLOAT64_CHOICES:
         raise OptionError(f"float64 is {float64!r}, expected one of {', '.join(map(repr, FLOAT64_CHOICES))}.")
     if isinstance(columns, str):
         raise OptionError(f"columns is the string {columns!r}, expected a list of names. Write columns=[{columns!r}].")
-    known = _known_entries(schema, float64)
+    known = _known_entries(schema, float64, places, own)
     if columns is None:
         return tuple(known[name] for name in _default_names(schema))
     try:
@@ -109,7 +121,7 @@ def _default_names(schema: Schema) -> list[str]:
     return names
 
 
-def _known_entries(schema: Schema, float64: str) -> dict[str, Entry]:
+def _known_entries(schema: Schema, float64: str, places: Mapping[str, Place], own: Place) -> dict[str, Entry]:
     """Every name that a batch can hold."""
     known: dict[str, Entry] = {}
     groups = {"observation": schema.observation_tree, "action": schema.action_tree}
@@ -121,24 +133,30 @@ def _known_entries(schema: Schema, float64: str) -> dict[str, Entry]:
     for shift, prefix in ((0, ""), (1, "next_")):
         for head, tree in groups.items():
             if shift == 0 or head == "observation":
-                outputs = tuple(_output(place, column, shift, float64) for place, column in leaves[head])
+                outputs = tuple(
+                    _output(place, column, shift, float64, places.get(prefix + column.name, own))
+                    for place, column in leaves[head]
+                )
                 known[prefix + head] = Entry(prefix + head, outputs, tree)
                 for (_, column), output in zip(leaves[head], outputs, strict=True):
                     known.setdefault(prefix + column.name, Entry(prefix + column.name, (output,), None))
         for place, column in singles:
             if shift == 0 or column.owner == "observation":
                 name = prefix + column.name
-                known[name] = Entry(name, (_output(place, column, shift, float64),), None)
+                output = _output(place, column, shift, float64, places.get(name, own))
+                known[name] = Entry(name, (output,), None)
     return known
 
 
-def _output(place: int, column: Column, shift: int, float64: str) -> Output:
-    cast = float64 == "float32" and column.dtype == "float64"
-    dtype = np.dtype("float32") if cast else column.storage
-    if column.dtype == "bool":
+def _output(column: int, spec: Column, shift: int, float64: str, place: Place) -> Output:
+    cast = float64 == "float32" and spec.dtype == "float64"
+    dtype = np.dtype("float32") if cast else spec.storage
+    if spec.dtype == "bool":
         dtype = np.dtype(np.bool_)
-    size = column.num_elements * dtype.itemsize
-    return Output(place, shift, size, dtype, column.shape, cast, column.dtype == "bfloat16")
+    size = spec.num_elements * dtype.itemsize * (place.repeat or 1)
+    shape = spec.shape if place.repeat is None else (place.repeat, *spec.shape)
+    shift = shift if place.group in (ROW, LAST) else 0  # other groups say themselves which rows are behind
+    return Output(column, place, shift, size, dtype, shape, cast, spec.dtype == "bfloat16")
 
 
 class _Slab:
@@ -148,12 +166,15 @@ class _Slab:
     anybody still holds the batch, a part of it, or a view of either.
     """
 
-    __slots__ = ("_idle_count", "_storage", "address", "row_ids", "size", "table", "tensors")
+    __slots__ = ("_idle_count", "_storage", "address", "row_ids", "size", "tables", "tensors")
 
-    table: NDArray[np.int64]  # what the gather kernel reads, with targets in this slab
+    tables: dict[str, NDArray[np.int64]]  # what the gather kernel reads, with targets in this slab, by group
 
-    def __init__(self, torch: Any, outputs: Sequence[Output], offsets: Sequence[int], count: int, pinned: bool) -> None:
-        self.size = offsets[-1] + 8 * max(count, 1)
+    def __init__(
+        self, torch: Any, outputs: Sequence[Output], offsets: Sequence[int], shape: Shape, pinned: bool
+    ) -> None:
+        count, num_ids = shape[0], int(np.prod(shape))
+        self.size = offsets[-1] + 8 * max(num_ids, 1)
         memory = torch.empty(self.size, dtype=torch.uint8, pin_memory=pinned).numpy()
         self.address: int = memory.__array_interface__["data"][0]
         whole = torch.from_numpy(memory)
@@ -162,9 +183,9 @@ class _Slab:
         for output, offset in zip(outputs, offsets, strict=False):
             part = whole[offset : offset + max(count, 1) * output.item_bytes]
             self.tensors.append(part.view(_torch_dtype(torch, output)).view(-1, *output.shape)[:count])
-        row_ids = whole[offsets[-1] :].view(torch.int64)[:count]
+        row_ids = whole[offsets[-1] :].view(torch.int64)[:num_ids].view(shape)
         self.tensors.append(row_ids)
-        self.row_ids: NDArray[np.int64] = memory[offsets[-1] :].view(np.int64)[:count]
+        self.row_ids: NDArray[np.int64] = memory[offsets[-1] :].view(np.int64)[:num_ids]
         self._storage = whole.untyped_storage()
         del whole, part, row_ids  # from here on only what the slab keeps counts
         self._idle_count = _users(torch, self._storage)
@@ -194,15 +215,30 @@ class Loader:
         schema: the store's schema.
         columns, float64: see `batch_entries`.
         device: a torch device that batches are moved to; from pinned memory where CUDA exists.
+        places: of the columns that are not read from the rows themselves, by name.
+        computed: columns that come with what is to be read, in place of those of the store.
+        length: of sequences, where these are drawn: so many rows each.
     """
 
     def __init__(
-        self, schema: Schema, *, columns: Sequence[str] | None = None, float64: str = "keep", device: Any = None
+        self,
+        schema: Schema,
+        *,
+        columns: Sequence[str] | None = None,
+        float64: str = "keep",
+        device: Any = None,
+        places: Mapping[str, Place] = _NO_PLACES,
+        computed: Collection[str] = (),
+        length: int | None = None,
     ) -> None:
         import torch
 
         self._torch = torch
-        self._entries = batch_entries(schema, columns, float64)
+        entries = batch_entries(schema, columns, float64, places, Place(ROW, length))
+        self._entries = tuple(entry for entry in entries if entry.name not in computed)
+        dtypes = {e.name: _torch_dtype(torch, e.outputs[0]) for e in entries if e.name in computed}
+        self._computed = {name: dtypes.get(name) for name in computed}
+        self._length = length
         self._outputs = [output for entry in self._entries for output in entry.outputs]
         self._items = [schema.columns[output.column].item_bytes for output in self._outputs]
         try:
@@ -215,65 +251,78 @@ class Loader:
         self._slabs: list[_Slab] = []
         self._count = -1
         self._offsets: list[int] = []
-        self._table = np.zeros((0, 5), np.int64)
+        self._tables: dict[str, NDArray[np.int64]] = {}
 
-    def load(self, snapshot: Snapshot, located: Located, columns: Extra = _NONE) -> dict[str, Any]:
-        """Read rows into a new batch: name -> tensor [n, *shape], nested where the space is, with ``row_id``.
+    def load(self, snapshot: Snapshot, reading: Reading) -> dict[str, Any]:
+        """Read rows into a new batch: name -> tensor [n, *shape], nested where the space is, with ``row_id``."""
+        slab = self._read(snapshot, reading)
+        return self._add(self._assemble(slab.tensors), reading.columns, 0, self._count)
 
-        ``columns`` are other arrays that become tensors of the batch, one entry a row.
-        """
-        return self._add(self._assemble(self._read(snapshot, located)), columns, 0, located.row_ids.size)
-
-    def load_many(
-        self, snapshot: Snapshot, located: Located, batch_size: int, columns: Extra = _NONE
-    ) -> list[dict[str, Any]]:
+    def load_many(self, snapshot: Snapshot, reading: Reading, batch_size: int) -> list[dict[str, Any]]:
         """Read rows for several batches of one size in one go; their tensors are parts of one slab."""
-        tensors = self._read(snapshot, located)
+        tensors = self._read(snapshot, reading).tensors
         return [
-            self._add(self._assemble([tensor[first:stop] for tensor in tensors]), columns, first, stop)
-            for first in range(0, located.row_ids.size, batch_size)
+            self._add(self._assemble([tensor[first:stop] for tensor in tensors]), reading.columns, first, stop)
+            for first in range(0, self._count, batch_size)
             for stop in (first + batch_size,)
         ]
 
     def _add(self, batch: dict[str, Any], columns: Extra, first: int, stop: int) -> dict[str, Any]:
+        """Add columns that were not read from the store."""
         for name, array in columns.items():
             tensor = self._torch.from_numpy(array[first:stop])
+            if name in self._computed:
+                dtype = self._computed[name]
+                if dtype is None:
+                    continue  # not wanted
+                tensor = tensor.to(dtype)
             batch[name] = tensor if self._device is None else tensor.to(self._device, copy=True)
         return batch
 
-    def _read(self, snapshot: Snapshot, located: Located) -> list[Any]:
-        """Gather rows into a slab; its tensors."""
-        count = located.row_ids.size
+    def _read(self, snapshot: Snapshot, reading: Reading) -> _Slab:
+        """Gather rows into a slab."""
+        row_ids = reading.groups[ROW].row_ids
+        count = row_ids.size // (self._length or 1)
         if count != self._count:
             self._lay_out(count)
-        slab = self._take_slab(count)
-        snapshot.gather(located, slab.table)
-        slab.row_ids[:] = located.row_ids
-        return slab.tensors
+        slab = self._take_slab()
+        for group, table in slab.tables.items():
+            snapshot.gather(reading.groups[group], table)
+        for group, blank in reading.blanks.items():
+            self._blank(slab, group, blank)
+        slab.row_ids[:] = row_ids
+        return slab
+
+    def _blank(self, slab: _Slab, group: str, blank: NDArray[np.bool_]) -> None:
+        """Zero what stands for rows that there are none of."""
+        if blank.any():
+            places = self._torch.from_numpy(blank)
+            for output, tensor in zip(self._outputs, slab.tensors, strict=False):
+                if output.place.group == group:
+                    tensor.view(places.numel(), -1)[places] = 0
 
     def _lay_out(self, count: int) -> None:
-        """Decide where each output lies in a slab for so many rows, and the table that the kernel reads."""
+        """Decide where each output lies in a slab for so many rows, and the tables that the kernel reads."""
         offsets, place = [], 0
         for output in self._outputs:
             offsets.append(place)
             place += -(-max(count, 1) * output.item_bytes // _ALIGNMENT) * _ALIGNMENT
-        rows = [
-            (output.column, output.shift, item, output.cast, offset)
-            for output, item, offset in zip(self._outputs, self._items, offsets, strict=True)
-        ]
-        self._table = np.array(rows, np.int64).reshape(-1, 5)
+        rows: dict[str, list[tuple[int, ...]]] = {}
+        for output, item, offset in zip(self._outputs, self._items, offsets, strict=True):
+            rows.setdefault(output.place.group, []).append((output.column, output.shift, item, output.cast, offset))
+        self._tables = {group: np.array(each, np.int64).reshape(-1, 5) for group, each in rows.items()}
         self._offsets = [*offsets, place]
         self._count = count
         self._slabs = []
 
-    def _take_slab(self, count: int) -> _Slab:
+    def _take_slab(self) -> _Slab:
         """Memory that nobody holds: a kept slab that only we refer to, or a fresh one."""
         for slab in self._slabs:
             if slab.idle(self._torch):
                 return slab
-        slab = _Slab(self._torch, self._outputs, self._offsets, count, self._pinned)
-        slab.table = self._table.copy()
-        slab.table[:, 4] += slab.address
+        shape = (self._count,) if self._length is None else (self._count, self._length)
+        slab = _Slab(self._torch, self._outputs, self._offsets, shape, self._pinned)
+        slab.tables = {group: table + np.array([0, 0, 0, 0, slab.address]) for group, table in self._tables.items()}
         if len(self._slabs) >= _KEPT_SLABS:
             self._slabs.pop(0)
         self._slabs.append(slab)

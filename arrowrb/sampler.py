@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Engine, Located
+from .engine import Engine, Located, Snapshot
 from .errors import OptionError, RowError, UsageError
 from .loader import Loader, as_row_ids
-from .samplers import Drawn, Learning, Stream, check_tiers
+from .samplers import ROW, Chains, Drawn, Learning, Reading, Stream, View, check_tiers
 
 _MOST_ROWS: Final = (1 << 31) - 1  # of a batch
 
@@ -39,6 +40,7 @@ class Sampler:
         loader: Loader,
         batch_size: int,
         *,
+        view: View | None = None,
         prefetch: int = 0,
         tiers: str = "all",
         name: str | None = None,
@@ -50,6 +52,8 @@ class Sampler:
         self._stream = stream
         self._learning = stream if isinstance(stream, Learning) else None
         self._loader = loader
+        self._view = view or View()
+        self._chains = Chains()
         self._tiers = check_tiers(tiers)
         self._ready: deque[dict[str, Any]] = deque()
         self._drawn: dict[str, NDArray[Any]] | None = None  # what a checkpoint says was drawn ahead
@@ -104,23 +108,31 @@ class Sampler:
             snapshot, ahead, self._drawn = self._engine.snapshot(), self._drawn, None
             with contextlib.suppress(RowError):  # dropped since: they are drawn anew
                 drawn = Drawn(snapshot.locate(ahead.pop("row_id")), ahead)
-                self._ready.extend(self._loader.load_many(snapshot, drawn.rows, size, drawn.columns))
+                self._ready.extend(self._loader.load_many(snapshot, self._reading(snapshot, drawn), size))
         if self._ready:
             return self._ready.popleft()
         snapshot = snapshot or self._engine.snapshot()
         if self.prefetch == 0:
             drawn = self._stream.draw(snapshot, size, tiers=self._tiers)
-            return self._loader.load(snapshot, drawn.rows, drawn.columns)
+            return self._loader.load(snapshot, self._reading(snapshot, drawn))
         # One draw a batch, so that the rows do not depend on how many are drawn ahead.
         every = [self._stream.draw(snapshot, size, tiers=self._tiers) for _ in range(self.prefetch + 1)]
-        located = Located(
+        rows = Located(
             np.concatenate([each.rows.slots for each in every]),
             np.concatenate([each.rows.positions for each in every]),
             np.concatenate([each.rows.row_ids for each in every]),
         )
         columns = {name: np.concatenate([each.columns[name] for each in every]) for name in every[0].columns}
-        self._ready.extend(self._loader.load_many(snapshot, located, size, columns))
+        reading = self._reading(snapshot, Drawn(rows, columns))
+        self._ready.extend(self._loader.load_many(snapshot, reading, size))
         return self._ready.popleft()
+
+    def _reading(self, snapshot: Snapshot, drawn: Drawn) -> Reading:
+        """What to read for rows that were drawn."""
+        if self._view.plain:
+            return Reading({ROW: drawn.rows}, drawn.columns)
+        reading = self._view.read(snapshot, self._chains, drawn.rows, self._engine.schema)
+        return replace(reading, columns={**reading.columns, **drawn.columns})
 
     def update(self, row_ids: Any, td_error: Any = None, *, priority: Any = None) -> None:
         """Tell what was learned from rows, which decides how likely they are drawn from now on.

@@ -32,7 +32,7 @@ from .info import StoreInfo, describe
 from .loader import Loader, as_row_ids
 from .recorder import Recorder
 from .sampler import Sampler, check_batch_size
-from .samplers import Learning, Strategy, Stream, Uniform, check_tiers
+from .samplers import ROW, Learning, Reading, Strategy, Stream, Uniform, check_tiers, check_view
 from .schema import Schema, encode_batch, encode_row
 from .upkeep import NamedSamplers, Upkeep
 
@@ -309,7 +309,7 @@ class Store(Upkeep):
                 drawn = self._stream.draw(snapshot, size, tiers=check_tiers(tiers))
         else:
             drawn = Uniform().start(seed).draw(snapshot, size, tiers=check_tiers(tiers))
-        return self._loader(columns, float64, device).load(snapshot, drawn.rows)
+        return self._loader(columns, float64, device).load(snapshot, Reading({ROW: drawn.rows}))
 
     def gather(
         self, row_ids: Any, *, columns: Sequence[str] | None = None, float64: str = "keep", device: Any = None
@@ -322,7 +322,7 @@ class Store(Upkeep):
         """
         ids = as_row_ids(row_ids)
         snapshot = self._engine.snapshot()
-        return self._loader(columns, float64, device).load(snapshot, snapshot.locate(ids))
+        return self._loader(columns, float64, device).load(snapshot, Reading({ROW: snapshot.locate(ids)}))
 
     def sampler(
         self,
@@ -332,6 +332,11 @@ class Store(Upkeep):
         columns: Sequence[str] | None = None,
         float64: str = "keep",
         device: Any = None,
+        n_step: int | None = None,
+        gamma: float = 0.99,
+        frame_stack: Mapping[str, int] | None = None,
+        padding: str = "repeat",
+        windows: Mapping[str, tuple[int, int]] | None = None,
         prefetch: int = 0,
         tiers: str = "all",
         seed: int | None = None,
@@ -345,6 +350,19 @@ class Store(Upkeep):
             columns: see `sample`; likewise `float64`, `device` and `tiers`.
             float64: see `sample`.
             device: see `sample`.
+            n_step: ``reward`` becomes the discounted sum of so many rewards, to the end of the episode at most;
+                ``next_observation``, its extras, ``terminated`` and ``truncated`` are those of the last step summed.
+                Adds ``num_steps``, int64[n], how many there were, and ``discount``, float32[n], gamma ** num_steps:
+                the target is reward + discount * ~terminated * V(next_observation). Where an episode is still running
+                or was cut, the sum ends at the newest step.
+            gamma: the discount of a step.
+            frame_stack: observations of so many steps, by column: with ``{"observation": 4}`` that of a batch is
+                [n, 4, *shape], the newest last; likewise ``next_observation``. Never out of another episode.
+            padding: for frames before the first of an episode, or before the first that retention has left:
+                ``"repeat"`` that one, or ``"zero"``.
+            windows: values of the steps from ``first`` to ``stop`` (excluded) beside the row's own, by column:
+                ``{"observation": (-1, 1), "action": (0, 16)}`` gives [n, 2, *shape] and [n, 16, *shape]. Steps beyond
+                the episode's ends repeat the one at the end, where ``<name>_is_pad``, bool[n, stop - first], is True.
             prefetch: how many batches are drawn ahead of the one that is asked for. They are read together, so that
                 what lies in Parquet is decoded once for all of them: 31 is good where much does. Each batch may lag
                 so many batches behind what is written, and holds the memory of all of them.
@@ -363,9 +381,13 @@ class Store(Upkeep):
         chosen: object = Uniform() if strategy is None else strategy
         if not isinstance(chosen, Strategy):
             raise OptionError(f"strategy is {chosen!r}, expected a strategy such as arrowrb.Uniform().")
-        loader = Loader(self.schema, columns=columns, float64=float64, device=device)
+        view = check_view(
+            self.schema, n_step=n_step, gamma=gamma, frame_stack=frame_stack, padding=padding, windows=windows
+        )
+        places, computed = view.places(self.schema), view.computed
+        loader = Loader(self.schema, columns=columns, float64=float64, device=device, places=places, computed=computed)
         stream, size = chosen.start(seed), check_batch_size(batch_size)
-        made = Sampler(self._engine, stream, loader, size, prefetch=prefetch, tiers=tiers, name=name)
+        made = Sampler(self._engine, stream, loader, size, view=view, prefetch=prefetch, tiers=tiers, name=name)
         self._named.check(made)
         if name is not None and isinstance(stream, Learning):
             shelf = self._engine.priority_files(name)

@@ -15,7 +15,7 @@ from arrowrb.events import BEGIN, CONTINUE, Events
 from arrowrb.loader import Loader
 from arrowrb.manifest import FileEntry
 from arrowrb.retention import Limits
-from arrowrb.samplers import generator_state
+from arrowrb.samplers import ROW, Reading, generator_state
 from arrowrb.store import Store
 from tests.model import (
     CONTINUED,
@@ -199,7 +199,7 @@ class Pair:
         for snapshot, schema, count in self.held:
             assert snapshot.num_transitions == count
             ids = np.array(self.row_ids[:count], np.int64)
-            batch = Loader(schema).load(snapshot, snapshot.locate(ids))
+            batch = Loader(schema).load(snapshot, Reading({ROW: snapshot.locate(ids)}))
             expected = self.model.transitions[:count]
             assert of_batch(batch) == [(row.observation, row.outcome, row.following) for row in expected]
             if len(self.row_ids) > count:

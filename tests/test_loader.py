@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 from arrowrb.errors import ColumnError, OptionError, RowError
 from arrowrb.loader import Loader, to_torch
+from arrowrb.samplers import ROW, Reading
 from arrowrb.schema import Extra, Schema
 from arrowrb.store import Store
 from tests.model import SCHEMA as NESTED
@@ -151,7 +152,7 @@ def test_batches_of_other_sizes(store):
     snapshot = store._engine.snapshot()
     ids = store.sample(200)["row_id"].numpy()
     for count in (1, 200, 3, 0, 1, 7):
-        batch = loader.load(snapshot, snapshot.locate(ids[:count].copy()))
+        batch = loader.load(snapshot, Reading({ROW: snapshot.locate(ids[:count].copy())}))
         assert batch["row_id"].tolist() == ids[:count].tolist()
         assert batch["observation"].shape == (count, 3)
         assert torch.equal(batch["reward"], batch["observation"][:, 0] / 3)

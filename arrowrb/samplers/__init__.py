@@ -6,8 +6,27 @@ kinds, runs), never files.
 
 from __future__ import annotations
 
+from .chains import Chains
 from .prioritized import Prioritized
 from .strategy import Drawn, Learning, Strategy, Stream, check_tiers, generator_state
 from .uniform import Uniform
+from .views import LAST, REWARD, ROW, Place, Reading, View, check_view
 
-__all__ = ["Drawn", "Learning", "Prioritized", "Strategy", "Stream", "Uniform", "check_tiers", "generator_state"]
+__all__ = [
+    "LAST",
+    "REWARD",
+    "ROW",
+    "Chains",
+    "Drawn",
+    "Learning",
+    "Place",
+    "Prioritized",
+    "Reading",
+    "Strategy",
+    "Stream",
+    "Uniform",
+    "View",
+    "check_tiers",
+    "check_view",
+    "generator_state",
+]

@@ -1,0 +1,263 @@
+"""Views: what a batch reads for each row that was drawn, beside the row itself.
+
+A view says from which rows the tensors of a batch come: n-step returns read the last row that was summed, frame stacks
+the rows before, windows rows on both sides. It goes by `Chains` for what follows what, and never leaves an episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engine import Located, Snapshot
+from ..errors import ColumnError, OptionError
+from ..schema import Schema
+from .chains import Chains
+
+ROW: Final = "row"  # the group of the rows that were drawn
+LAST: Final = "last"  # of those that are summed
+_MOST_STEPS: Final = 1 << 20
+PADDINGS: Final = ("repeat", "zero")
+NEXT: Final = "next_"
+REWARD: Final = "reward"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """From which rows a column of a batch is read.
+
+    Attributes:
+        group: the rows.
+        repeat: how many of them for each row that was drawn, which become a dimension; None: one, without.
+    """
+
+    group: str = ROW
+    repeat: int | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The rows to read a batch from, and what is known of them already.
+
+    Attributes:
+        groups: rows by group, ``repeat`` for each that was drawn.
+        columns: other columns of the batch, by name.
+        blanks: places of a group that are to be zero, bool[rows].
+    """
+
+    groups: Mapping[str, Located]
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    blanks: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class View:
+    """How batches are read.
+
+    Attributes:
+        n_step: how many rewards are summed; None: the row's own, as it is.
+        gamma: the discount of a step.
+        frame_stack: observations of so many steps instead of one, by the name of a column.
+        padding: what stands for frames before an episode's first: ``"repeat"`` of that one, or ``"zero"``.
+        windows: values of the steps from ``first`` to ``stop`` beside the row's own, by the name of a column.
+    """
+
+    n_step: int | None = None
+    gamma: float = 0.99
+    frame_stack: Mapping[str, int] = field(default_factory=dict)
+    padding: str = "repeat"
+    windows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """Columns of the store that are computed instead of read."""
+        return () if self.n_step is None else (REWARD,)
+
+    @property
+    def plain(self) -> bool:
+        """Whether batches are the rows as they are."""
+        return self.n_step is None and not self.frame_stack and not self.windows
+
+    def places(self, schema: Schema) -> dict[str, Place]:
+        """Where the columns of a batch are read that are not read from the row itself, by name."""
+        places: dict[str, Place] = {}
+        if self.n_step is not None:
+            behind = {f"{NEXT}{c.name}": Place(LAST) for c in schema.columns if c.owner == "observation"}
+            places |= {**behind, "terminated": Place(LAST), "truncated": Place(LAST)}
+        for name, frames in self.frame_stack.items():
+            for column in _columns_of(schema, name, "observation"):
+                places[column] = Place(f"stack {frames}", frames)
+                places[NEXT + column] = Place(f"next stack {frames}", frames)
+        for name, (first, stop) in self.windows.items():
+            for column in _columns_of(schema, name, None):
+                owner = schema.column(column).owner
+                places[column] = Place(f"window {first} {stop} {owner}", stop - first)
+        return places
+
+    def read(self, snapshot: Snapshot, chains: Chains, rows: Located, schema: Schema) -> Reading:
+        """The rows that a batch of these rows is read from."""
+        groups: dict[str, Located] = {ROW: rows}
+        columns: dict[str, NDArray[Any]] = {}
+        blanks: dict[str, NDArray[np.bool_]] = {}
+        last = rows
+        if self.n_step is not None:
+            steps = chains.forward(snapshot, rows, self.n_step)
+            last = groups[LAST] = steps.last(snapshot)
+            columns["num_steps"] = steps.counts
+            columns["discount"] = (self.gamma**steps.counts).astype(np.float32)
+            columns[REWARD] = _discounted(snapshot, schema, steps.rows(snapshot), steps.counts, self.gamma)
+        for frames in set(self.frame_stack.values()):
+            for name, end, behind in ((f"stack {frames}", rows, 0), (f"next stack {frames}", last, 1)):
+                stacked, missing = _stack(snapshot, chains, end, frames, behind)
+                groups[name] = stacked
+                if self.padding == "zero":
+                    blanks[name] = missing
+        for name, (first, stop) in self.windows.items():
+            for column in _columns_of(schema, name, None):
+                owner = schema.column(column).owner
+                group = f"window {first} {stop} {owner}"
+                if group not in groups:
+                    groups[group], missing = _window(snapshot, chains, rows, first, stop, owner == "observation")
+                columns[f"{name}_is_pad"] = missing.reshape(-1, stop - first)
+        return Reading(groups, columns, blanks)
+
+
+def _columns_of(schema: Schema, name: str, owner: str | None) -> list[str]:
+    """The columns that a name stands for: itself, or the leaves of a nested one."""
+    found = [
+        column
+        for column in schema.columns
+        if (column.name == name or column.name.startswith(name + ".")) and owner in (None, column.owner)
+    ]
+    if not found:
+        kind = "column of observations" if owner else "column"
+        raise ColumnError(f"{name!r} is no {kind} of the store.")
+    return [column.name for column in found]
+
+
+def _joined(snapshot: Snapshot, slots: NDArray[np.int64], positions: NDArray[np.int64]) -> Located:
+    """Rows of [n, k] places, one after the other."""
+    slots, positions = np.ascontiguousarray(slots).ravel(), np.ascontiguousarray(positions).ravel()
+    return Located(slots, positions, snapshot.layout.shapes[slots, 6] + positions)
+
+
+def _stack(
+    snapshot: Snapshot, chains: Chains, rows: Located, frames: int, behind: int
+) -> tuple[Located, NDArray[np.bool_]]:
+    """The rows of the newest ``frames`` observations at rows, or ``behind`` them, and which there are none of."""
+    steps = chains.back(snapshot, rows, max(1, frames - behind))
+    slots, positions = steps.slots[:, -frames:], steps.positions[:, -frames:]
+    missing = np.arange(-slots.shape[1], 0) < -steps.counts[:, None]
+    if behind:
+        keep = frames - 1
+        slots = np.concatenate([slots[:, slots.shape[1] - keep :], rows.slots[:, None]], axis=1)
+        positions = np.concatenate([positions[:, positions.shape[1] - keep :], rows.positions[:, None] + 1], axis=1)
+        missing = np.concatenate([missing[:, missing.shape[1] - keep :], np.zeros((len(slots), 1), np.bool_)], axis=1)
+    return _joined(snapshot, slots, positions), missing.ravel()
+
+
+def _window(
+    snapshot: Snapshot, chains: Chains, rows: Located, first: int, stop: int, observed: bool
+) -> tuple[Located, NDArray[np.bool_]]:
+    """The rows from ``first`` to ``stop`` beside rows, those at the ends for more than there are, and which these are.
+
+    ``observed``: the final observation of an episode is there, too, one step behind its last transition.
+    """
+    slots, positions, missing = [], [], []
+    if first < 0:
+        before = chains.back(snapshot, rows, 1 - first)
+        slots.append(before.slots[:, :-1])
+        positions.append(before.positions[:, :-1])
+        missing.append(np.arange(first, 0) < 1 - before.counts[:, None])
+    if stop > 0:
+        behind = chains.forward(snapshot, rows, stop)
+        offset, counts = np.arange(stop), behind.counts[:, None]
+        slots.append(behind.slots)
+        positions.append(behind.positions + (offset >= counts if observed else 0))
+        missing.append(offset >= counts + observed)
+    width = stop - first
+    chosen = slice(-width, None) if stop > 0 else slice(0, width)
+    flags = np.concatenate(missing, axis=1)[:, chosen]
+    return _joined(
+        snapshot, np.concatenate(slots, axis=1)[:, chosen], np.concatenate(positions, axis=1)[:, chosen]
+    ), np.ascontiguousarray(flags).ravel()
+
+
+def _discounted(
+    snapshot: Snapshot, schema: Schema, rows: Located, counts: NDArray[np.int64], gamma: float
+) -> NDArray[Any]:
+    """The sum of gamma ** k times the k-th reward, of the first ``counts`` of each [n, length] rows, in float64."""
+    column = next(place for place, each in enumerate(schema.columns) if each.name == REWARD)
+    spec = schema.columns[column]
+    rewards = snapshot.read(rows, [(column, 0)])[column, 0]
+    if spec.dtype == "bfloat16":
+        rewards = (rewards.astype(np.uint32) << 16).view(np.float32)
+    count, length = counts.size, rewards.shape[0] // max(1, counts.size)
+    rewards = rewards.reshape(count, length, -1).astype(np.float64)
+    used = np.arange(length) < counts[:, None]
+    rewards[~used] = 0.0  # infinities and NaN of the row that stands for those that there are none of
+    return np.asarray((gamma ** np.arange(length) @ rewards).reshape(count, *spec.shape))
+
+
+def check_view(
+    schema: Schema,
+    *,
+    n_step: Any = None,
+    gamma: Any = 0.99,
+    frame_stack: Any = None,
+    padding: Any = "repeat",
+    windows: Any = None,
+) -> View:
+    """A view of these options, checked; see `Store.sampler`.
+
+    Raises:
+        OptionError: if one is out of range.
+        ColumnError: if a column is unknown.
+    """
+    if n_step is not None:
+        _check_number("n_step", n_step, 1)
+    real = isinstance(gamma, int | float | np.integer | np.floating) and not isinstance(gamma, bool)
+    if not real or not 0 <= gamma <= 1:
+        raise OptionError(f"gamma is {gamma!r}, expected a number from 0 to 1.")
+    if padding not in PADDINGS:
+        raise OptionError(f'padding is {padding!r}, expected "repeat" or "zero".')
+    stacks = _check_mapping("frame_stack", frame_stack, '{"observation": 4}')
+    for name, frames in stacks.items():
+        _check_number(f"frame_stack[{name!r}]", frames, 1)
+        _columns_of(schema, name, "observation")
+    spans = _check_mapping("windows", windows, '{"observation": (-1, 1)}')
+    for name, span in spans.items():
+        pair = isinstance(span, tuple | list) and len(span) == 2
+        whole = pair and all(isinstance(each, int | np.integer) and not isinstance(each, bool) for each in span)
+        if not whole or not -_MOST_STEPS <= span[0] < span[1] <= _MOST_STEPS:
+            raise OptionError(
+                f"windows[{name!r}] is {span!r}, expected (first, stop): steps beside the row's own, such as (-1, 1)."
+            )
+        _columns_of(schema, name, None)
+    both = sorted(set(stacks) & set(spans) | ({REWARD} & set(spans) if n_step is not None else set()))
+    if both:
+        raise OptionError(f"windows has {both[0]!r}, which another option reads otherwise. Leave it out of one.")
+    return View(
+        None if n_step is None else int(n_step),
+        float(gamma),
+        {name: int(frames) for name, frames in stacks.items()},
+        padding,
+        {name: (int(first), int(stop)) for name, (first, stop) in spans.items()},
+    )
+
+
+def _check_number(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= _MOST_STEPS:
+        raise OptionError(f"{name} is {value!r}, expected a whole number of {least} to {_MOST_STEPS:,}.")
+
+
+def _check_mapping(name: str, value: Any, example: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise OptionError(f"{name} is {value!r}, expected names of columns with what to read, such as {example}.")
+    return value
