@@ -5,9 +5,9 @@ The map of the house; each row imports only from rows below it, and names on one
     cli/                                            the command line
     collector/, importing/                          steps environments into stores, evaluate; data sets into stores
     store                                           create, open, write, read: the public face
-    upkeep                                          checkpoint, export, backup, verify, repair: what is about all
+    upkeep, sampling                                what is about all of a store; batches by index
     export/, sampler                                data sets of Parquet files; streams of batches
-    info, sql/, loader, recorder                    counts; questions; batches of tensors; a user's own loop
+    info, sql/, loader/, recorder                   counts; questions; batches of tensors; a user's own loop
     samplers/                                       which rows to draw
     engine/                                         shards that are written or followed, and snapshots of them
     writer, recovery, sizing, retention             commits; what a dead writer left; how large segments are; limits

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import checkpoints
 from .engine import Engine, Located, Snapshot
 from .errors import OptionError, RowError, UsageError
 from .loader import Loader, as_row_ids
@@ -154,3 +156,45 @@ class Sampler:
         if self._learning is None:
             raise UsageError("The sampler keeps no priorities. Make it with a strategy such as arrowrb.Prioritized().")
         self._learning.update(self._engine.snapshot(), as_row_ids(row_ids), td_error, priority)
+
+
+class NamedSamplers:
+    """The samplers of a store that have a name, and the states from which those go on that are made yet."""
+
+    def __init__(self) -> None:
+        self._live: weakref.WeakValueDictionary[str, Sampler] = weakref.WeakValueDictionary()
+        self._waiting: dict[str, Any] = {}
+
+    def check(self, sampler: Sampler) -> None:
+        """Refuse a name that is none, or is taken.
+
+        Raises:
+            OptionError: if it is.
+        """
+        if sampler.name is not None and checkpoints.check_name(sampler.name) in self._live:
+            raise OptionError(
+                f"name is {sampler.name!r}, which another sampler of this store has. Choose another name."
+            )
+
+    def add(self, sampler: Sampler) -> None:
+        """Note a new one; it goes on from the state that waits for it."""
+        self.check(sampler)
+        name = sampler.name
+        if name is None:
+            return
+        if name in self._waiting:
+            sampler.load(self._waiting[name])
+            del self._waiting[name]
+        self._live[name] = sampler
+
+    def save(self) -> dict[str, Any]:
+        """The states of all, those that wait included."""
+        return {**self._waiting, **{name: sampler.save() for name, sampler in self._live.items()}}
+
+    def load(self, states: Mapping[str, Any]) -> None:
+        """Let those that are there go on from these states, and the others when they are made."""
+        states = dict(states)
+        for name, sampler in self._live.items():
+            if name in states:
+                sampler.load(states.pop(name))
+        self._waiting = states

@@ -1,0 +1,163 @@
+"""Gathering rows into tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engine import Snapshot
+from ..errors import OptionError
+from ..samplers import ROW, Place, Reading
+from ..schema import Schema
+from .entries import NO_PLACES, batch_entries
+from .slabs import Slab, torch_dtype
+
+_ALIGNMENT: Final = 64
+_KEPT_SLABS: Final = 4
+
+Extra = Mapping[str, NDArray[Any]]
+
+
+class Loader:
+    """Gathers located rows into batches of one make. Not thread-safe: use one a thread.
+
+    Args:
+        schema: the store's schema.
+        columns, float64: see `batch_entries`.
+        device: a torch device that batches are moved to; from pinned memory where CUDA exists.
+        places: of the columns that are not read from the rows themselves, by name.
+        computed: columns that come with what is to be read, in place of those of the store.
+        length: of sequences, where these are drawn: so many rows each.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        columns: Sequence[str] | None = None,
+        float64: str = "keep",
+        device: Any = None,
+        places: Mapping[str, Place] = NO_PLACES,
+        computed: Collection[str] = (),
+        length: int | None = None,
+    ) -> None:
+        import torch
+
+        self._torch = torch
+        entries = batch_entries(schema, columns, float64, places, Place(ROW, length))
+        self._entries = tuple(entry for entry in entries if entry.name not in computed)
+        dtypes = {e.name: torch_dtype(torch, e.outputs[0]) for e in entries if e.name in computed}
+        self._computed = {name: dtypes.get(name) for name in computed}
+        self._length = length
+        self._outputs = [output for entry in self._entries for output in entry.outputs]
+        self._items = [schema.columns[output.column].item_bytes for output in self._outputs]
+        try:
+            self._device = None if device is None else torch.device(device)
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise OptionError(f"device is {device!r}, expected a torch device: {str(error).splitlines()[0]}") from None
+        if self._device is not None and self._device.type == "cuda" and not torch.cuda.is_available():
+            raise OptionError(f"device is {device!r}, but torch finds no CUDA device here. Use device=None, or 'cpu'.")
+        self._pinned = self._device is not None and self._device.type == "cuda" and torch.cuda.is_available()
+        self._slabs: list[Slab] = []
+        self._count = -1
+        self._offsets: list[int] = []
+        self._tables: dict[str, NDArray[np.int64]] = {}
+
+    def load(self, snapshot: Snapshot, reading: Reading) -> dict[str, Any]:
+        """Read rows into a new batch: name -> tensor [n, *shape], nested where the space is, with ``row_id``."""
+        slab = self._read(snapshot, reading)
+        return self._add(self._assemble(slab.tensors), reading.columns, 0, self._count)
+
+    def load_many(self, snapshot: Snapshot, reading: Reading, batch_size: int) -> list[dict[str, Any]]:
+        """Read rows for several batches of one size in one go; their tensors are parts of one slab."""
+        tensors = self._read(snapshot, reading).tensors
+        return [
+            self._add(self._assemble([tensor[first:stop] for tensor in tensors]), reading.columns, first, stop)
+            for first in range(0, self._count, batch_size)
+            for stop in (first + batch_size,)
+        ]
+
+    def _add(self, batch: dict[str, Any], columns: Extra, first: int, stop: int) -> dict[str, Any]:
+        """Add columns that were not read from the store."""
+        for name, array in columns.items():
+            tensor = self._torch.from_numpy(array[first:stop])
+            if name in self._computed:
+                dtype = self._computed[name]
+                if dtype is None:
+                    continue  # not wanted
+                tensor = tensor.to(dtype)
+            batch[name] = tensor if self._device is None else tensor.to(self._device, copy=True)
+        return batch
+
+    def _read(self, snapshot: Snapshot, reading: Reading) -> Slab:
+        """Gather rows into a slab."""
+        row_ids = reading.groups[ROW].row_ids
+        count = row_ids.size // (self._length or 1)
+        if count != self._count:
+            self._lay_out(count)
+        slab = self._take_slab()
+        for group, table in slab.tables.items():
+            snapshot.gather(reading.groups[group], table)
+        for group, blank in reading.blanks.items():
+            self._blank(slab, group, blank)
+        slab.row_ids[:] = row_ids
+        return slab
+
+    def _blank(self, slab: Slab, group: str, blank: NDArray[np.bool_]) -> None:
+        """Zero what stands for rows that there are none of."""
+        if blank.any():
+            places = self._torch.from_numpy(blank)
+            for output, tensor in zip(self._outputs, slab.tensors, strict=False):
+                if output.place.group == group:
+                    tensor.view(places.numel(), -1)[places] = 0
+
+    def _lay_out(self, count: int) -> None:
+        """Decide where each output lies in a slab for so many rows, and the tables that the kernel reads."""
+        offsets, place = [], 0
+        for output in self._outputs:
+            offsets.append(place)
+            place += -(-max(count, 1) * output.item_bytes // _ALIGNMENT) * _ALIGNMENT
+        rows: dict[str, list[tuple[int, ...]]] = {}
+        for output, item, offset in zip(self._outputs, self._items, offsets, strict=True):
+            rows.setdefault(output.place.group, []).append((output.column, output.shift, item, output.cast, offset))
+        self._tables = {group: np.array(each, np.int64).reshape(-1, 5) for group, each in rows.items()}
+        self._offsets = [*offsets, place]
+        self._count = count
+        self._slabs = []
+
+    def _take_slab(self) -> Slab:
+        """Memory that nobody holds: a kept slab that only we refer to, or a fresh one."""
+        for slab in self._slabs:
+            if slab.idle(self._torch):
+                return slab
+        shape = (self._count,) if self._length is None else (self._count, self._length)
+        slab = Slab(self._torch, self._outputs, self._offsets, shape, self._pinned)
+        slab.tables = {group: table + np.array([0, 0, 0, 0, slab.address]) for group, table in self._tables.items()}
+        if len(self._slabs) >= _KEPT_SLABS:
+            self._slabs.pop(0)
+        self._slabs.append(slab)
+        return slab
+
+    def _assemble(self, parts: Sequence[Any]) -> dict[str, Any]:
+        if self._device is None:
+            tensors = [tensor.detach() for tensor in parts]
+        else:
+            # A copy even where the slab lies on that device already: the slab is used again.
+            tensors = [tensor.to(self._device, non_blocking=self._pinned, copy=True) for tensor in parts]
+            if self._pinned:
+                self._torch.cuda.current_stream(self._device).synchronize()
+        batch: dict[str, Any] = {}
+        place = 0
+        for entry in self._entries:
+            if entry.tree is None or entry.tree.is_leaf:
+                batch[entry.name] = tensors[place]
+                place += 1
+            else:
+                stop = place + len(entry.outputs)
+                batch[entry.name] = entry.tree.build(tensors[place:stop])
+                place = stop
+        batch["row_id"] = tensors[place]
+        return batch

@@ -1,0 +1,161 @@
+"""What is read of a store by index: batches that are drawn, and rows by their ids."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .engine import Engine
+from .errors import OptionError
+from .loader import Loader, as_row_ids
+from .sampler import NamedSamplers, Sampler, check_batch_size
+from .samplers import ROW, Learning, Reading, Strategy, Stream, Uniform, check_tiers, check_view
+
+
+class Sampling:
+    """The part of a `Store` that draws and gathers."""
+
+    _engine: Engine
+    _named: NamedSamplers
+    _local: threading.local
+    _stream_guard: threading.Lock
+    _stream: Stream | None
+
+    def sample(
+        self,
+        batch_size: int,
+        *,
+        columns: Sequence[str] | None = None,
+        float64: str = "keep",
+        device: Any = None,
+        tiers: str = "all",
+        seed: int | None = None,
+    ) -> dict[str, Any]:
+        """Draw transitions uniformly, with replacement, from all that are visible now.
+
+        Args:
+            batch_size: how many.
+            columns: names to read: those of a batch (``observation``, ``next_observation``, ``action``, ``reward``,
+                ``terminated``, ``truncated``, an extra, ``next_<extra>`` of an observation's), a leaf
+                (``observation.camera``, not nested then), or a system column (``ordinal``, ``time``, ``episode_id``,
+                ``lane``, ``step``, ``policy_version``). A nullable one comes with its mask, ``<name>.valid``. None
+                reads all but the system columns.
+            float64: ``"keep"``, or ``"float32"`` to cast float64 columns while they are read.
+            device: a torch device to move the batch to.
+            tiers: ``"all"``, or ``"hot"`` to leave out what lies in Parquet: faster, and no longer uniform over all.
+            seed: draws the same rows whenever the store holds the same; None goes on with a stream of its own.
+
+        Returns:
+            name -> tensor [batch_size, *shape], nested as the spaces are, with ``row_id`` (int64). Flags are
+            ``torch.bool``; where ``<name>.valid`` is False the value is 0.
+
+        Raises:
+            EmptyError: if there is no transition.
+            ColumnError: if a name is unknown.
+            OptionError: if an option is out of range.
+        """
+        size = check_batch_size(batch_size)
+        snapshot = self._engine.snapshot()
+        if seed is None:
+            with self._stream_guard:
+                self._stream = self._stream or Uniform().start(None)
+                drawn = self._stream.draw(snapshot, size, tiers=check_tiers(tiers))
+        else:
+            drawn = Uniform().start(seed).draw(snapshot, size, tiers=check_tiers(tiers))
+        return self._loader(columns, float64, device).load(snapshot, Reading({ROW: drawn.rows}))
+
+    def gather(
+        self, row_ids: Any, *, columns: Sequence[str] | None = None, float64: str = "keep", device: Any = None
+    ) -> dict[str, Any]:
+        """Read transitions by row id, in the order given; see `sample` for the rest.
+
+        Raises:
+            RowError: if a row id names no transition.
+            ColumnError: if a name is unknown, or row_ids are no row ids.
+        """
+        ids = as_row_ids(row_ids)
+        snapshot = self._engine.snapshot()
+        return self._loader(columns, float64, device).load(snapshot, Reading({ROW: snapshot.locate(ids)}))
+
+    def sampler(
+        self,
+        strategy: Strategy | None = None,
+        *,
+        batch_size: int,
+        columns: Sequence[str] | None = None,
+        float64: str = "keep",
+        device: Any = None,
+        n_step: int | None = None,
+        gamma: float = 0.99,
+        frame_stack: Mapping[str, int] | None = None,
+        padding: str = "repeat",
+        windows: Mapping[str, tuple[int, int]] | None = None,
+        prefetch: int = 0,
+        tiers: str = "all",
+        seed: int | None = None,
+        name: str | None = None,
+    ) -> Sampler:
+        """An endless stream of batches: ``for batch in store.sampler(batch_size=256): ...``.
+
+        Args:
+            strategy: how to draw: `Uniform()`, the default, or `Prioritized(...)`.
+            batch_size: transitions a batch.
+            columns: see `sample`; likewise `float64`, `device` and `tiers`.
+            float64: see `sample`.
+            device: see `sample`.
+            n_step: ``reward`` becomes the discounted sum of so many rewards, to the end of the episode at most;
+                ``next_observation``, its extras, ``terminated`` and ``truncated`` are those of the last step summed.
+                Adds ``num_steps``, int64[n], how many there were, and ``discount``, float32[n], gamma ** num_steps:
+                the target is reward + discount * ~terminated * V(next_observation). Where an episode is still running
+                or was cut, the sum ends at the newest step.
+            gamma: the discount of a step.
+            frame_stack: observations of so many steps, by column: with ``{"observation": 4}`` that of a batch is
+                [n, 4, *shape], the newest last; likewise ``next_observation``. Never out of another episode.
+            padding: for frames before the first of an episode, or before the first that retention has left:
+                ``"repeat"`` that one, or ``"zero"``.
+            windows: values of the steps from ``first`` to ``stop`` (excluded) beside the row's own, by column:
+                ``{"observation": (-1, 1), "action": (0, 16)}`` gives [n, 2, *shape] and [n, 16, *shape]. Steps beyond
+                the episode's ends repeat the one at the end, where ``<name>_is_pad``, bool[n, stop - first], is True.
+            prefetch: how many batches are drawn ahead of the one that is asked for. They are read together, so that
+                what lies in Parquet is decoded once for all of them: 31 is good where much does. Each batch may lag
+                so many batches behind what is written, and holds the memory of all of them.
+            tiers: see `sample`.
+            seed: the same seed over the same rows draws the same batches, whatever tier they lie in.
+            name: under which checkpoints keep where it stands. After `restore`, a sampler of that name goes on there,
+                whatever its seed; batches that had been drawn ahead come first. Priorities of a sampler with a name lie
+                in files of the store (``samplers/<name>``): they survive the process, and whoever makes a sampler of
+                that name next goes on with them, in any process that may write there, but one at a time. Without a
+                name they are kept in memory.
+
+        Raises:
+            OptionError: if an option is out of range, or a sampler of that name is there.
+            LockedError: if another process has a sampler of that name.
+        """
+        chosen: object = Uniform() if strategy is None else strategy
+        if not isinstance(chosen, Strategy):
+            raise OptionError(f"strategy is {chosen!r}, expected a strategy such as arrowrb.Uniform().")
+        view = check_view(
+            self._engine.schema, n_step=n_step, gamma=gamma, frame_stack=frame_stack, padding=padding, windows=windows
+        )
+        places, computed = view.places(self._engine.schema), view.computed
+        loader = Loader(
+            self._engine.schema, columns=columns, float64=float64, device=device, places=places, computed=computed
+        )
+        stream, size = chosen.start(seed), check_batch_size(batch_size)
+        made = Sampler(self._engine, stream, loader, size, view=view, prefetch=prefetch, tiers=tiers, name=name)
+        self._named.check(made)
+        if name is not None and isinstance(stream, Learning):
+            shelf = self._engine.priority_files(name)
+            if shelf is not None:
+                stream.keep_in(shelf)
+        self._named.add(made)
+        return made
+
+    def _loader(self, columns: Sequence[str] | None, float64: str, device: Any) -> Loader:
+        key = repr((columns, float64, device))
+        loaders: dict[Any, Loader] = self._local.__dict__
+        loader = loaders.get(key)
+        if loader is None:
+            loader = loaders[key] = Loader(self._engine.schema, columns=columns, float64=float64, device=device)
+        return loader
