@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from .loader import to_torch
     from .recorder import Recorder
     from .sampler import Sampler
-    from .samplers import Prioritized, Uniform
+    from .samplers import Prioritized, Sequences, Uniform
     from .schema import Extra, Schema
     from .sql import Query
     from .store import Store
@@ -89,6 +89,7 @@ __all__ = [
     "Sampler",
     "Schema",
     "SchemaError",
+    "Sequences",
     "Step",
     "Store",
     "StoreError",
@@ -132,6 +133,7 @@ _HOMES = {
     "Sampler": "sampler",
     "Schema": "schema",
     "SchemaError": "errors",
+    "Sequences": "samplers",
     "Step": "collector",
     "Store": "store",
     "StoreError": "errors",

@@ -16,7 +16,7 @@ from . import checkpoints
 from .engine import Engine, Located, Snapshot
 from .errors import OptionError, RowError, UsageError
 from .loader import Loader, as_row_ids
-from .samplers import ROW, Chains, Drawn, Learning, Reading, Stream, View, check_tiers
+from .samplers import ROW, AnyView, Chains, Drawn, Learning, Reading, Stream, View, Viewing, check_tiers
 
 _MOST_ROWS: Final = (1 << 31) - 1  # of a batch
 
@@ -42,7 +42,7 @@ class Sampler:
         loader: Loader,
         batch_size: int,
         *,
-        view: View | None = None,
+        view: AnyView | None = None,
         prefetch: int = 0,
         tiers: str = "all",
         name: str | None = None,
@@ -55,7 +55,7 @@ class Sampler:
         self._learning = stream if isinstance(stream, Learning) else None
         self._loader = loader
         self._view = view or View()
-        self._chains = Chains()
+        self._chains = stream.chains if isinstance(stream, Viewing) else Chains()
         self._tiers = check_tiers(tiers)
         self._ready: deque[dict[str, Any]] = deque()
         self._drawn: dict[str, NDArray[Any]] | None = None  # what a checkpoint says was drawn ahead
@@ -65,9 +65,10 @@ class Sampler:
 
     def save(self) -> dict[str, Any]:
         """Its state as plain values and arrays: where it stands, and the row ids that are drawn ahead."""
+        names = ("row_id", *(self._stream.extra_columns if self._ready else ()))
         ahead = self._drawn or {
-            name: np.concatenate([np.zeros(0, np.int64), *(batch[name].cpu().numpy() for batch in self._ready)])
-            for name in ("row_id", *(self._stream.extra_columns if self._ready else ()))
+            name: np.concatenate([np.zeros(0, np.int64), *(_of_rows(batch[name]) for batch in self._ready)])
+            for name in names
         }
         columns = {name: ahead[name] for name in ahead if name != "row_id"}
         state = {
@@ -156,6 +157,11 @@ class Sampler:
         if self._learning is None:
             raise UsageError("The sampler keeps no priorities. Make it with a strategy such as arrowrb.Prioritized().")
         self._learning.update(self._engine.snapshot(), as_row_ids(row_ids), td_error, priority)
+
+
+def _of_rows(tensor: Any) -> NDArray[Any]:
+    """What a batch says of the rows that were drawn: of sequences, of their first steps."""
+    return np.asarray((tensor[:, 0] if tensor.ndim > 1 else tensor).cpu().numpy())
 
 
 class NamedSamplers:

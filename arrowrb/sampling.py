@@ -10,7 +10,7 @@ from .engine import Engine
 from .errors import OptionError
 from .loader import Loader, as_row_ids
 from .sampler import NamedSamplers, Sampler, check_batch_size
-from .samplers import ROW, Learning, Reading, Strategy, Stream, Uniform, check_tiers, check_view
+from .samplers import ROW, AnyView, Learning, Reading, Strategy, Stream, Uniform, Viewing, check_tiers, check_view
 
 
 class Sampling:
@@ -99,8 +99,8 @@ class Sampling:
         """An endless stream of batches: ``for batch in store.sampler(batch_size=256): ...``.
 
         Args:
-            strategy: how to draw: `Uniform()`, the default, or `Prioritized(...)`.
-            batch_size: transitions a batch.
+            strategy: how to draw: `Uniform()`, the default, `Prioritized(...)` or `Sequences(...)`.
+            batch_size: transitions a batch, or sequences.
             columns: see `sample`; likewise `float64`, `device` and `tiers`.
             float64: see `sample`.
             device: see `sample`.
@@ -135,14 +135,22 @@ class Sampling:
         chosen: object = Uniform() if strategy is None else strategy
         if not isinstance(chosen, Strategy):
             raise OptionError(f"strategy is {chosen!r}, expected a strategy such as arrowrb.Uniform().")
-        view = check_view(
-            self._engine.schema, n_step=n_step, gamma=gamma, frame_stack=frame_stack, padding=padding, windows=windows
-        )
-        places, computed = view.places(self._engine.schema), view.computed
+        stream, size, schema = chosen.start(seed), check_batch_size(batch_size), self._engine.schema
+        options: dict[str, Any] = {"n_step": n_step, "gamma": gamma, "frame_stack": frame_stack, "windows": windows}
+        view: AnyView = check_view(schema, padding=padding, **options)
+        if isinstance(stream, Viewing):
+            if not view.plain:
+                raise OptionError(f"n_step, frame_stack and windows are for transitions, not for {chosen!r}.")
+            view = stream.view
         loader = Loader(
-            self._engine.schema, columns=columns, float64=float64, device=device, places=places, computed=computed
+            schema,
+            columns=columns,
+            float64=float64,
+            device=device,
+            places=view.places(schema),
+            computed=view.computed,
+            length=view.length,
         )
-        stream, size = chosen.start(seed), check_batch_size(batch_size)
         made = Sampler(self._engine, stream, loader, size, view=view, prefetch=prefetch, tiers=tiers, name=name)
         self._named.check(made)
         if name is not None and isinstance(stream, Learning):

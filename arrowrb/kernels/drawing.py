@@ -85,7 +85,16 @@ def next_uniform(state: int) -> Any:
 
 
 @inline
-def _below(state: int, mask: Any, bound: Any) -> Any:
+def mask_of(bound: Any) -> Any:
+    """The least number of all ones that is not below a bound."""
+    mask = np.uint64(1)
+    while mask < bound:
+        mask = (mask << np.uint64(1)) | np.uint64(1)
+    return mask
+
+
+@inline
+def below(state: int, mask: Any, bound: Any) -> Any:
     """A uniform number below ``bound``, by rejection under the next power of two: exact for any bound."""
     while True:
         value = (_next(state) >> np.uint64(8)) & mask
@@ -118,14 +127,12 @@ def draw(
     if total < 1:
         return 0
     bound = np.uint64(total)
-    mask = np.uint64(1)
-    while mask < bound:
-        mask = (mask << np.uint64(1)) | np.uint64(1)
+    mask = mask_of(bound)
     generator = address_of(state)
     have, misses = 0, 0
     while have < wanted and misses < _MOST_MISSES:
         for i in range(have, wanted):
-            r = np.int64(_below(generator, mask, bound))
+            r = np.int64(below(generator, mask, bound))
             extent = guide[r >> shift]
             while start[extent + 1] <= r:
                 extent += 1

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 from .chains import Chains
 from .prioritized import Prioritized
-from .strategy import Drawn, Learning, Strategy, Stream, check_tiers, generator_state
+from .sequences import Sequences
+from .strategy import Drawn, Learning, Strategy, Stream, Viewing, check_tiers, generator_state
 from .uniform import Uniform
-from .views import LAST, REWARD, ROW, Place, Reading, View, check_view
+from .views import LAST, REWARD, ROW, AnyView, Place, Reading, View, check_view
 
 __all__ = [
     "LAST",
     "REWARD",
     "ROW",
+    "AnyView",
     "Chains",
     "Drawn",
     "Learning",
     "Place",
     "Prioritized",
     "Reading",
+    "Sequences",
     "Strategy",
     "Stream",
     "Uniform",
     "View",
+    "Viewing",
     "check_tiers",
     "check_view",
     "generator_state",

@@ -99,7 +99,7 @@ class Chains:
         self._growing = [slot for slot, blocks in enumerate(self._slots) if not blocks.done]
         self.table = np.zeros((len(self._slots), 3), np.int64)
         for slot, blocks in enumerate(self._slots):
-            self.table[slot] = [_address(each) for each in (blocks.behind, blocks.before, blocks.continuation)]
+            self.table[slot] = [address_of(each) for each in (blocks.behind, blocks.before, blocks.continuation)]
 
     def _look(self, snapshot: Snapshot, slot: int) -> _Places | None:
         """The blocks of a segment that have their first row now, and had not at the last look."""
@@ -113,7 +113,7 @@ class Chains:
         edges = read_edges(snapshot, slot, new)
         if edges.continuation is not None:
             blocks.continuation = edges.continuation
-            self.table[slot, 2] = _address(blocks.continuation)
+            self.table[slot, 2] = address_of(blocks.continuation)
         row_id = snapshot.layout.shapes[slot, ROW_BASE] + new * view.entry.block_rows
         return _Places(row_id, edges.lane, edges.ordinal, edges.episode, edges.step)
 
@@ -274,7 +274,8 @@ def _used_blocks(snapshot: Snapshot, slot: int, view: SegmentView) -> NDArray[np
     return np.asarray(kinds[:: view.entry.block_rows] != 0)
 
 
-def _address(array: NDArray[Any] | None) -> int:
+def address_of(array: NDArray[Any] | None) -> int:
+    """Where an array's values begin, 0 for none."""
     return 0 if array is None else int(array.__array_interface__["data"][0])
 
 

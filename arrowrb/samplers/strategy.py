@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from ..engine import Located, PriorityFiles, Snapshot
 from ..errors import OptionError
+from .chains import Chains
+from .views import AnyView
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,14 @@ class Learning(Protocol):
     def update(self, snapshot: Snapshot, row_ids: NDArray[np.int64], td_error: Any, priority: Any) -> None:
         """Set priorities of rows; see `Sampler.update`."""
         ...
+
+
+@runtime_checkable
+class Viewing(Protocol):
+    """A stream that says itself what a batch reads for the rows that it draws."""
+
+    view: AnyView
+    chains: Chains
 
 
 @runtime_checkable

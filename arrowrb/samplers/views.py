@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,9 +54,36 @@ class Reading:
     blanks: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
 
+class AnyView(Protocol):
+    """What a batch reads for the rows that were drawn."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether batches are the rows as they are."""
+        ...
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """Columns of the store that are computed instead of read."""
+        ...
+
+    @property
+    def length(self) -> int | None:
+        """How many steps each row stands for; None: itself, without a dimension of its own."""
+        ...
+
+    def places(self, schema: Schema) -> dict[str, Place]:
+        """Where the columns of a batch are read that are not read from the row itself, by name."""
+        ...
+
+    def read(self, snapshot: Snapshot, chains: Chains, rows: Located, schema: Schema) -> Reading:
+        """The rows that a batch of these rows is read from."""
+        ...
+
+
 @dataclass(frozen=True)
 class View:
-    """How batches are read.
+    """How batches of transitions are read.
 
     Attributes:
         n_step: how many rewards are summed; None: the row's own, as it is.
@@ -71,6 +98,11 @@ class View:
     frame_stack: Mapping[str, int] = field(default_factory=dict)
     padding: str = "repeat"
     windows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def length(self) -> None:
+        """Rows are read as they are."""
+        return
 
     @property
     def computed(self) -> tuple[str, ...]:

@@ -1,0 +1,237 @@
+"""Where sequences of a length can begin: counted by block, so that what arrives changes few counts.
+
+A row is a *start* if it and the rows behind it in its episode are at least ``length`` transitions. An episode's *last
+start* is the one with exactly so many. Both are counted for each block, over the ends of blocks and segments.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .drawing import BLOCK_ROWS, ROW_BASE, below, mask_of
+from .memory import address_of, inline, kernel, load_i32, load_i64, store_i32, store_i64
+from .walking import (
+    BEFORE,
+    BEHIND,
+    CHAIN_FIELDS,
+    CONTINUED,
+    SHAPE_BYTES,
+    TRANSITION,
+    committed_kind,
+    find_slot,
+)
+
+# Fields of a segment's counts: addresses of its blocks' starts and last starts, and of their running sums.
+STARTS, LAST_STARTS, STARTS_UNTIL, LAST_STARTS_UNTIL = range(4)
+COUNT_FIELDS = 4
+# Fields of what all inner functions need: addresses and sizes of a snapshot's tables.
+SHAPES, FILLS, CHAINS, SHARDS, NUM_SHARDS, SLOTS, SHARD_SHIFT, POSITION_BITS = range(8)
+WORLD_FIELDS = 8
+
+
+@inline
+def _kind(world: int, slot: int, position: int) -> int:
+    return int(committed_kind(load_i64(world), load_i64(world + FILLS * 8), slot, position))
+
+
+@inline
+def _block_rows(world: int, slot: int) -> int:
+    return int(load_i64(load_i64(world) + slot * SHAPE_BYTES + BLOCK_ROWS * 8))
+
+
+@inline
+def _linked(world: int, slot: int, block: int, field: int) -> tuple[int, int]:
+    """The slot and the block behind or before a block of its lane; slot -1 where there is none."""
+    links = load_i64(load_i64(world + CHAINS * 8) + (slot * CHAIN_FIELDS + field) * 8)
+    row_id = load_i64(links + block * 8)
+    bits = load_i64(world + POSITION_BITS * 8)
+    to = find_slot(
+        row_id,
+        load_i64(world + SHARDS * 8),
+        load_i64(world + NUM_SHARDS * 8),
+        load_i64(world + SLOTS * 8),
+        load_i64(world + SHARD_SHIFT * 8),
+        bits,
+    )
+    if to < 0:
+        return -1, 0
+    return to, (row_id & ((1 << bits) - 1)) // _block_rows(world, to)
+
+
+@inline
+def _leading(world: int, slot: int, block: int) -> tuple[int, bool]:
+    """How many transitions a block begins with, and whether their episode goes on in another."""
+    rows = _block_rows(world, slot)
+    for at in range(rows):
+        kind = _kind(world, slot, block * rows + at)
+        if kind != TRANSITION:
+            return at, kind == CONTINUED
+    return rows, False
+
+
+@inline
+def _beyond(world: int, slot: int, block: int, enough: int) -> int:
+    """How many transitions follow in the episode that goes on behind a block, looked for up to ``enough``."""
+    total = 0
+    while total < enough:
+        slot, block = _linked(world, slot, block, BEHIND)
+        if slot < 0:
+            break
+        count, goes_on = _leading(world, slot, block)
+        total += count
+        if not goes_on:
+            break
+    return total
+
+
+@inline
+def _find(world: int, slot: int, block: int, length: int, last_only: bool, wanted: int) -> tuple[int, int, int]:
+    """Look for the starts of a block from its end: how many there are, and last ones, and which is the wanted one."""
+    rows = _block_rows(world, slot)
+    run, starts, last_starts, found = 0, 0, 0, -1
+    for at in range(rows - 1, -1, -1):
+        kind = _kind(world, slot, block * rows + at)
+        if kind == TRANSITION:
+            run += 1
+            hit = run == length or (run > length and not last_only)
+            if hit and wanted == (last_starts if last_only else starts):
+                found = block * rows + at
+                break
+            starts += run >= length
+            last_starts += run == length
+        else:
+            run = _beyond(world, slot, block, length) if kind == CONTINUED else 0
+    return starts, last_starts, found
+
+
+@inline
+def _count(world: int, counts: int, slot: int, block: int, length: int) -> None:
+    starts, last_starts, _ = _find(world, slot, block, length, False, -1)
+    store_i32(load_i64(counts + (slot * COUNT_FIELDS + STARTS) * 8) + block * 4, starts)
+    store_i32(load_i64(counts + (slot * COUNT_FIELDS + LAST_STARTS) * 8) + block * 4, last_starts)
+
+
+@kernel("void(int64[::1], int64[:, ::1], int64, int64[::1], int64[::1], int64, uint8[::1])")
+def count_starts(world_table: Any, counts: Any, slot: int, blocks: Any, seen: Any, length: int, changed: Any) -> None:
+    """Count the starts of blocks anew, and of those before them whose episodes they go on with.
+
+    Args:
+        world_table: of the snapshot, as above.
+        counts: where the counts of each slot are.
+        slot: of the blocks.
+        blocks: those with new rows.
+        seen: how many rows of each were there before.
+        length: of sequences.
+        changed: takes 1 for the slots of which counts were made anew.
+    """
+    world, places = address_of(world_table), address_of(counts)
+    for i in range(blocks.shape[0]):
+        _count(world, places, slot, blocks[i], length)
+        changed[slot] = 1
+        count, _ = _leading(world, slot, blocks[i])
+        known = min(count, seen[i])  # transitions from here on that were there already
+        at_slot, at_block = slot, blocks[i]
+        while known < length:
+            at_slot, at_block = _linked(world, at_slot, at_block, BEFORE)
+            if at_slot < 0:
+                break
+            rows = _block_rows(world, at_slot)
+            if _kind(world, at_slot, at_block * rows + rows - 1) != CONTINUED:
+                break
+            _count(world, places, at_slot, at_block, length)
+            changed[at_slot] = 1
+            count, goes_on = _leading(world, at_slot, at_block)
+            if not goes_on:
+                break
+            known += count
+
+
+@kernel("void(int64[:, ::1], uint8[::1], int64[::1], int64[::1], int64[::1])")
+def sum_starts(counts: Any, changed: Any, blocks: Any, starts: Any, last_starts: Any) -> None:
+    """Running sums over the blocks of slots that have changed, and the totals of these slots."""
+    for s in range(changed.shape[0]):
+        if changed[s] == 0:
+            continue
+        total, last_total = 0, 0
+        for b in range(blocks[s]):
+            total += load_i32(counts[s, STARTS] + b * 4)
+            last_total += load_i32(counts[s, LAST_STARTS] + b * 4)
+            store_i64(counts[s, STARTS_UNTIL] + b * 8, total)
+            store_i64(counts[s, LAST_STARTS_UNTIL] + b * 8, last_total)
+        starts[s], last_starts[s] = total, last_total
+
+
+@inline
+def _search(until: int, count: int, value: int) -> int:
+    """The first place whose running sum is more than a value."""
+    low, high = 0, count - 1
+    while low < high:
+        middle = (low + high) // 2
+        if value < load_i64(until + middle * 8):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@inline
+def _step_back(world: int, slot: int, position: int) -> tuple[int, int]:
+    """The transition before one in its episode; slot -1 where there is none."""
+    rows = _block_rows(world, slot)
+    if position % rows == 0:
+        to, block = _linked(world, slot, position // rows, BEFORE)
+        if to < 0:
+            return -1, 0
+        last = (block + 1) * _block_rows(world, to) - 1
+        if _kind(world, to, last) != CONTINUED or _kind(world, to, last - 1) != TRANSITION:
+            return -1, 0
+        return to, last - 1
+    if _kind(world, slot, position - 1) != TRANSITION:
+        return -1, 0
+    return slot, position - 1
+
+
+@kernel(
+    "void(uint64[::1], int64[::1], int64[:, ::1], int64[::1], int64[::1], int64, boolean, int64[::1], int64[::1],"
+    " int64[::1])"
+)
+def draw_starts(
+    state: Any,
+    world_table: Any,
+    counts: Any,
+    until: Any,
+    blocks: Any,
+    length: int,
+    by_episode: bool,
+    slots: Any,
+    positions: Any,
+    row_ids: Any,
+) -> None:
+    """Draw starts uniformly, with replacement; or with ``by_episode`` an episode uniformly, then a start of it.
+
+    ``until`` are the running sums of the slots' starts, or last starts; the last of them is not 0.
+    """
+    generator, world, shapes = address_of(state), address_of(world_table), world_table[SHAPES]
+    bound = np.uint64(until[until.shape[0] - 1])
+    field = LAST_STARTS_UNTIL if by_episode else STARTS_UNTIL
+    for i in range(slots.shape[0]):
+        r = np.int64(below(generator, mask_of(bound), bound))
+        slot = _search(address_of(until), until.shape[0], r)
+        if slot > 0:
+            r -= until[slot - 1]
+        block = _search(counts[slot, field], blocks[slot], r)
+        if block > 0:
+            r -= load_i64(counts[slot, field] + (block - 1) * 8)
+        _, _, position = _find(world, slot, block, length, by_episode, r)
+        if by_episode:
+            total, at_slot, at = 0, slot, position
+            while at_slot >= 0:
+                total += 1
+                at_slot, at = _step_back(world, at_slot, at)
+            many = np.uint64(total)
+            for _ in range(np.int64(below(generator, mask_of(many), many))):
+                slot, position = _step_back(world, slot, position)
+        slots[i], positions[i] = slot, position
+        row_ids[i] = load_i64(shapes + slot * SHAPE_BYTES + ROW_BASE * 8) + position
