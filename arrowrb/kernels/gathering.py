@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .memory import address_of, copy_item, inline, kernel, load_f64, load_i64, load_u8, prefetch, store_f32
+from .memory import address_of, copy, copy_item, inline, kernel, load_f64, load_i64, load_u8, prefetch, store_f32
 
 # Fields of an output column.
 COLUMN, SHIFT, ITEM, CAST, TARGET = range(5)
@@ -12,6 +12,7 @@ OUTPUT_BYTES = 40
 _AHEAD = 8
 _LINE = 64
 _MAX_LINES = 8
+_LEAST_RUN = 4
 
 
 @kernel("int64(int64[::1], int64[:, ::1], int32[::1], int64, int64, int64[::1], int64[::1])")
@@ -98,16 +99,25 @@ def gather(slots: Any, positions: Any, address_table: Any, output_table: Any) ->
     addresses, row_bytes = address_of(address_table), address_table.shape[1] * 8
     for i in range(min(_AHEAD, n)):
         _fetch_row(outputs, num_outputs, addresses + slots[i] * row_bytes, positions[i])
-    for i in range(n):
+    i = 0
+    while i < n:
         ahead = i + _AHEAD
         if ahead < n:
             _fetch_row(outputs, num_outputs, addresses + slots[ahead] * row_bytes, positions[ahead])
         here, position = addresses + slots[i] * row_bytes, positions[i]
+        run = 1  # rows that lie one behind the other
+        while i + run < n and positions[i + run] == position + run and slots[i + run] == slots[i]:
+            run += 1
+        if run < _LEAST_RUN:
+            run = 1
         for c in range(num_outputs):
             output = outputs + c * OUTPUT_BYTES
             size, target = load_i64(output + ITEM * 8), load_i64(output + TARGET * 8)
             source = load_i64(here + load_i64(output) * 8) + (position + load_i64(output + SHIFT * 8)) * size
             if load_i64(output + CAST * 8) != 0:
-                _cast(target + i * (size >> 1), source, size >> 3)
-            else:
+                _cast(target + i * (size >> 1), source, run * (size >> 3))
+            elif run == 1:
                 copy_item(target + i * size, source, size)
+            else:
+                copy(target + i * size, source, run * size)
+        i += run

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .drawing import BLOCK_ROWS, ROW_BASE, below, mask_of
-from .memory import address_of, inline, kernel, load_i32, load_i64, store_i32, store_i64
+from .drawing import BLOCK_ROWS, KINDS, ROW_BASE, below, mask_of
+from .memory import address_of, inline, kernel, load_i32, load_i64, load_u8, store_i32, store_i64
 from .walking import (
     BEFORE,
     BEHIND,
@@ -20,6 +20,7 @@ from .walking import (
     SHAPE_BYTES,
     TRANSITION,
     committed_kind,
+    committed_stop,
     find_slot,
 )
 
@@ -29,6 +30,8 @@ COUNT_FIELDS = 4
 # Fields of what all inner functions need: addresses and sizes of a snapshot's tables.
 SHAPES, FILLS, CHAINS, SHARDS, NUM_SHARDS, SLOTS, SHARD_SHIFT, POSITION_BITS = range(8)
 WORLD_FIELDS = 8
+WORD, LINE = 8, 64  # kinds that are looked at together
+ALL_TRANSITIONS = 0x0101010101010101
 
 
 @inline
@@ -61,14 +64,37 @@ def _linked(world: int, slot: int, block: int, field: int) -> tuple[int, int]:
 
 
 @inline
+def _kinds_of(world: int, slot: int) -> int:
+    return int(load_i64(load_i64(world) + slot * SHAPE_BYTES + KINDS * 8))
+
+
+@inline
+def _stop_of(world: int, slot: int, position: int) -> int:
+    return int(committed_stop(load_i64(world), load_i64(world + FILLS * 8), slot, position))
+
+
+@inline
+def _all_transitions(kinds: int) -> bool:
+    """Whether 64 kinds are those of transitions."""
+    other = 0
+    for i in range(LINE // WORD):
+        other |= load_i64(kinds + i * WORD) ^ ALL_TRANSITIONS
+    return other == 0
+
+
+@inline
 def _leading(world: int, slot: int, block: int) -> tuple[int, bool]:
     """How many transitions a block begins with, and whether their episode goes on in another."""
-    rows = _block_rows(world, slot)
-    for at in range(rows):
-        kind = _kind(world, slot, block * rows + at)
-        if kind != TRANSITION:
-            return at, kind == CONTINUED
-    return rows, False
+    first = block * _block_rows(world, slot)
+    kinds, stop = _kinds_of(world, slot), _stop_of(world, slot, first)
+    at = first
+    while at + LINE <= stop and _all_transitions(kinds + at):
+        at += LINE
+    while at + WORD <= stop and load_i64(kinds + at) == ALL_TRANSITIONS:
+        at += WORD
+    while at < stop and load_u8(kinds + at) == TRANSITION:
+        at += 1
+    return at - first, at < stop and load_u8(kinds + at) == CONTINUED
 
 
 @inline
@@ -88,22 +114,39 @@ def _beyond(world: int, slot: int, block: int, enough: int) -> int:
 
 @inline
 def _find(world: int, slot: int, block: int, length: int, last_only: bool, wanted: int) -> tuple[int, int, int]:
-    """Look for the starts of a block from its end: how many there are, and last ones, and which is the wanted one."""
-    rows = _block_rows(world, slot)
-    run, starts, last_starts, found = 0, 0, 0, -1
-    for at in range(rows - 1, -1, -1):
-        kind = _kind(world, slot, block * rows + at)
+    """Look for the starts of a block from its end: how many there are, and last ones, and which is the wanted one.
+
+    Eight transitions in a row are passed over at once, unless a last start, or the wanted one, is among them.
+    """
+    first = block * _block_rows(world, slot)
+    kinds, at = _kinds_of(world, slot), _stop_of(world, slot, first)
+    run, starts, last_starts = 0, 0, 0
+    while at > first:
+        before = run + LINE < length
+        after = run >= length and (last_only or starts + LINE <= wanted or wanted < 0)
+        if (before or after) and at - LINE >= first and _all_transitions(kinds + at - LINE):
+            run, at = run + LINE, at - LINE
+            starts += LINE if after else 0
+            continue
+        if at - WORD >= first and load_i64(kinds + at - WORD) == ALL_TRANSITIONS:
+            before = run + WORD < length
+            after = run >= length and (last_only or starts + WORD <= wanted or wanted < 0)
+            if before or after:
+                run, at = run + WORD, at - WORD
+                starts += WORD if after else 0
+                continue
+        at -= 1
+        kind = load_u8(kinds + at)
         if kind == TRANSITION:
             run += 1
             hit = run == length or (run > length and not last_only)
             if hit and wanted == (last_starts if last_only else starts):
-                found = block * rows + at
-                break
+                return starts, last_starts, at
             starts += run >= length
             last_starts += run == length
         else:
             run = _beyond(world, slot, block, length) if kind == CONTINUED else 0
-    return starts, last_starts, found
+    return starts, last_starts, -1
 
 
 @inline

@@ -13,7 +13,7 @@ from ..errors import OptionError
 from ..samplers import ROW, Place, Reading
 from ..schema import Schema
 from .entries import NO_PLACES, batch_entries
-from .slabs import Slab, torch_dtype
+from .slabs import Slab
 
 _ALIGNMENT: Final = 64
 _KEPT_SLABS: Final = 4
@@ -49,8 +49,8 @@ class Loader:
         self._torch = torch
         entries = batch_entries(schema, columns, float64, places, Place(ROW, length))
         self._entries = tuple(entry for entry in entries if entry.name not in computed)
-        dtypes = {e.name: torch_dtype(torch, e.outputs[0]) for e in entries if e.name in computed}
-        self._computed = {name: dtypes.get(name) for name in computed}
+        wanted = {entry.name: entry.outputs[0] for entry in entries if entry.name in computed}
+        self._computed = {name: wanted.get(name) for name in computed}
         self._length = length
         self._outputs = [output for entry in self._entries for output in entry.outputs]
         self._items = [schema.columns[output.column].item_bytes for output in self._outputs]
@@ -83,12 +83,15 @@ class Loader:
     def _add(self, batch: dict[str, Any], columns: Extra, first: int, stop: int) -> dict[str, Any]:
         """Add columns that were not read from the store."""
         for name, array in columns.items():
-            tensor = self._torch.from_numpy(array[first:stop])
+            part = array[first:stop]
             if name in self._computed:
-                dtype = self._computed[name]
-                if dtype is None:
+                output = self._computed[name]
+                if output is None:
                     continue  # not wanted
-                tensor = tensor.to(dtype)
+                tensor = self._torch.from_numpy(part if output.bfloat16 else part.astype(output.dtype, copy=False))
+                tensor = tensor.bfloat16() if output.bfloat16 else tensor
+            else:
+                tensor = self._torch.from_numpy(part)
             batch[name] = tensor if self._device is None else tensor.to(self._device, copy=True)
         return batch
 

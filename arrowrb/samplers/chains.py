@@ -200,6 +200,7 @@ class Chains:
             tails,
             steps.slots,
             steps.positions,
+            steps.row_ids,
             steps.counts,
         )
         return steps
@@ -221,6 +222,7 @@ class Chains:
             POSITION_BITS,
             steps.slots,
             steps.positions,
+            steps.row_ids,
             steps.counts,
         )
         return steps
@@ -233,28 +235,42 @@ class Steps:
     Attributes:
         slots: of their segments, int64[n, length].
         positions: likewise.
+        row_ids: likewise.
         counts: how many of each there are, int64[n]; the other places repeat the row at the end.
     """
 
     slots: NDArray[np.int64]
     positions: NDArray[np.int64]
+    row_ids: NDArray[np.int64]
     counts: NDArray[np.int64]
 
     @classmethod
     def empty(cls, count: int, length: int) -> Steps:
         """Places for so many."""
         shape = (count, length)
-        return cls(np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(count, np.int64))
+        slots, positions, row_ids = (np.empty(shape, np.int64) for _ in range(3))
+        return cls(slots, positions, row_ids, np.empty(count, np.int64))
 
-    def rows(self, snapshot: Snapshot) -> Located:
+    def rows(self) -> Located:
         """All of them, one after the other."""
-        slots, positions = self.slots.ravel(), self.positions.ravel()
-        return Located(slots, positions, snapshot.layout.shapes[slots, ROW_BASE] + positions)
+        return Located(self.slots.ravel(), self.positions.ravel(), self.row_ids.ravel())
 
-    def last(self, snapshot: Snapshot) -> Located:
-        """The last of each."""
-        slots, positions = (np.ascontiguousarray(each[:, -1]) for each in (self.slots, self.positions))
-        return Located(slots, positions, snapshot.layout.shapes[slots, ROW_BASE] + positions)
+    def finish(self, powers: NDArray[np.float64]) -> tuple[Located, NDArray[np.float32]]:
+        """The last of each, and ``powers`` of how many there are."""
+        count = self.counts.size
+        last, discounts = Located(*(np.empty(count, np.int64) for _ in range(3))), np.empty(count, np.float32)
+        kernels.finish_steps(
+            self.slots,
+            self.positions,
+            self.row_ids,
+            self.counts,
+            powers,
+            last.slots,
+            last.positions,
+            last.row_ids,
+            discounts,
+        )
+        return last, discounts
 
 
 def _find(snapshot: Snapshot, row_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -153,11 +153,14 @@ class SequenceView:
     def read(self, snapshot: Snapshot, chains: Chains, rows: Located, schema: Schema) -> Reading:  # noqa: ARG002
         """The steps of the sequences that begin at these rows."""
         steps = chains.forward(snapshot, rows, self.length, across=self.across)
-        every = steps.rows(snapshot)
-        numbers = snapshot.read(every, [(STEP, 0)])[STEP, 0].reshape(-1, self.length)
-        columns = {"is_first": numbers == 0}
+        every = steps.rows()
+        is_first = np.zeros((rows.slots.size, self.length), np.bool_)
+        if self.across:
+            is_first[:] = (snapshot.read(every, [(STEP, 0)])[STEP, 0] == 0).reshape(is_first.shape)
+        else:  # an episode has one first step
+            is_first[:, 0] = snapshot.read(rows, [(STEP, 0)])[STEP, 0] == 0
         if self.strict:
-            return Reading({ROW: every}, columns)
+            return Reading({ROW: every}, {"is_first": is_first})
         mask = np.arange(self.length) < steps.counts[:, None]
         every.row_ids[~mask.ravel()] = -1
-        return Reading({ROW: every}, {"is_first": columns["is_first"] & mask, "mask": mask}, {ROW: ~mask.ravel()})
+        return Reading({ROW: every}, {"is_first": is_first & mask, "mask": mask}, {ROW: ~mask.ravel()})

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import kernels
 from ..engine import Located, Snapshot
 from ..errors import ColumnError, OptionError
 from ..schema import Schema
-from .chains import Chains
+from .chains import Chains, Steps
 
 ROW: Final = "row"  # the group of the rows that were drawn
 LAST: Final = "last"  # of those that are summed
@@ -109,6 +111,11 @@ class View:
         """Columns of the store that are computed instead of read."""
         return () if self.n_step is None else (REWARD,)
 
+    @cached_property
+    def powers(self) -> NDArray[np.float64]:
+        """Of gamma, from 0 on."""
+        return np.power(self.gamma, np.arange((self.n_step or 0) + 1, dtype=np.float64))
+
     @property
     def plain(self) -> bool:
         """Whether batches are the rows as they are."""
@@ -138,10 +145,9 @@ class View:
         last = rows
         if self.n_step is not None:
             steps = chains.forward(snapshot, rows, self.n_step)
-            last = groups[LAST] = steps.last(snapshot)
-            columns["num_steps"] = steps.counts
-            columns["discount"] = (self.gamma**steps.counts).astype(np.float32)
-            columns[REWARD] = _discounted(snapshot, schema, steps.rows(snapshot), steps.counts, self.gamma)
+            last, columns["discount"] = steps.finish(self.powers)
+            groups[LAST], columns["num_steps"] = last, steps.counts
+            columns[REWARD] = _discounted(snapshot, schema, steps, self.powers)
         for frames in set(self.frame_stack.values()):
             for name, end, behind in ((f"stack {frames}", rows, 0), (f"next stack {frames}", last, 1)):
                 stacked, missing = _stack(snapshot, chains, end, frames, behind)
@@ -219,20 +225,23 @@ def _window(
     ), np.ascontiguousarray(flags).ravel()
 
 
-def _discounted(
-    snapshot: Snapshot, schema: Schema, rows: Located, counts: NDArray[np.int64], gamma: float
-) -> NDArray[Any]:
-    """The sum of gamma ** k times the k-th reward, of the first ``counts`` of each [n, length] rows, in float64."""
+def _discounted(snapshot: Snapshot, schema: Schema, steps: Steps, powers: NDArray[np.float64]) -> NDArray[Any]:
+    """The sum of ``powers[k]`` times the k-th reward of the steps, in float64: [n, *shape]."""
     column = next(place for place, each in enumerate(schema.columns) if each.name == REWARD)
-    spec = schema.columns[column]
-    rewards = snapshot.read(rows, [(column, 0)])[column, 0]
+    spec, counts = schema.columns[column], steps.counts
+    if not spec.shape and spec.dtype in ("float32", "float64") and not snapshot.layout.cold:
+        sums, addresses = np.empty(counts.size, np.float64), snapshot.layout.addresses
+        wide = spec.dtype == "float64"
+        kernels.discount_rewards(steps.slots, steps.positions, counts, addresses, column, wide, powers, sums)
+        return sums
+    rewards = snapshot.read(steps.rows(), [(column, 0)])[column, 0]
     if spec.dtype == "bfloat16":
         rewards = (rewards.astype(np.uint32) << 16).view(np.float32)
-    count, length = counts.size, rewards.shape[0] // max(1, counts.size)
-    rewards = rewards.reshape(count, length, -1).astype(np.float64)
+    length = steps.slots.shape[1]
+    rewards = rewards.reshape(counts.size, length, spec.num_elements).astype(np.float64)
     used = np.arange(length) < counts[:, None]
     rewards[~used] = 0.0  # infinities and NaN of the row that stands for those that there are none of
-    return np.asarray((gamma ** np.arange(length) @ rewards).reshape(count, *spec.shape))
+    return np.asarray((powers[:length] @ rewards).reshape(counts.size, *spec.shape))
 
 
 def check_view(
