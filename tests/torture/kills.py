@@ -9,12 +9,14 @@ import sys
 import time
 from collections import Counter as Tally
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tests import faults
+from tests.torture.elsewhere import Elsewhere, load_modules
 from tests.torture.workloads import (
     EXTRA_ROWS,
     Progress,
@@ -47,7 +49,10 @@ def _run(folder: Path, around: Callable[..., Any]) -> None:
 
 def around_calls(folder: Path, cases: int, part: int, parts: int) -> dict[str, int]:
     """Killed before, amid and after calls, each kind of call first of all; every third again while it recovers."""
-    names = record_calls(folder / "calls")
+    assert load_modules() == 0
+    elsewhere = Elsewhere()
+    elsewhere(small_segments, 8, 1)
+    names = elsewhere(record_calls, folder / "calls")
     first = {name: at for at, name in reversed(list(enumerate(names, 1)))}
     hits = [(at, act) for at in first.values() for act in ACTS]
     rng = np.random.default_rng(0)
@@ -64,9 +69,10 @@ def around_calls(folder: Path, cases: int, part: int, parts: int) -> dict[str, i
         if number % 3 == 0:
             ended["killed again in recovery"] += _kill_recovery(place / "store", 1 + number % _RECOVERY_CALLS)
         attempted, acknowledged, _ = Progress.read(place / "progress")
-        check_left(place / "store", acknowledged, attempted)
+        elsewhere(check_left, place / "store", acknowledged, attempted)
         shutil.rmtree(place)
         ended["cases"] += 1
+    elsewhere.close()
     return {**ended, "kinds of calls": len(first)}
 
 
@@ -84,7 +90,10 @@ def _kill_recovery(store: Path, at: int) -> int:
 
 def at_any_moment(folder: Path, cases: int, part: int, parts: int) -> dict[str, int]:
     """SIGKILL from outside to a process that writes, moves, drops and syncs by the clock, again and again."""
-    small_segments(16, 4)
+    assert load_modules() == 0
+    elsewhere = Elsewhere()
+    for call in (small_segments, partial(elsewhere, small_segments)):
+        call(16, 4)
     rng = np.random.default_rng(part)
     store, progress, found = folder / "store", folder / "progress", 0
     done = 0
@@ -102,9 +111,10 @@ def at_any_moment(folder: Path, cases: int, part: int, parts: int) -> dict[str, 
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         attempted, acknowledged, _ = Progress.read(progress)
-        found = check_left(store, max(acknowledged, found), max(attempted, found))
+        found = elsewhere(check_left, store, max(acknowledged, found), max(attempted, found))
         _tell(progress, found := found + EXTRA_ROWS)  # which the check has written
         done += 1
+    elsewhere.close()
     return {"cases": done}
 
 
