@@ -247,3 +247,21 @@ def build_prioritized(
 ) -> tuple[list[Peer], list[str]]:
     """The peers that draw by priority and are installed, and the names of those that are not."""
     return _build({name: partial(make, transitions, priorities, alpha, beta) for name, make in PRIORITIZED.items()})
+
+
+def torchrl_sequences(transitions: Transitions, length: int) -> Peer:
+    """TorchRL's slices over tensors in RAM; draws so many steps in all."""
+    from tensordict import TensorDict
+    from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
+
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
+    sampler = SliceSampler(slice_len=length, end_key="truncated", cache_values=True)
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(transitions.num_rows), sampler=sampler)
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in vars(transitions).items()}
+    buffer.extend(TensorDict(tensors, batch_size=[transitions.num_rows]))
+    return Peer("TorchRL, SliceSampler", buffer.sample, 0)
+
+
+def build_sequences(transitions: Transitions, length: int) -> tuple[list[Peer], list[str]]:
+    """The peers that draw sequences and are installed, and the names of those that are not."""
+    return _build({"TorchRL, SliceSampler": partial(torchrl_sequences, transitions, length)})

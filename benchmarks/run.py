@@ -6,7 +6,27 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("uniform", "extending", "opening", "durability", "footprint", "collecting", "tiers")
+SCRIPTS = (
+    "uniform",
+    "prioritized",
+    "sequences",
+    "extending",
+    "opening",
+    "durability",
+    "footprint",
+    "collecting",
+    "tiers",
+)
+    "uniform",
+    "prioritized",
+    "sequences",
+    "extending",
+    "opening",
+    "durability",
+    "footprint",
+    "collecting",
+    "tiers",
+)
 
 
 def main() -> int:
