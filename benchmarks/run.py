@@ -7,25 +7,8 @@ import sys
 from pathlib import Path
 
 SCRIPTS = (
-    "uniform",
-    "prioritized",
-    "sequences",
-    "extending",
-    "opening",
-    "durability",
-    "footprint",
-    "collecting",
-    "tiers",
-)
-    "uniform",
-    "prioritized",
-    "sequences",
-    "extending",
-    "opening",
-    "durability",
-    "footprint",
-    "collecting",
-    "tiers",
+    *("uniform", "prioritized", "sequences", "extending", "opening"),
+    *("durability", "footprint", "collecting", "tiers"),
 )
 
 
