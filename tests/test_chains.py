@@ -47,8 +47,11 @@ class World:
 
 
 def check(chains: Chains, store: Store, rng: np.random.Generator) -> None:
-    snapshot = store._engine.snapshot()
-    table = store.sql("SELECT row_id, lane, episode_id, step, ordinal FROM transitions ORDER BY ordinal").fetchall()
+    while True:  # both of one moment: rows may go between them
+        snapshot = store._engine.snapshot()
+        table = store.sql("SELECT row_id, lane, episode_id, step, ordinal FROM transitions ORDER BY ordinal").fetchall()
+        if store._engine.snapshot() is snapshot:
+            break
     if not table:
         return
     by_lane: dict[int, list[int]] = {}

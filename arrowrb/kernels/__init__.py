@@ -45,7 +45,7 @@ _HOMES: Final = {
     "walk_back": "walking",
     "walk_forward": "walking",
     "COUNT_FIELDS": "starting",
-    "WORLD_FIELDS": "starting",
+    "WORLD_FIELDS": "world",
     "count_starts": "starting",
     "draw_starts": "starting",
     "sum_starts": "starting",

@@ -10,91 +10,27 @@ from typing import Any
 
 import numpy as np
 
-from .drawing import BLOCK_ROWS, KINDS, ROW_BASE, below, mask_of
+from .drawing import ROW_BASE, below, mask_of
 from .memory import address_of, inline, kernel, load_i32, load_i64, load_u8, store_i32, store_i64
-from .walking import (
-    BEFORE,
-    BEHIND,
-    CHAIN_FIELDS,
-    CONTINUED,
-    SHAPE_BYTES,
-    TRANSITION,
-    committed_kind,
-    committed_stop,
-    find_slot,
+from .walking import BEFORE, BEHIND, CONTINUED, SHAPE_BYTES, TRANSITION
+from .world import (
+    ALL_TRANSITIONS,
+    LINE,
+    SHAPES,
+    WORD,
+    all_transitions,
+    block_rows_of,
+    kind_of,
+    kinds_of,
+    leading,
+    linked,
+    step_back,
+    stop_of,
 )
 
 # Fields of a segment's counts: addresses of its blocks' starts and last starts, and of their running sums.
 STARTS, LAST_STARTS, STARTS_UNTIL, LAST_STARTS_UNTIL = range(4)
 COUNT_FIELDS = 4
-# Fields of what all inner functions need: addresses and sizes of a snapshot's tables.
-SHAPES, FILLS, CHAINS, SHARDS, NUM_SHARDS, SLOTS, SHARD_SHIFT, POSITION_BITS = range(8)
-WORLD_FIELDS = 8
-WORD, LINE = 8, 64  # kinds that are looked at together
-ALL_TRANSITIONS = 0x0101010101010101
-
-
-@inline
-def _kind(world: int, slot: int, position: int) -> int:
-    return int(committed_kind(load_i64(world), load_i64(world + FILLS * 8), slot, position))
-
-
-@inline
-def _block_rows(world: int, slot: int) -> int:
-    return int(load_i64(load_i64(world) + slot * SHAPE_BYTES + BLOCK_ROWS * 8))
-
-
-@inline
-def _linked(world: int, slot: int, block: int, field: int) -> tuple[int, int]:
-    """The slot and the block behind or before a block of its lane; slot -1 where there is none."""
-    links = load_i64(load_i64(world + CHAINS * 8) + (slot * CHAIN_FIELDS + field) * 8)
-    row_id = load_i64(links + block * 8)
-    bits = load_i64(world + POSITION_BITS * 8)
-    to = find_slot(
-        row_id,
-        load_i64(world + SHARDS * 8),
-        load_i64(world + NUM_SHARDS * 8),
-        load_i64(world + SLOTS * 8),
-        load_i64(world + SHARD_SHIFT * 8),
-        bits,
-    )
-    if to < 0:
-        return -1, 0
-    return to, (row_id & ((1 << bits) - 1)) // _block_rows(world, to)
-
-
-@inline
-def _kinds_of(world: int, slot: int) -> int:
-    return int(load_i64(load_i64(world) + slot * SHAPE_BYTES + KINDS * 8))
-
-
-@inline
-def _stop_of(world: int, slot: int, position: int) -> int:
-    return int(committed_stop(load_i64(world), load_i64(world + FILLS * 8), slot, position))
-
-
-@inline
-def _all_transitions(kinds: int) -> bool:
-    """Whether 64 kinds are those of transitions."""
-    other = 0
-    for i in range(LINE // WORD):
-        other |= load_i64(kinds + i * WORD) ^ ALL_TRANSITIONS
-    return other == 0
-
-
-@inline
-def _leading(world: int, slot: int, block: int) -> tuple[int, bool]:
-    """How many transitions a block begins with, and whether their episode goes on in another."""
-    first = block * _block_rows(world, slot)
-    kinds, stop = _kinds_of(world, slot), _stop_of(world, slot, first)
-    at = first
-    while at + LINE <= stop and _all_transitions(kinds + at):
-        at += LINE
-    while at + WORD <= stop and load_i64(kinds + at) == ALL_TRANSITIONS:
-        at += WORD
-    while at < stop and load_u8(kinds + at) == TRANSITION:
-        at += 1
-    return at - first, at < stop and load_u8(kinds + at) == CONTINUED
 
 
 @inline
@@ -102,10 +38,10 @@ def _beyond(world: int, slot: int, block: int, enough: int) -> int:
     """How many transitions follow in the episode that goes on behind a block, looked for up to ``enough``."""
     total = 0
     while total < enough:
-        slot, block = _linked(world, slot, block, BEHIND)
+        slot, block = linked(world, slot, block, BEHIND)
         if slot < 0:
             break
-        count, goes_on = _leading(world, slot, block)
+        count, goes_on = leading(world, slot, block)
         total += count
         if not goes_on:
             break
@@ -118,13 +54,13 @@ def _find(world: int, slot: int, block: int, length: int, last_only: bool, wante
 
     Eight transitions in a row are passed over at once, unless a last start, or the wanted one, is among them.
     """
-    first = block * _block_rows(world, slot)
-    kinds, at = _kinds_of(world, slot), _stop_of(world, slot, first)
+    first = block * block_rows_of(world, slot)
+    kinds, at = kinds_of(world, slot), stop_of(world, slot, first)
     run, starts, last_starts = 0, 0, 0
     while at > first:
         before = run + LINE < length
         after = run >= length and (last_only or starts + LINE <= wanted or wanted < 0)
-        if (before or after) and at - LINE >= first and _all_transitions(kinds + at - LINE):
+        if (before or after) and at - LINE >= first and all_transitions(kinds + at - LINE):
             run, at = run + LINE, at - LINE
             starts += LINE if after else 0
             continue
@@ -173,19 +109,19 @@ def count_starts(world_table: Any, counts: Any, slot: int, blocks: Any, seen: An
     for i in range(blocks.shape[0]):
         _count(world, places, slot, blocks[i], length)
         changed[slot] = 1
-        count, _ = _leading(world, slot, blocks[i])
+        count, _ = leading(world, slot, blocks[i])
         known = min(count, seen[i])  # transitions from here on that were there already
         at_slot, at_block = slot, blocks[i]
         while known < length:
-            at_slot, at_block = _linked(world, at_slot, at_block, BEFORE)
+            at_slot, at_block = linked(world, at_slot, at_block, BEFORE)
             if at_slot < 0:
                 break
-            rows = _block_rows(world, at_slot)
-            if _kind(world, at_slot, at_block * rows + rows - 1) != CONTINUED:
+            rows = block_rows_of(world, at_slot)
+            if kind_of(world, at_slot, at_block * rows + rows - 1) != CONTINUED:
                 break
             _count(world, places, at_slot, at_block, length)
             changed[at_slot] = 1
-            count, goes_on = _leading(world, at_slot, at_block)
+            count, goes_on = leading(world, at_slot, at_block)
             if not goes_on:
                 break
             known += count
@@ -217,23 +153,6 @@ def _search(until: int, count: int, value: int) -> int:
         else:
             low = middle + 1
     return low
-
-
-@inline
-def _step_back(world: int, slot: int, position: int) -> tuple[int, int]:
-    """The transition before one in its episode; slot -1 where there is none."""
-    rows = _block_rows(world, slot)
-    if position % rows == 0:
-        to, block = _linked(world, slot, position // rows, BEFORE)
-        if to < 0:
-            return -1, 0
-        last = (block + 1) * _block_rows(world, to) - 1
-        if _kind(world, to, last) != CONTINUED or _kind(world, to, last - 1) != TRANSITION:
-            return -1, 0
-        return to, last - 1
-    if _kind(world, slot, position - 1) != TRANSITION:
-        return -1, 0
-    return slot, position - 1
 
 
 @kernel(
@@ -272,9 +191,9 @@ def draw_starts(
             total, at_slot, at = 0, slot, position
             while at_slot >= 0:
                 total += 1
-                at_slot, at = _step_back(world, at_slot, at)
+                at_slot, at = step_back(world, at_slot, at)
             many = np.uint64(total)
             for _ in range(np.int64(below(generator, mask_of(many), many))):
-                slot, position = _step_back(world, slot, position)
+                slot, position = step_back(world, slot, position)
         slots[i], positions[i] = slot, position
         row_ids[i] = load_i64(shapes + slot * SHAPE_BYTES + ROW_BASE * 8) + position

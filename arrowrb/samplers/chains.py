@@ -7,6 +7,8 @@ which one came before, as row ids, so that nothing has to be searched when rows 
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
@@ -22,6 +24,10 @@ _NONE: Final = -1
 BLOCK_ROWS, ROW_BASE = 1, 6  # fields of a segment's shape
 
 Key = tuple[int, int]
+
+
+def nobody() -> None:
+    """In place of a weak reference to what has not been seen yet."""
 
 
 @dataclass(eq=False)
@@ -69,8 +75,8 @@ class Chains:
 
     def __init__(self) -> None:
         self.table = np.zeros((0, 3), np.int64)
-        self._snapshot: Snapshot | None = None
-        self._layout: Any = None
+        self._snapshot: Callable[[], Snapshot | None] = nobody  # weak: a sampler that rests keeps no segment from going
+        self._layout: Callable[[], Any] = nobody
         self._blocks: dict[Key, _Blocks] = {}
         self._slots: list[_Blocks] = []
         self._growing: list[int] = []
@@ -78,15 +84,15 @@ class Chains:
 
     def follow(self, snapshot: Snapshot) -> None:
         """Take the blocks that are new in a snapshot, and forget those that are gone."""
-        if snapshot is self._snapshot:
+        if snapshot is self._snapshot():
             return
-        if snapshot.layout is not self._layout:
+        if snapshot.layout is not self._layout():
             self._lay_out(snapshot)
         found = [places for slot in self._growing if (places := self._look(snapshot, slot)) is not None]
         if found:
             self._link(snapshot, _Places(*(np.concatenate(each) for each in zip(*map(_fields, found), strict=True))))
         self._growing = [slot for slot in self._growing if not self._slots[slot].done]
-        self._snapshot = snapshot
+        self._snapshot = weakref.ref(snapshot)
 
     def _lay_out(self, snapshot: Snapshot) -> None:
         views = snapshot.layout.views
@@ -95,7 +101,7 @@ class Chains:
         for view in views:
             key = (view.shard, view.entry.number)
             self._blocks[key] = before.get(key) or _Blocks(view.entry.rows // view.entry.block_rows)
-        self._slots, self._layout = list(self._blocks.values()), snapshot.layout
+        self._slots, self._layout = list(self._blocks.values()), weakref.ref(snapshot.layout)
         self._growing = [slot for slot, blocks in enumerate(self._slots) if not blocks.done]
         self.table = np.zeros((len(self._slots), 3), np.int64)
         for slot, blocks in enumerate(self._slots):
@@ -170,6 +176,14 @@ class Chains:
             other = (values[EPISODE, 0] != new.episode[at[asked]]) | (values[STEP, 0] != new.step[at[asked]])
             right = np.setdiff1d(right, asked[other])
         return np.asarray(right)
+
+    def world(self, snapshot: Snapshot) -> NDArray[np.int64]:
+        """A snapshot as the kernels of starts and goals see it: addresses, good as long as it and this live."""
+        self.follow(snapshot)
+        layout = snapshot.layout
+        tables = (layout.shapes, snapshot.fills, self.table, layout.shard_table)
+        sizes = (len(layout.shard_table), address_of(layout.slot_table), SHARD_SHIFT, POSITION_BITS)
+        return np.array([*(address_of(each) for each in tables), *sizes], np.int64)
 
     def forward(
         self, snapshot: Snapshot, rows: Located, length: int, *, across: bool = False, tails: bool = False

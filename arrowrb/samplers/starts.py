@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +12,7 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from ..engine import Located, Snapshot
-from ..rows import POSITION_BITS, SHARD_SHIFT
-from .chains import Chains, Key, address_of
+from .chains import Chains, Key, address_of, nobody
 
 
 @dataclass(eq=False)
@@ -41,8 +42,8 @@ class Starts:
     def __init__(self, length: int, chains: Chains) -> None:
         self.length = length
         self._chains = chains
-        self._snapshot: Snapshot | None = None
-        self._layout: Any = None
+        self._snapshot: Callable[[], Snapshot | None] = nobody  # weak: a sampler that rests keeps no segment from going
+        self._layout: Callable[[], Any] = nobody
         self._counts: dict[Key, _Counts] = {}
         self._slots: list[_Counts] = []
         self._growing: list[int] = []
@@ -53,20 +54,13 @@ class Starts:
 
     def follow(self, snapshot: Snapshot) -> None:
         """Count what is new in a snapshot, and forget what is gone."""
-        if snapshot is self._snapshot:
+        if snapshot is self._snapshot():
             return
-        self._chains.follow(snapshot)
         layout = snapshot.layout
-        if layout is not self._layout:
+        if layout is not self._layout():
             self._lay_out(snapshot)
         changed = np.zeros(len(self._slots), np.uint8)
-        self._world[:] = [
-            *(address_of(each) for each in (layout.shapes, snapshot.fills, self._chains.table, layout.shard_table)),
-            len(layout.shard_table),
-            address_of(layout.slot_table),
-            SHARD_SHIFT,
-            POSITION_BITS,
-        ]
+        self._world = self._chains.world(snapshot)
         for slot in self._growing:
             counts, view = self._slots[slot], layout.views[slot]
             rows = np.full(counts.blocks, view.entry.block_rows, np.int64)
@@ -82,14 +76,14 @@ class Starts:
         if changed.any():
             kernels.sum_starts(self._table, changed, self._blocks, self._totals[0], self._totals[1])
         self._growing = [slot for slot in self._growing if not self._slots[slot].done]
-        self._snapshot = snapshot
+        self._snapshot = weakref.ref(snapshot)
 
     def _lay_out(self, snapshot: Snapshot) -> None:
         before, self._counts = self._counts, {}
         for view in snapshot.layout.views:
             key = (view.shard, view.entry.number)
             self._counts[key] = before.get(key) or _Counts(view.entry.rows // view.entry.block_rows)
-        self._slots, self._layout = list(self._counts.values()), snapshot.layout
+        self._slots, self._layout = list(self._counts.values()), weakref.ref(snapshot.layout)
         self._growing = [slot for slot, counts in enumerate(self._slots) if not counts.done]
         self._table = np.array([each.addresses() for each in self._slots], np.int64).reshape(-1, kernels.COUNT_FIELDS)
         self._blocks = np.array([each.blocks for each in self._slots], np.int64)

@@ -6,7 +6,8 @@ made (see the kernels), a part for each segment, so that rows come, move between
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from .. import kernels
 from ..engine import Located, PriorityFiles, Snapshot, check_values
 from ..errors import CorruptError, RowError
 from ..rows import POSITION_BITS, SHARD_SHIFT
+from .chains import nobody
 
 _LINE: Final = 64  # bytes
 _KINDS: Final = 5  # field of a segment's shape
@@ -81,8 +83,8 @@ class SumTree:
         self._alpha = alpha
         self._files = files
         self._largest = 1.0 if files is None else files.largest
-        self._snapshot: Snapshot | None = None
-        self._layout: Any = None
+        self._snapshot: Callable[[], Snapshot | None] = nobody  # weak: a sampler that rests keeps no segment from going
+        self._layout: Callable[[], Any] = nobody
         self._trees: dict[Key, _Tree] = {}
         self._slots: list[_Tree] = []
         self._growing: list[int] = []  # slots with rows to come
@@ -93,9 +95,9 @@ class SumTree:
 
     def follow(self, snapshot: Snapshot) -> None:
         """Take the rows that are new in a snapshot, and drop those that are gone."""
-        if snapshot is self._snapshot:
+        if snapshot is self._snapshot():
             return
-        if snapshot.layout is not self._layout:
+        if snapshot.layout is not self._layout():
             self._lay_out(snapshot)
         fills, shapes = snapshot.fills, snapshot.layout.shapes
         newest = np.float32(self._largest)
@@ -117,7 +119,7 @@ class SumTree:
             )
             tree.done = view.closed
         self._growing = [slot for slot in self._growing if not self._slots[slot].done]
-        self._snapshot = snapshot
+        self._snapshot = weakref.ref(snapshot)
 
     def _lay_out(self, snapshot: Snapshot) -> None:
         """Go by the segments of another layout."""
@@ -127,9 +129,9 @@ class SumTree:
             key = (view.shard, view.entry.number)
             tree = self._trees.get(key)
             trees[key] = tree or _Tree(self._take(key, view.entry.rows), view.entry.block_rows)
-        if self._files is not None and (self._layout is None or not self._trees.keys() <= trees.keys()):
+        if self._files is not None and (self._layout is nobody or not self._trees.keys() <= trees.keys()):
             self._files.retain(set(trees))
-        self._trees, self._slots, self._layout = trees, list(trees.values()), layout
+        self._trees, self._slots, self._layout = trees, list(trees.values()), weakref.ref(layout)
         count = len(trees)
         self._table = np.zeros((count, kernels.TREE_FIELDS), np.int64)
         for slot, tree in enumerate(self._slots):
@@ -235,7 +237,7 @@ class SumTree:
         largest = state.get("largest")
         if not isinstance(raw, Mapping) or not isinstance(largest, float) or not 0 < largest <= _MOST:
             raise CorruptError("The state of the sampler is damaged: it holds no priorities.")
-        self._layout = self._snapshot = None
+        self._layout = self._snapshot = nobody
         self._trees, self._slots = {}, []
         self._set_largest(largest)
         for view in snapshot.layout.views:

@@ -1,0 +1,106 @@
+"""A snapshot as inner functions see it: addresses and sizes of its tables in one array, and how blocks are walked."""
+
+from __future__ import annotations
+
+from .drawing import BLOCK_ROWS, KINDS
+from .memory import inline, load_i64, load_u8
+from .walking import (
+    BEFORE,
+    CHAIN_FIELDS,
+    CONTINUED,
+    SHAPE_BYTES,
+    TRANSITION,
+    committed_kind,
+    committed_stop,
+    find_slot,
+)
+
+# Fields of what all inner functions need: addresses and sizes of a snapshot's tables.
+SHAPES, FILLS, CHAINS, SHARDS, NUM_SHARDS, SLOTS, SHARD_SHIFT, POSITION_BITS = range(8)
+WORLD_FIELDS = 8
+WORD, LINE = 8, 64  # kinds that are looked at together
+ALL_TRANSITIONS = 0x0101010101010101
+
+
+@inline
+def kind_of(world: int, slot: int, position: int) -> int:
+    """The kind of a row, 0 where it is not committed."""
+    return int(committed_kind(load_i64(world), load_i64(world + FILLS * 8), slot, position))
+
+
+@inline
+def block_rows_of(world: int, slot: int) -> int:
+    """How many rows a block of a segment has."""
+    return int(load_i64(load_i64(world) + slot * SHAPE_BYTES + BLOCK_ROWS * 8))
+
+
+@inline
+def linked(world: int, slot: int, block: int, field: int) -> tuple[int, int]:
+    """The slot and the block behind or before a block of its lane; slot -1 where there is none."""
+    links = load_i64(load_i64(world + CHAINS * 8) + (slot * CHAIN_FIELDS + field) * 8)
+    row_id = load_i64(links + block * 8)
+    bits = load_i64(world + POSITION_BITS * 8)
+    to = find_slot(
+        row_id,
+        load_i64(world + SHARDS * 8),
+        load_i64(world + NUM_SHARDS * 8),
+        load_i64(world + SLOTS * 8),
+        load_i64(world + SHARD_SHIFT * 8),
+        bits,
+    )
+    if to < 0:
+        return -1, 0
+    return to, (row_id & ((1 << bits) - 1)) // block_rows_of(world, to)
+
+
+@inline
+def kinds_of(world: int, slot: int) -> int:
+    """The address of a segment's kinds."""
+    return int(load_i64(load_i64(world) + slot * SHAPE_BYTES + KINDS * 8))
+
+
+@inline
+def stop_of(world: int, slot: int, position: int) -> int:
+    """Up to which position the block of a row is committed, or may be."""
+    return int(committed_stop(load_i64(world), load_i64(world + FILLS * 8), slot, position))
+
+
+@inline
+def all_transitions(kinds: int) -> bool:
+    """Whether 64 kinds are those of transitions."""
+    other = 0
+    for i in range(LINE // WORD):
+        other |= load_i64(kinds + i * WORD) ^ ALL_TRANSITIONS
+    return other == 0
+
+
+@inline
+def leading(world: int, slot: int, block: int) -> tuple[int, bool]:
+    """How many transitions a block begins with, and whether their episode goes on in another."""
+    first = block * block_rows_of(world, slot)
+    kinds, stop = kinds_of(world, slot), stop_of(world, slot, first)
+    at = first
+    while at + LINE <= stop and all_transitions(kinds + at):
+        at += LINE
+    while at + WORD <= stop and load_i64(kinds + at) == ALL_TRANSITIONS:
+        at += WORD
+    while at < stop and load_u8(kinds + at) == TRANSITION:
+        at += 1
+    return at - first, at < stop and load_u8(kinds + at) == CONTINUED
+
+
+@inline
+def step_back(world: int, slot: int, position: int) -> tuple[int, int]:
+    """The transition before one in its episode; slot -1 where there is none."""
+    rows = block_rows_of(world, slot)
+    if position % rows == 0:
+        to, block = linked(world, slot, position // rows, BEFORE)
+        if to < 0:
+            return -1, 0
+        last = (block + 1) * block_rows_of(world, to) - 1
+        if kind_of(world, to, last) != CONTINUED or kind_of(world, to, last - 1) != TRANSITION:
+            return -1, 0
+        return to, last - 1
+    if kind_of(world, slot, position - 1) != TRANSITION:
+        return -1, 0
+    return slot, position - 1
