@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from .loader import to_torch
     from .recorder import Recorder
     from .sampler import Sampler
-    from .samplers import Prioritized, Sequences, Uniform
+    from .samplers import Hindsight, Prioritized, Sequences, Uniform
     from .schema import Extra, Schema
     from .sql import Query
     from .store import Store
@@ -77,6 +77,7 @@ __all__ = [
     "Extra",
     "FormatError",
     "FullError",
+    "Hindsight",
     "Imported",
     "LockedError",
     "OptionError",
@@ -121,6 +122,7 @@ _HOMES = {
     "Extra": "schema",
     "FormatError": "errors",
     "FullError": "errors",
+    "Hindsight": "samplers",
     "Imported": "importing",
     "LockedError": "errors",
     "OptionError": "errors",

@@ -49,6 +49,7 @@ _HOMES: Final = {
     "count_starts": "starting",
     "draw_starts": "starting",
     "sum_starts": "starting",
+    "draw_goals": "goals",
     "CRC_TABLE": "crc",
     "crc32": "crc",
     "checksum_blocks": "checking",

@@ -21,6 +21,7 @@ NO_PLACES: Final[Mapping[str, Place]] = {}
 class Output:
     """One tensor of a batch: which column it reads, from which row, and as what."""
 
+    name: str  # of the column, of its leaf where it is nested
     column: int  # place in the schema
     place: Place
     shift: int  # 1 reads the row behind: the next observation
@@ -131,6 +132,7 @@ def _known_entries(schema: Schema, float64: str, places: Mapping[str, Place], ow
 
 
 def _output(column: int, spec: Column, shift: int, float64: str, place: Place) -> Output:
+    name = f"next_{spec.name}" if shift else spec.name
     cast = float64 == "float32" and spec.dtype == "float64"
     dtype = np.dtype("float32") if cast else spec.storage
     if spec.dtype == "bool":
@@ -138,4 +140,4 @@ def _output(column: int, spec: Column, shift: int, float64: str, place: Place) -
     size = spec.num_elements * dtype.itemsize * (place.repeat or 1)
     shape = spec.shape if place.repeat is None else (place.repeat, *spec.shape)
     shift = shift if place.group in (ROW, LAST) else 0  # other groups say themselves which rows are behind
-    return Output(column, place, shift, size, dtype, shape, cast, spec.dtype == "bfloat16")
+    return Output(name, column, place, shift, size, dtype, shape, cast, spec.dtype == "bfloat16")

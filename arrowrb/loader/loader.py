@@ -106,8 +106,16 @@ class Loader:
             snapshot.gather(reading.groups[group], table)
         for group, blank in reading.blanks.items():
             self._blank(slab, group, blank)
+        for name, (at, values) in reading.patches.items():
+            self._patch(slab, name, at, values)
         slab.row_ids[:] = row_ids
         return slab
+
+    def _patch(self, slab: Slab, name: str, at: NDArray[np.int64], values: NDArray[Any]) -> None:
+        """Put values in place of those of some rows."""
+        for output, tensor in zip(self._outputs, slab.tensors, strict=False):
+            if output.name == name:
+                tensor[self._torch.from_numpy(at)] = self._torch.from_numpy(values).to(tensor.dtype)
 
     def _blank(self, slab: Slab, group: str, blank: NDArray[np.bool_]) -> None:
         """Zero what stands for rows that there are none of."""

@@ -7,6 +7,7 @@ kinds, runs), never files.
 from __future__ import annotations
 
 from .chains import Chains
+from .hindsight import Hindsight
 from .prioritized import Prioritized
 from .sequences import Sequences
 from .strategy import Drawn, Learning, Strategy, Stream, Viewing, check_tiers, generator_state
@@ -20,6 +21,7 @@ __all__ = [
     "AnyView",
     "Chains",
     "Drawn",
+    "Hindsight",
     "Learning",
     "Place",
     "Prioritized",

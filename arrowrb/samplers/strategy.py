@@ -102,11 +102,16 @@ def check_tiers(tiers: object) -> str:
     return str(tiers)
 
 
-def generator_state(seed: int | None) -> NDArray[np.uint64]:
-    """The state of the kernels' generator (xoshiro256++), uint64[4], from a seed by NumPy's SeedSequence."""
+def generator_state(seed: int | None, stream: int = 0) -> NDArray[np.uint64]:
+    """The state of the kernels' generator (xoshiro256++), uint64[4], from a seed by NumPy's SeedSequence.
+
+    Of one seed there are several streams that are independent of each other.
+    """
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
         raise OptionError(f"seed is {seed!r}, expected a whole number from 0 on, or None for a fresh one.")
-    return np.random.SeedSequence(None if seed is None else int(seed)).generate_state(4, np.uint64).astype(np.uint64)
+    key = (stream,) if stream else ()
+    sequence = np.random.SeedSequence(None if seed is None else int(seed), spawn_key=key)
+    return sequence.generate_state(4, np.uint64).astype(np.uint64)
 
 
 def check_generator(state: Mapping[str, Any], strategy: str, how: str) -> NDArray[np.uint64]:

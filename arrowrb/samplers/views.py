@@ -49,11 +49,14 @@ class Reading:
         groups: rows by group, ``repeat`` for each that was drawn.
         columns: other columns of the batch, by name.
         blanks: places of a group that are to be zero, bool[rows].
+        patches: what is put in place of what some rows hold, by the name of a column, or of a leaf of one: which of
+            the rows, int64[n], and the values, [n, *shape].
     """
 
     groups: Mapping[str, Located]
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     blanks: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    patches: Mapping[str, tuple[NDArray[np.int64], NDArray[Any]]] = field(default_factory=dict)
 
 
 class AnyView(Protocol):

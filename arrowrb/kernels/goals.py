@@ -1,0 +1,102 @@
+"""Goals for hindsight: a later, the last, or any observation of a row's own episode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .drawing import below, mask_of, next_uniform
+from .memory import address_of, inline, kernel, load_u8
+from .walking import BEHIND, CONTINUED, TRANSITION
+from .world import block_rows_of, kinds_of, linked, step_back, stop_of
+
+FUTURE, FINAL, EPISODE = range(3)
+
+
+@inline
+def _ahead(world: int, slot: int, position: int) -> tuple[int, bool]:
+    """How many transitions follow from a row on in its block, it included, and whether the episode goes on behind."""
+    kinds, stop, at = kinds_of(world, slot), stop_of(world, slot, position), position
+    while at < stop and load_u8(kinds + at) == TRANSITION:
+        at += 1
+    return at - position, at < stop and load_u8(kinds + at) == CONTINUED
+
+
+@inline
+def _count_ahead(world: int, slot: int, position: int) -> int:
+    """How many transitions there are from a row to the end of its episode, it included."""
+    total = 0
+    while True:
+        count, goes_on = _ahead(world, slot, position)
+        total += count
+        if not goes_on:
+            return int(total)
+        slot, block = linked(world, slot, position // block_rows_of(world, slot), BEHIND)
+        if slot < 0:
+            return int(total)
+        position = block * block_rows_of(world, slot)
+
+
+@inline
+def _step(world: int, slot: int, position: int, steps: int) -> tuple[int, int]:
+    """The row so many steps behind one of the same episode, which there is."""
+    while True:
+        count, _ = _ahead(world, slot, position)
+        if steps < count:
+            return slot, position + steps
+        steps -= count
+        slot, block = linked(world, slot, position // block_rows_of(world, slot), BEHIND)
+        position = block * block_rows_of(world, slot)
+
+
+@kernel("void(uint64[::1], int64[::1], int64[::1], int64[::1], float64, int64, int64[::1], int64[::1], boolean[::1])")
+def draw_goals(
+    state: Any,
+    world_table: Any,
+    slots: Any,
+    positions: Any,
+    fraction: float,
+    mode: int,
+    goal_slots: Any,
+    goal_positions: Any,
+    chosen: Any,
+) -> None:
+    """Choose for some rows an observation of their episodes, uniformly among those that their mode allows.
+
+    Args:
+        state: of the generator, uint64[4], advanced in place.
+        world_table: of the snapshot.
+        slots: of transitions; likewise ``positions``.
+        positions: see ``slots``.
+        fraction: how likely each row is chosen.
+        mode: ``FUTURE``: one of the observations after the row's own; ``FINAL``: the last of these; ``EPISODE``: any of
+            the episode but its first.
+        goal_slots: takes where the observations are; likewise ``goal_positions``.
+        goal_positions: see ``goal_slots``.
+        chosen: takes which rows were chosen.
+    """
+    generator, world = address_of(state), address_of(world_table)
+    for i in range(slots.shape[0]):
+        slot, position = slots[i], positions[i]
+        goal_slots[i], goal_positions[i], chosen[i] = slot, position, False
+        if next_uniform(generator) >= fraction:
+            continue
+        chosen[i] = True
+        ahead, before = _count_ahead(world, slot, position), 0
+        if mode == EPISODE:
+            at_slot, at = step_back(world, slot, position)
+            while at_slot >= 0:
+                before += 1
+                at_slot, at = step_back(world, at_slot, at)
+        steps = ahead
+        if mode != FINAL:
+            bound = np.uint64(before + ahead)
+            steps = 1 + np.int64(below(generator, mask_of(bound), bound)) - before
+        if steps > 0:  # the row behind holds the observation after its own
+            slot, position = _step(world, slot, position, steps - 1)
+            position += 1
+        else:
+            for _ in range(-steps):
+                slot, position = step_back(world, slot, position)
+        goal_slots[i], goal_positions[i] = slot, position

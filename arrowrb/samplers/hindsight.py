@@ -1,0 +1,166 @@
+"""Hindsight experience replay (Andrychowicz et al. 2017, https://arxiv.org/abs/1707.01495)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from ..engine import Located, Snapshot
+from ..errors import ColumnError, OptionError
+from ..schema import Schema
+from .chains import Chains
+from .strategy import Drawn, check_generator, generator_state
+from .views import REWARD, ROW, Place, Reading
+
+GOALS: Final = ("future", "final", "episode")  # as the kernel numbers them
+Goal = Callable[[NDArray[Any], NDArray[Any]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Hindsight:
+    """Draw transitions uniformly, and give some of them a goal that was reached later in their episode.
+
+    For environments whose observation is a dict with the goal that was reached and the one that is desired (Gymnasium's
+    goal environments). Of a transition that is chosen, the desired goal is replaced in ``observation`` and
+    ``next_observation`` by what was reached at another observation of the same episode, the final one included, and
+    ``reward`` and ``terminated`` are computed anew; ``truncated`` stays. A batch has another tensor, ``relabelled``,
+    bool[batch_size].
+
+    Attributes:
+        reward: called with what was reached after the transitions and their new goals, arrays [n, *shape]; returns
+            their rewards, [n]. For an environment of Gymnasium-Robotics:
+            ``lambda achieved, desired: env.unwrapped.compute_reward(achieved, desired, {})``.
+        terminated: likewise, for the flags; by default no relabelled transition is one that ends its episode.
+        goals: from where: ``"future"``, the observations after the transition; ``"final"``, the last of these; or
+            ``"episode"``, any of the episode but its first.
+        fraction: how likely a transition gets another goal.
+        achieved: name in the observation of what was reached.
+        desired: name in the observation of the goal.
+    """
+
+    reward: Goal
+    terminated: Goal | None = None
+    goals: str = "future"
+    fraction: float = 0.8
+    achieved: str = "achieved_goal"
+    desired: str = "desired_goal"
+
+    def __post_init__(self) -> None:
+        for name in ("reward", "terminated"):
+            if not callable(getattr(self, name)) and not (name == "terminated" and self.terminated is None):
+                raise OptionError(f"{name} is {getattr(self, name)!r}, expected a function of achieved and desired.")
+        if self.goals not in GOALS:
+            raise OptionError(f"goals is {self.goals!r}, expected one of {', '.join(map(repr, GOALS))}.")
+        real = isinstance(self.fraction, int | float | np.floating) and not isinstance(self.fraction, bool)
+        if not real or not 0 <= self.fraction <= 1:
+            raise OptionError(f"fraction is {self.fraction!r}, expected a number from 0 to 1.")
+
+    def start(self, seed: int | None) -> HindsightStream:
+        """A new stream of draws."""
+        return HindsightStream(self, seed)
+
+
+class HindsightStream:
+    """Uniform draws, and the goals that go with them."""
+
+    extra_columns: tuple[str, ...] = ()
+
+    def __init__(self, strategy: Hindsight, seed: int | None) -> None:
+        self._state = generator_state(seed)
+        self.chains = Chains()
+        self.view = HindsightView(strategy, generator_state(seed, 1))
+
+    def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Drawn:
+        """Choose ``count`` transitions uniformly."""
+        return Drawn(snapshot.draw_uniform(self._state, count, tiers=tiers))
+
+    def save(self, snapshot: Snapshot) -> dict[str, Any]:  # noqa: ARG002
+        """The generators' states."""
+        return {"strategy": "hindsight", "generator": self._state.copy(), "goals": self.view.generator.copy()}
+
+    def load(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:  # noqa: ARG002
+        """Go on from a state that `save` gave."""
+        self._state[:] = check_generator(state, "hindsight", "with goals in hindsight")
+        self.view.generator[:] = check_generator({**state, "generator": state.get("goals")}, "hindsight", "goals")
+
+
+class HindsightView:
+    """Transitions, some of them with another goal."""
+
+    plain, computed, length = False, (), None
+
+    def __init__(self, strategy: Hindsight, generator: NDArray[np.uint64]) -> None:
+        self._strategy = strategy
+        self.generator = generator
+
+    def places(self, schema: Schema) -> dict[str, Place]:
+        """All columns are read from the rows themselves.
+
+        Raises:
+            ColumnError: if the observation has no goals of one dtype and shape.
+        """
+        achieved, desired = (self._column(schema, name) for name in (self._strategy.achieved, self._strategy.desired))
+        one, other = schema.columns[achieved], schema.columns[desired]
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            raise ColumnError(
+                f"{one.name} is {one.dtype}{list(one.shape)} and {other.name} is {other.dtype}{list(other.shape)}, "
+                "expected the same: one becomes the other."
+            )
+        return {}
+
+    def _column(self, schema: Schema, name: str) -> int:
+        names = [column.name for column in schema.columns]
+        if f"observation.{name}" not in names:
+            there = [each for each in names if each.startswith("observation.")]
+            raise ColumnError(f"The observation has no {name!r}, expected one of {there}. Give achieved= and desired=.")
+        return names.index(f"observation.{name}")
+
+    def read(self, snapshot: Snapshot, chains: Chains, rows: Located, schema: Schema) -> Reading:
+        """The rows, and what is to be put in place of what they hold."""
+        strategy, count = self._strategy, rows.slots.size
+        goals = Located(np.empty(count, np.int64), np.empty(count, np.int64), rows.row_ids)
+        chosen = np.empty(count, np.bool_)
+        kernels.draw_goals(
+            self.generator,
+            chains.world(snapshot),
+            rows.slots,
+            rows.positions,
+            strategy.fraction,
+            GOALS.index(strategy.goals),
+            goals.slots,
+            goals.positions,
+            chosen,
+        )
+        columns, at = {"relabelled": chosen}, np.flatnonzero(chosen)
+        if at.size == 0:
+            return Reading({ROW: rows}, columns)
+        place = self._column(schema, strategy.achieved)
+        desired = snapshot.read(_chosen(goals, at), [(place, 0)])[place, 0]
+        reached = snapshot.read(_chosen(rows, at), [(place, 1)])[place, 1]
+        spec = schema.column(REWARD)
+        reward = _checked("reward", strategy.reward(reached.copy(), desired.copy()), (at.size, *spec.shape))
+        ended: Any = np.zeros(at.size, np.bool_)
+        if strategy.terminated is not None:
+            ended = _checked("terminated", strategy.terminated(reached.copy(), desired.copy()), (at.size,)) != 0
+        name = f"observation.{strategy.desired}"
+        patches = {name: (at, desired), f"next_{name}": (at, desired), REWARD: (at, reward), "terminated": (at, ended)}
+        return Reading({ROW: rows}, columns, patches=patches)
+
+
+def _chosen(rows: Located, at: NDArray[np.int64]) -> Located:
+    return Located(rows.slots[at], rows.positions[at], rows.row_ids[at])
+
+
+def _checked(name: str, values: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """What a user's function returned, as an array of this shape."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    array = np.asarray(values)
+    if array.shape != shape or array.dtype.kind not in "fiub":
+        raise ColumnError(f"{name} returned {array.dtype} {array.shape}, expected numbers {shape}: one a transition.")
+    return array
