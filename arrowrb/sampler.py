@@ -161,7 +161,8 @@ class Sampler:
 
 def _of_rows(tensor: Any) -> NDArray[Any]:
     """What a batch says of the rows that were drawn: of sequences, of their first steps."""
-    return np.asarray((tensor[:, 0] if tensor.ndim > 1 else tensor).cpu().numpy())
+    values = np.asarray(tensor.cpu().numpy())
+    return values[:, 0] if values.ndim > 1 else values
 
 
 class NamedSamplers:

@@ -34,7 +34,7 @@ def terminated(achieved: np.ndarray, desired: np.ndarray) -> np.ndarray:
     return (achieved == desired).all(1)
 
 
-@pytest.fixture(params=range(3))
+@pytest.fixture(params=range(2))
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """What is reached at an observation is (number of its episode, its step); lanes, both tiers, rows that are gone."""
     rng = np.random.default_rng(request.param)

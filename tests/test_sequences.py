@@ -21,7 +21,7 @@ from tests.plain_store import plain_batch, plain_schema
 from tests.test_chains import World
 
 
-@pytest.fixture(params=range(6))
+@pytest.fixture(params=range(3))
 def world(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[World, Store, Store]]:

@@ -24,6 +24,7 @@ from arrowrb import Schema, files, parquet
 from arrowrb.engine import Engine, WriterOptions, create_store, segments, tiering
 from arrowrb.errors import ArrowRBError, CorruptError, EmptyError, FullError, RowError, WaitError
 from arrowrb.retention import Limits
+from arrowrb.samplers import ROW, Reading
 from arrowrb.sizing import SegmentShape
 from arrowrb.store import Store
 from tests.plain_store import VECTOR, plain_batch, plain_schema
@@ -368,7 +369,7 @@ def test_snapshots_hold_what_is_moved_and_dropped(tmp_path: Path) -> None:
             assert each.info().pinned_bytes > 0
             drawn = snapshot.draw_uniform(np.array([1, 2, 3, 4], np.uint64), 300)
             assert set(drawn.row_ids.tolist()) <= set(ids.tolist())
-            batch = each._loader(None, "keep", None).load(snapshot, snapshot.locate(ids))
+            batch = each._loader(None, "keep", None).load(snapshot, Reading({ROW: snapshot.locate(ids)}))
             assert all((batch[name] == before[name]).all() for name in before)
             rows = query.fetchall()
             assert [row[0] for row in rows] == ids.tolist()

@@ -95,7 +95,7 @@ class World:
         return {row_id: (episode, t) for episode in self.episodes for t, row_id in enumerate(episode.ids)}
 
 
-@pytest.fixture(params=range(4))
+@pytest.fixture(params=range(2))
 def world(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[World, Store]]:

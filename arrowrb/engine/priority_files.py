@@ -58,21 +58,21 @@ def key_of(name: str) -> Key | None:
 
 def _make(path: Path, header: bytes, size: int, *, durable: bool) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    descriptor = files.allocate(temporary, size)
-    try:
-        with files.explaining(path, "making a file of priorities"):
+    with files.explaining(path, "making a file of priorities"):
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        descriptor = files.allocate(temporary, size)
+        try:
             files.write_at(descriptor, header, 0)
             if durable:
                 files.sync_descriptor(descriptor, path)
             os.rename(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    finally:
-        os.close(descriptor)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        finally:
+            os.close(descriptor)
 
 
 def _map(path: Path, header: bytes, count: int, dtype: type, *, writable: bool) -> NDArray[Any]:

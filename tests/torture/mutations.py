@@ -161,7 +161,7 @@ def read_all(path: Path, which: int = 0) -> dict[str, Any]:
     with Store.open(path) as store:
         if which % 2:
             seen: dict[str, Any] = {
-                "priorities": learner(store).save()["stream"]["priorities"],
+                "priorities": _priorities(store),
                 "episodes": store.sql("SELECT * FROM episodes ORDER BY episode_id").arrow(),
                 "point": [repr(part) for part in store.restore("point")],
             }
@@ -170,6 +170,11 @@ def read_all(path: Path, which: int = 0) -> dict[str, Any]:
             seen = {"rows": store.sql("SELECT * FROM transitions ORDER BY row_id").arrow()}
             ids = seen["rows"]["row_id"].to_numpy()
         return seen | {name: column.numpy().tobytes() for name, column in store.gather(ids).items()}
+
+
+def _priorities(store: Store) -> dict[str, bytes]:
+    raw = learner(store).save()["stream"]["priorities"]["raw"]
+    return {name: values.tobytes() for name, values in raw.items()}
 
 
 def _look(path: Path, truth: dict[str, Any], kind: str, which: int) -> str:
