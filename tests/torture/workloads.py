@@ -166,13 +166,13 @@ def name_points(path: Path, progress: Progress) -> None:
 
     with open_writer(path) as store:
         number = write(store, progress, 60, 60)
-        sampler = store.sampler(batch_size=8, seed=1, name="main")
+        sampler = learner(store)
         for keep in (True, False):
             next(sampler)
             store.checkpoint("point", tensors={"weight": torch.arange(50)}, state=number, keep=keep)
             progress.tell(2, number)
             store.checkpoint("other", state=number, keep=True)
-            number = write(store, progress, 60, 60)
+            number = write(store, progress, 60, 60, sampler=sampler)
             store.remove_checkpoint("other")
 
 
@@ -199,7 +199,7 @@ def die_once(path: Path, progress: Progress) -> None:
 def come_back(path: Path, progress: Progress) -> None:
     """Recovery from a writer that died, a little of all that a writer does, and another store that begins."""
     with open_writer(path) as store:
-        number = write(store, progress, 25, 25, sampler=learner(store))
+        number = write(store, progress, 25, 25)
         store.checkpoint("point", state=number)
     open_writer(path.with_name("other")).close()
 
@@ -287,7 +287,6 @@ def check_left(path: Path, low: int, high: int, *, again: bool = True) -> int:
     if again:
         with open_writer(path) as writer:
             assert check(writer) == seen
-            check_priorities(writer)
     with open_writer(path) as writer:
         assert committed(writer) == seen
         writer.extend(rows(seen, EXTRA_ROWS))
