@@ -201,6 +201,18 @@ def test_windows(world: tuple[World, Store], span: tuple[int, int]) -> None:
         assert row["log_prob.valid"].shape == (span[1] - span[0],)
 
 
+def test_windows_of_different_spans(world: tuple[World, Store]) -> None:
+    """Names that share a span, with others in between."""
+    _, store = world
+    spans = {"action": (0, 4), "observation": (-1, 1), "reward": (0, 4), "legal": (-1, 1), "log_prob": (1, 3)}
+    batch = store.sampler(batch_size=32, windows=spans, seed=0).sample()
+    for name, (first, stop) in spans.items():
+        alone = store.sampler(batch_size=32, windows={name: (first, stop)}, seed=0).sample()
+        assert torch.equal(batch[f"{name}_is_pad"], alone[f"{name}_is_pad"])
+        both = (batch[name], alone[name]) if name != "observation" else (batch[name]["a"], alone[name]["a"])
+        assert torch.equal(*both)
+
+
 def test_columns_and_dtypes(world: tuple[World, Store]) -> None:
     _, store = world
     batch = store.sampler(

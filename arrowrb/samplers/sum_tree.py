@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..engine import Located, PriorityFiles, Snapshot, check_values
+from ..engine import Located, PriorityFiles, SegmentView, Snapshot, check_values
 from ..errors import CorruptError, RowError
 from ..rows import POSITION_BITS, SHARD_SHIFT
 from .chains import nobody
@@ -228,7 +228,7 @@ class SumTree:
     def save(self, snapshot: Snapshot) -> dict[str, Any]:
         """Raw priorities as they are now, by segment."""
         self.follow(snapshot)
-        kept = {f"{shard}-{number}": np.array(tree.raw) for (shard, number), tree in self._trees.items()}
+        kept = {_told(view): np.array(tree.raw) for view, tree in zip(snapshot.layout.views, self._slots, strict=True)}
         return {"largest": self._largest, "raw": kept}
 
     def load(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:
@@ -237,18 +237,23 @@ class SumTree:
         largest = state.get("largest")
         if not isinstance(raw, Mapping) or not isinstance(largest, float) or not 0 < largest <= _MOST:
             raise CorruptError("The state of the sampler is damaged: it holds no priorities.")
+        for view in snapshot.layout.views:  # all of it, before anything is changed
+            kept = raw.get(_told(view))
+            if kept is None:
+                continue
+            if not isinstance(kept, np.ndarray) or kept.shape != (view.entry.rows,) or kept.dtype != np.float32:
+                raise CorruptError("The state of the sampler is damaged: its priorities are not those of the segments.")
+            check_values(kept, "The state of the sampler", "Take an older one.")
         self._layout = self._snapshot = nobody
         self._trees, self._slots = {}, []
         self._set_largest(largest)
         for view in snapshot.layout.views:
-            kept = raw.get(f"{view.shard}-{view.entry.number}")
             into = self._take((view.shard, view.entry.number), view.entry.rows)
-            if kept is None:
-                into[:] = 0
-            elif not isinstance(kept, np.ndarray) or kept.shape != into.shape or kept.dtype != np.float32:
-                raise CorruptError("The state of the sampler is damaged: its priorities are not those of the segments.")
-            else:
-                check_values(kept, "The state of the sampler", "Take an older one.")
-                into[:] = kept
+            into[:] = raw.get(_told(view), 0)
             self._trees[view.shard, view.entry.number] = _Tree(into, view.entry.block_rows)
         self.follow(snapshot)
+
+
+def _told(view: SegmentView) -> str:
+    """How a segment is called in a state."""
+    return f"{view.shard}-{view.entry.number}"

@@ -136,8 +136,8 @@ class View:
                 places[NEXT + column] = Place(f"next stack {frames}", frames)
         for name, (first, stop) in self.windows.items():
             for column in _columns_of(schema, name, None):
-                owner = schema.column(column).owner
-                places[column] = Place(f"window {first} {stop} {owner}", stop - first)
+                observed = schema.column(column).owner == "observation"
+                places[column] = Place(_window_group(first, stop, observed), stop - first)
         return places
 
     def read(self, snapshot: Snapshot, chains: Chains, rows: Located, schema: Schema) -> Reading:
@@ -157,13 +157,14 @@ class View:
                 groups[name] = stacked
                 if self.padding == "zero":
                     blanks[name] = missing
+        pads: dict[str, NDArray[np.bool_]] = {}
         for name, (first, stop) in self.windows.items():
             for column in _columns_of(schema, name, None):
-                owner = schema.column(column).owner
-                group = f"window {first} {stop} {owner}"
+                observed = schema.column(column).owner == "observation"
+                group = _window_group(first, stop, observed)
                 if group not in groups:
-                    groups[group], missing = _window(snapshot, chains, rows, first, stop, owner == "observation")
-                columns[f"{name}_is_pad"] = missing.reshape(-1, stop - first)
+                    groups[group], pads[group] = _window(snapshot, chains, rows, first, stop, observed)
+                columns[f"{name}_is_pad"] = pads[group].reshape(-1, stop - first)
         return Reading(groups, columns, blanks)
 
 
@@ -178,6 +179,10 @@ def _columns_of(schema: Schema, name: str, owner: str | None) -> list[str]:
         kind = "column of observations" if owner else "column"
         raise ColumnError(f"{name!r} is no {kind} of the store.")
     return [column.name for column in found]
+
+
+def _window_group(first: int, stop: int, observed: bool) -> str:
+    return f"window {first} {stop} {'observed' if observed else ''}"
 
 
 def _joined(snapshot: Snapshot, slots: NDArray[np.int64], positions: NDArray[np.int64]) -> Located:
