@@ -6,6 +6,7 @@ The map of the house; each row imports only from rows below it, and names on one
     collector/, importing/                          steps environments into stores, evaluate; data sets into stores
     store                                           create, open, write, read: the public face
     upkeep, sampling                                what is about all of a store; batches by index
+    named                                           samplers that checkpoints keep
     export/, sampler                                data sets of Parquet files; streams of batches
     info, sql/, loader/, recorder                   counts; questions; batches of tensors; a user's own loop
     samplers/                                       which rows to draw
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
         WaitError,
     )
     from .importing import Imported, import_minari, import_parquet, merge
-    from .info import StoreInfo
+    from .info import SamplerInfo, StoreInfo
     from .loader import to_torch
     from .recorder import Recorder
     from .sampler import Sampler
@@ -88,6 +89,7 @@ __all__ = [
     "Recorder",
     "RowError",
     "Sampler",
+    "SamplerInfo",
     "Schema",
     "SchemaError",
     "Sequences",
@@ -133,6 +135,7 @@ _HOMES = {
     "Recorder": "recorder",
     "RowError": "errors",
     "Sampler": "sampler",
+    "SamplerInfo": "info",
     "Schema": "schema",
     "SchemaError": "errors",
     "Sequences": "samplers",

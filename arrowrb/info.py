@@ -98,6 +98,71 @@ class StoreInfo:
         return f"<table>{cells}</table>"
 
 
+@dataclass(frozen=True, slots=True)
+class SamplerInfo:
+    """What a sampler has given since it was made; ``print`` it, or log `as_dict`.
+
+    Attributes:
+        num_batches: batches.
+        num_rows: transitions in them, or sequences.
+        seconds: since it was made.
+        num_committed: transitions that the store has taken meanwhile.
+        wait_seconds: how long batches that are read ahead were waited for.
+        cold_hits: rows read of the cold tier that were in the store's cache, whoever read them.
+        cold_misses: likewise, for which a row group had to be decoded.
+        num_ignored: updates of priorities of rows that were gone.
+        age_rows: how many rows of its shard have come after a row of the last batch, on average; None before the first.
+        age_seconds: how long ago it was collected, on average; likewise.
+    """
+
+    num_batches: int
+    num_rows: int
+    seconds: float
+    num_committed: int
+    wait_seconds: float
+    cold_hits: int
+    cold_misses: int
+    num_ignored: int
+    age_rows: float | None
+    age_seconds: float | None
+
+    @property
+    def batches_per_second(self) -> float:
+        """Batches a second, the time between them included."""
+        return self.num_batches / max(self.seconds, 1e-9)
+
+    @property
+    def rows_per_second(self) -> float:
+        """Transitions, or sequences, a second."""
+        return self.num_rows / max(self.seconds, 1e-9)
+
+    @property
+    def replay_ratio(self) -> float | None:
+        """Rows drawn for each transition that the store has taken meanwhile; None if it has taken none."""
+        return self.num_rows / self.num_committed if self.num_committed else None
+
+    def as_dict(self) -> dict[str, float]:
+        """All of it that there is, by name."""
+        names = [*self.__slots__, "batches_per_second", "rows_per_second", "replay_ratio"]
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def __str__(self) -> str:
+        parts = [
+            f"{self.num_batches:,} batches ({self.batches_per_second:,.0f}/s)",
+            f"{self.num_rows:,} rows ({self.rows_per_second:,.0f}/s)",
+            f"waited {self.wait_seconds:.2f} of {self.seconds:.2f} s",
+        ]
+        if self.replay_ratio is not None:
+            parts.append(f"replay ratio {self.replay_ratio:,.2f}")
+        if self.cold_hits + self.cold_misses:
+            parts.append(f"{self.cold_hits / (self.cold_hits + self.cold_misses):.0%} of cold rows in the cache")
+        if self.num_ignored:
+            parts.append(f"{self.num_ignored:,} updates of rows that were gone")
+        if self.age_seconds is not None and self.age_rows is not None:
+            parts.append(f"age {self.age_rows:,.0f} rows, {self.age_seconds:,.1f} s")
+        return ", ".join(parts)
+
+
 def human_bytes(count: float) -> str:
     """A size for people: 1.5 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):

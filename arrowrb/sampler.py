@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import weakref
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import checkpoints
-from .engine import Engine, Located, Snapshot
+from .engine import Engine, Snapshot
+from .engine.tables import ORDINAL, TIME
 from .errors import OptionError, RowError, UsageError
-from .loader import Loader, as_row_ids
-from .samplers import ROW, AnyView, Chains, Drawn, Learning, Reading, Stream, View, Viewing, check_tiers
+from .info import SamplerInfo
+from .loader import Ahead, Batch, BatchReader, as_row_ids
+from .rows import SHARD_SHIFT
+from .samplers import Columns, Drawn, Learning, Stream, check_tiers
 
+_Restored = tuple[NDArray[np.int64], Columns, Columns]
 _MOST_ROWS: Final = (1 << 31) - 1  # of a batch
 
 
@@ -26,6 +27,56 @@ def check_batch_size(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= _MOST_ROWS:
         raise OptionError(f"batch_size is {value!r}, expected a whole number of 1 to {_MOST_ROWS:,}.")
     return int(value)
+
+
+class _Tally:
+    """Counts what a sampler gives, from when it was made."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._begin = time.monotonic()
+        self._cold = self._cold_reads()
+        self._num_committed = self._committed(engine.snapshot())
+        self.num_batches = self.num_rows = 0
+        self.wait_seconds = 0.0
+        self._last = np.zeros(0, np.int64)
+
+    def add(self, drawn: Drawn) -> None:
+        """Note a batch that is handed out."""
+        self._last = drawn.rows.row_ids
+        self.num_batches += 1
+        self.num_rows += self._last.size
+
+    def info(self, num_ignored: int) -> SamplerInfo:
+        """The counts now."""
+        snapshot, seconds = self._engine.snapshot(), time.monotonic() - self._begin
+        hits, misses = self._cold_reads()
+        age_seconds = age_rows = None
+        rows = snapshot.find(self._last)
+        if rows.row_ids.size:
+            values = snapshot.read(rows, [(ORDINAL, 0), (TIME, 0)])
+            newest = np.array([record.watermark for record in snapshot.records])[rows.row_ids >> SHARD_SHIFT]
+            age_rows = float(np.mean(newest - values[ORDINAL, 0]))
+            age_seconds = float(time.time() - np.mean(values[TIME, 0]) / 1e6)
+        return SamplerInfo(
+            num_batches=self.num_batches,
+            num_rows=self.num_rows,
+            seconds=seconds,
+            num_committed=self._committed(snapshot) - self._num_committed,
+            wait_seconds=self.wait_seconds,
+            cold_hits=hits - self._cold[0],
+            cold_misses=misses - self._cold[1],
+            num_ignored=num_ignored,
+            age_rows=age_rows,
+            age_seconds=age_seconds,
+        )
+
+    def _cold_reads(self) -> tuple[int, int]:
+        return self._engine.cache.num_hits, self._engine.cache.num_misses
+
+    @staticmethod
+    def _committed(snapshot: Snapshot) -> int:
+        return sum(record.num_transitions for record in snapshot.records)
 
 
 class Sampler:
@@ -39,10 +90,9 @@ class Sampler:
         self,
         engine: Engine,
         stream: Stream,
-        loader: Loader,
+        reader: BatchReader,
         batch_size: int,
         *,
-        view: AnyView | None = None,
         prefetch: int = 0,
         tiers: str = "all",
         name: str | None = None,
@@ -53,33 +103,38 @@ class Sampler:
         self._engine = engine
         self._stream = stream
         self._learning = stream if isinstance(stream, Learning) else None
-        self._loader = loader
-        self._view = view or View()
-        self._chains = stream.chains if isinstance(stream, Viewing) else Chains()
+        self._reader = reader
         self._tiers = check_tiers(tiers)
-        self._ready: deque[dict[str, Any]] = deque()
-        self._drawn: dict[str, NDArray[Any]] | None = None  # what a checkpoint says was drawn ahead
+        self._drawn: deque[Drawn] = deque()  # of batches that were drawn, and not handed out
+        self._ready: deque[Batch] = deque()  # those of them that were read
+        self._restored: _Restored | None = None  # what had been drawn ahead in a state that it goes on from
+        self._ahead: Ahead | None = None
         self.name = name
         self.batch_size = batch_size
         self.prefetch = int(prefetch)
+        self._tally = _Tally(engine)
 
-    def save(self) -> dict[str, Any]:
-        """Its state as plain values and arrays: where it stands, and the row ids that are drawn ahead."""
-        names = ("row_id", *(self._stream.extra_columns if self._ready else ()))
-        ahead = self._drawn or {
-            name: np.concatenate([np.zeros(0, np.int64), *(_of_rows(batch[name]) for batch in self._ready)])
-            for name in names
-        }
-        columns = {name: ahead[name] for name in ahead if name != "row_id"}
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands: nested dicts of plain values and NumPy arrays, from which `load_state_dict` goes on.
+
+        The batches that are drawn ahead are in it by their rows; of a sampler with priorities, these, too. Checkpoints
+        of the store keep it of every sampler that has a name.
+        """
+        row_ids, columns, hidden = self._restored or (np.zeros(0, np.int64), {}, {})
+        if self._drawn:
+            drawn = Drawn.joined(list(self._drawn))
+            row_ids, columns, hidden = drawn.rows.row_ids, drawn.columns, drawn.hidden
         state = {
             "stream": self._stream.save(self._engine.snapshot()),
             "batch_size": self.batch_size,
-            "ahead": ahead["row_id"],
+            "ahead": row_ids.copy(),
         }
-        return {**state, "columns": columns} if columns else state
+        return state | {name: dict(told) for name, told in (("columns", columns), ("hidden", hidden)) if told}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on where the sampler stood that gave this state.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the sampler stood that gave this state: the same batches follow, if the rows are the same.
+
+        Batches that were drawn ahead and of which rows have been dropped since are drawn anew.
 
         Raises:
             OptionError: if it had another strategy or batch size.
@@ -91,51 +146,97 @@ class Sampler:
                 f"{state.get('batch_size')!r}. Give the same, or another name."
             )
         stream: Any = state.get("stream")
-        columns = state.get("columns", {})
-        if not isinstance(columns, dict) or any(np.shape(each) != ahead.shape for each in columns.values()):
+        columns, hidden = (state.get(name, {}) for name in ("columns", "hidden"))
+        whole = all(
+            isinstance(told, dict) and all(np.shape(each) == ahead.shape for each in told.values())
+            for told in (columns, hidden)
+        )
+        if not whole or ahead.dtype != np.int64 or ahead.ndim != 1 or ahead.size % self.batch_size:
             raise OptionError("The state that the sampler is to go on from is damaged: it holds no whole batches.")
         self._stream.load(stream if isinstance(stream, dict) else {}, self._engine.snapshot())
-        self._ready.clear()
-        self._drawn = {"row_id": ahead, **columns} if ahead.size else None
+        self.clear()
+        if ahead.size:
+            self._restored = ahead.copy(), columns, hidden
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> Batch:
         return self.sample()
 
-    def sample(self) -> dict[str, Any]:
+    def sample(self) -> Batch:
         """Draw the next batch: name -> tensor [batch_size, *shape], nested where the space is, with ``row_id``."""
-        snapshot, size = None, self.batch_size
-        if self._drawn is not None:
-            snapshot, ahead, self._drawn = self._engine.snapshot(), self._drawn, None
-            with contextlib.suppress(RowError):  # dropped since: they are drawn anew
-                drawn = Drawn(snapshot.locate(ahead.pop("row_id")), ahead)
-                self._ready.extend(self._loader.load_many(snapshot, self._reading(snapshot, drawn), size))
-        if self._ready:
-            return self._ready.popleft()
-        snapshot = snapshot or self._engine.snapshot()
-        if self.prefetch == 0:
-            drawn = self._stream.draw(snapshot, size, tiers=self._tiers)
-            return self._loader.load(snapshot, self._reading(snapshot, drawn))
-        # One draw a batch, so that the rows do not depend on how many are drawn ahead.
-        every = [self._stream.draw(snapshot, size, tiers=self._tiers) for _ in range(self.prefetch + 1)]
-        rows = Located(
-            np.concatenate([each.rows.slots for each in every]),
-            np.concatenate([each.rows.positions for each in every]),
-            np.concatenate([each.rows.row_ids for each in every]),
-        )
-        columns = {name: np.concatenate([each.columns[name] for each in every]) for name in every[0].columns}
-        reading = self._reading(snapshot, Drawn(rows, columns))
-        self._ready.extend(self._loader.load_many(snapshot, reading, size))
+        snapshot = self._engine.snapshot()
+        if self.prefetch == 0 and not self._ready and self._restored is None:
+            drawn = self._draw(snapshot)
+            batch = self._reader.read(snapshot, drawn)
+            self._tally.add(drawn)
+            return batch
+        if self._restored is not None:
+            self._read_restored(snapshot)
+        if self.prefetch:
+            self._draw_ahead(snapshot)
+        if not self._ready:
+            begin = time.perf_counter()
+            batches = self._take()
+            self._ready.extend(batches)
+            self._tally.wait_seconds += time.perf_counter() - begin
+        self._tally.add(self._drawn.popleft())
         return self._ready.popleft()
 
-    def _reading(self, snapshot: Snapshot, drawn: Drawn) -> Reading:
-        """What to read for rows that were drawn."""
-        if self._view.plain:
-            return Reading({ROW: drawn.rows}, drawn.columns)
-        reading = self._view.read(snapshot, self._chains, drawn.rows, self._engine.schema)
-        return replace(reading, columns={**reading.columns, **drawn.columns})
+    def _draw(self, snapshot: Snapshot) -> Drawn:
+        return self._stream.draw(snapshot, self.batch_size, tiers=self._tiers)
+
+    def _draw_ahead(self, snapshot: Snapshot) -> None:
+        """Draw until there are ``prefetch`` batches beside the one that is asked for, once half of them are gone.
+
+        So several are read in one go, and what lies in Parquet is decoded once for all of them. Each is a draw of its
+        own, so that the rows do not depend on how many are drawn ahead.
+        """
+        missing = self.prefetch + 1 - len(self._drawn)
+        if missing * 2 < self.prefetch + 1:
+            return
+        every = [self._draw(snapshot) for _ in range(missing)]
+        self._drawn.extend(every)
+        self._ask(snapshot, Drawn.joined(every))
+
+    def _take(self) -> list[Batch]:
+        """The batches that were asked for first. After an error all that was drawn ahead is drawn anew."""
+        try:
+            return [] if self._ahead is None else self._ahead.take()
+        except Exception:
+            self.clear()
+            raise
+
+    def _read_restored(self, snapshot: Snapshot) -> None:
+        """Read, or ask for, what had been drawn ahead in the state that the sampler goes on from."""
+        restored, self._restored = self._restored, None
+        if restored is None:
+            return
+        row_ids, columns, hidden = restored
+        try:
+            drawn = Drawn(snapshot.locate(row_ids), columns, hidden)
+        except RowError:
+            return  # dropped since: they are drawn anew
+        self._drawn.extend(drawn.split(self.batch_size))
+        if self.prefetch:
+            self._ask(snapshot, drawn)
+        else:
+            self._ready.extend(self._reader.read_many(snapshot, drawn, self.batch_size))
+
+    def _ask(self, snapshot: Snapshot, drawn: Drawn) -> None:
+        self._ahead = self._ahead or Ahead(self._reader, self.batch_size)
+        self._ahead.ask(snapshot, drawn)
+
+    def clear(self) -> None:
+        """Drop the batches that are drawn ahead: the next one is drawn from what there is now."""
+        self._drawn.clear()
+        self._ready.clear()
+        self._ahead = self._restored = None
+
+    def info(self) -> SamplerInfo:
+        """What it has given so far: rates, replay ratio, waits, and the age of the last batch."""
+        return self._tally.info(0 if self._learning is None else self._learning.num_ignored)
 
     def update(self, row_ids: Any, td_error: Any = None, *, priority: Any = None) -> None:
         """Tell what was learned from rows, which decides how likely they are drawn from now on.
@@ -157,51 +258,3 @@ class Sampler:
         if self._learning is None:
             raise UsageError("The sampler keeps no priorities. Make it with a strategy such as arrowrb.Prioritized().")
         self._learning.update(self._engine.snapshot(), as_row_ids(row_ids), td_error, priority)
-
-
-def _of_rows(tensor: Any) -> NDArray[Any]:
-    """What a batch says of the rows that were drawn: of sequences, of their first steps."""
-    values = np.asarray(tensor.cpu().numpy())
-    return values[:, 0] if values.ndim > 1 else values
-
-
-class NamedSamplers:
-    """The samplers of a store that have a name, and the states from which those go on that are made yet."""
-
-    def __init__(self) -> None:
-        self._live: weakref.WeakValueDictionary[str, Sampler] = weakref.WeakValueDictionary()
-        self._waiting: dict[str, Any] = {}
-
-    def check(self, sampler: Sampler) -> None:
-        """Refuse a name that is none, or is taken.
-
-        Raises:
-            OptionError: if it is.
-        """
-        if sampler.name is not None and checkpoints.check_name(sampler.name) in self._live:
-            raise OptionError(
-                f"name is {sampler.name!r}, which another sampler of this store has. Choose another name."
-            )
-
-    def add(self, sampler: Sampler) -> None:
-        """Note a new one; it goes on from the state that waits for it."""
-        self.check(sampler)
-        name = sampler.name
-        if name is None:
-            return
-        if name in self._waiting:
-            sampler.load(self._waiting[name])
-            del self._waiting[name]
-        self._live[name] = sampler
-
-    def save(self) -> dict[str, Any]:
-        """The states of all, those that wait included."""
-        return {**self._waiting, **{name: sampler.save() for name, sampler in self._live.items()}}
-
-    def load(self, states: Mapping[str, Any]) -> None:
-        """Let those that are there go on from these states, and the others when they are made."""
-        states = dict(states)
-        for name, sampler in self._live.items():
-            if name in states:
-                sampler.load(states.pop(name))
-        self._waiting = states

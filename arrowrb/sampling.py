@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .engine import Engine
 from .errors import OptionError
-from .loader import Loader, as_row_ids
-from .sampler import NamedSamplers, Sampler, check_batch_size
-from .samplers import ROW, AnyView, Learning, Reading, Strategy, Stream, Uniform, Viewing, check_tiers, check_view
+from .loader import Batch, BatchReader, Loader, as_row_ids, check_transform
+from .named import NamedSamplers
+from .sampler import Sampler, check_batch_size
+from .samplers import (
+    ROW,
+    AnyView,
+    Chains,
+    Learning,
+    Reading,
+    Strategy,
+    Stream,
+    Uniform,
+    Viewing,
+    check_tiers,
+    check_view,
+)
 
 
 class Sampling:
@@ -91,6 +104,8 @@ class Sampling:
         frame_stack: Mapping[str, int] | None = None,
         padding: str = "repeat",
         windows: Mapping[str, tuple[int, int]] | None = None,
+        transform: Callable[[dict[str, Any]], Batch] | None = None,
+        as_tensordict: bool = False,
         prefetch: int = 0,
         tiers: str = "all",
         seed: int | None = None,
@@ -117,9 +132,13 @@ class Sampling:
             windows: values of the steps from ``first`` to ``stop`` (excluded) beside the row's own, by column:
                 ``{"observation": (-1, 1), "action": (0, 16)}`` gives [n, 2, *shape] and [n, 16, *shape]. Steps beyond
                 the episode's ends repeat the one at the end, where ``<name>_is_pad``, bool[n, stop - first], is True.
-            prefetch: how many batches are drawn ahead of the one that is asked for. They are read together, so that
-                what lies in Parquet is decoded once for all of them: 31 is good where much does. Each batch may lag
-                so many batches behind what is written, and holds the memory of all of them.
+            transform: called with each batch; what it returns takes its place.
+            as_tensordict: batches are TensorDicts, where tensordict is installed.
+            prefetch: how many batches are drawn ahead of the one that is asked for. A thread reads them (and transforms
+                them), so that a batch is there when it is asked for: 4 is good for that. Half of them are read in one
+                go, and what lies in Parquet is decoded once for all of these: 63 is good where much does. Each batch
+                may lag so many batches behind what is written and what `Sampler.update` was told. The batches are the
+                same as without.
             tiers: see `sample`.
             seed: the same seed over the same rows draws the same batches, whatever tier they lie in.
             name: under which checkpoints keep where it stands. After `restore`, a sampler of that name goes on there,
@@ -149,9 +168,13 @@ class Sampling:
             device=device,
             places=view.places(schema),
             computed=view.computed,
+            needs=view.needs,
             length=view.length,
         )
-        made = Sampler(self._engine, stream, loader, size, view=view, prefetch=prefetch, tiers=tiers, name=name)
+        # What a thread reads goes by chains of its own.
+        chains = stream.chains if isinstance(stream, Viewing) and not prefetch else Chains()
+        reader = BatchReader(schema, view, chains, loader, check_transform(transform, as_tensordict))
+        made = Sampler(self._engine, stream, reader, size, prefetch=prefetch, tiers=tiers, name=name)
         self._named.check(made)
         if name is not None and isinstance(stream, Learning):
             shelf = self._engine.priority_files(name)

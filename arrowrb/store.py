@@ -29,8 +29,9 @@ from .engine import (
 from .errors import OptionError, StoreError
 from .events import external
 from .info import StoreInfo, describe
+from .named import NamedSamplers
 from .recorder import Recorder
-from .sampler import NamedSamplers, Sampler
+from .sampler import Sampler
 from .samplers import Stream
 from .sampling import Sampling
 from .schema import Schema, encode_batch, encode_row

@@ -13,7 +13,7 @@ from .engine import repair as repair_directory
 from .engine import verify as verify_directory
 from .errors import StoreNotFoundError
 from .export import Exported, export
-from .sampler import NamedSamplers
+from .named import NamedSamplers
 
 
 def verify(path: str | os.PathLike[str], *, progress: Callable[[int, int], None] | None = None) -> Verified:

@@ -85,7 +85,7 @@ def check(chains: Chains, store: Store, rng: np.random.Generator) -> None:
 def ids(snapshot: Any, steps: Steps, i: int) -> list[int]:
     return [
         int(snapshot.layout.shapes[slot, 6]) + position
-        for slot, position in zip(steps.slots[i].tolist(), steps.positions[i].tolist(), strict=True)
+        for slot, position in zip(steps.places[0, i].tolist(), steps.places[1, i].tolist(), strict=True)
     ]
 
 

@@ -149,7 +149,7 @@ def test_against_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed
             sampler.sample()
         store.maintain()
         model.keep(row_ids_of(store))
-        sampler._ready.clear()
+        sampler.clear()
         check(sampler, model)
     check_distribution(sampler, model, count=32 * 600)
     assert store.verify()
@@ -313,10 +313,10 @@ def test_wrong_updates(td_error, priority, error, told) -> None:
     with Store.temporary(plain_schema()) as store:
         row_ids = store.extend(plain_batch(2, 0))
         sampler = store.sampler(arrowrb.Prioritized(), batch_size=16)
-        before = sampler.save()["stream"]["priorities"]
+        before = sampler.state_dict()["stream"]["priorities"]
         with pytest.raises(error, match=told):
             sampler.update(row_ids, td_error, priority=priority)
-        assert sampler.save()["stream"]["priorities"]["largest"] == before["largest"]
+        assert sampler.state_dict()["stream"]["priorities"]["largest"] == before["largest"]
         assert sampler.sample()["weight"].tolist() == [1.0] * 16
 
 

@@ -43,7 +43,7 @@ def learner(store: Store, **options: object) -> arrowrb.Sampler:
 def priorities(store: Store, name: str | None = "learner") -> np.ndarray:
     """The priorities of all transitions, in order of row ids."""
     sampler = store.sampler(PRIORITIZED, batch_size=8, name=name)
-    raw = sampler.save()["stream"]["priorities"]["raw"]
+    raw = sampler.state_dict()["stream"]["priorities"]["raw"]
     ids = [row_id for (row_id,) in store.sql("SELECT row_id FROM transitions ORDER BY row_id").fetchall()]
     return np.array([raw[f"{each >> 48}-{each >> 24 & 0xFFFFFF}"][each & 0xFFFFFF] for each in ids])
 

@@ -37,6 +37,8 @@ class GroupCache:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.num_bytes = 0
+        self.num_hits = 0  # rows that were read of row groups in the cache
+        self.num_misses = 0  # likewise, of others
         self.guard = threading.Lock()
         self._held: OrderedDict[_Key, tuple[weakref.ref[ColdSegment], NDArray[Any]]] = OrderedDict()
         self._known: dict[int, weakref.ref[ColdSegment]] = {}
@@ -98,11 +100,15 @@ def gather(layout: Layout, located: Located, outputs: NDArray[np.int64], cache: 
     """Copy rows of a layout with cold segments to where ``outputs`` (see the gather kernel) says."""
     slots, positions = located.slots, located.positions
     found = np.empty((slots.size, _PLACE_FIELDS), np.int64)
-    if kernels.find_places(slots, positions, layout.cold_table, layout.addresses, found) == 0:
+    num_cold = kernels.find_places(slots, positions, layout.cold_table, layout.addresses, found)
+    if num_cold == 0:
         kernels.gather(slots, positions, layout.addresses, outputs)
         return
     with cache.guard:
-        if kernels.count_missing(found, outputs) == 0:
+        missing = kernels.count_missing(found, outputs)
+        cache.num_hits += num_cold - missing
+        cache.num_misses += missing
+        if missing == 0:
             kernels.gather_found(found, outputs)
             return
     rows = np.ascontiguousarray(found[:, _FILE_ROW])

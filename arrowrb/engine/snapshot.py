@@ -277,6 +277,14 @@ class Snapshot:
             )
         return Located(slots, positions, row_ids)
 
+    def find(self, row_ids: NDArray[np.int64]) -> Located:
+        """Those of these transitions that are still there."""
+        slots, positions, sources = (np.empty(row_ids.size, np.int64) for _ in range(3))
+        layout = self.layout
+        tables = (layout.shard_table, layout.slot_table, SHARD_SHIFT, POSITION_BITS, layout.shapes, self.fills)
+        found = max(kernels.sift(row_ids, *tables, slots, positions, sources), 0)
+        return Located(slots[:found], positions[:found], row_ids[sources[:found]])
+
     def gather(self, located: Located, outputs: NDArray[np.int64]) -> None:
         """Copy rows to where a table of outputs (see the gather kernel) says, whatever tier they lie in."""
         if self.layout.cold:

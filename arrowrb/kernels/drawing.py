@@ -149,3 +149,11 @@ def draw(
         misses = misses + 1 if kept == have else 0
         have = kept
     return have
+
+
+@kernel("void(uint64[::1], float64[::1])")
+def fill_uniform(state: Any, numbers: Any) -> None:
+    """Fill with uniform numbers from 0 to 1, 1 excluded."""
+    generator = address_of(state)
+    for i in range(numbers.shape[0]):
+        numbers[i] = next_uniform(generator)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from .drawing import below, mask_of, next_uniform
 from .memory import address_of, inline, kernel, load_u8
 from .walking import BEHIND, CONTINUED, TRANSITION
 from .world import block_rows_of, kinds_of, linked, step_back, stop_of
@@ -50,39 +49,25 @@ def _step(world: int, slot: int, position: int, steps: int) -> tuple[int, int]:
         position = block * block_rows_of(world, slot)
 
 
-@kernel("void(uint64[::1], int64[::1], int64[::1], int64[::1], float64, int64, int64[::1], int64[::1], boolean[::1])")
-def draw_goals(
-    state: Any,
-    world_table: Any,
-    slots: Any,
-    positions: Any,
-    fraction: float,
-    mode: int,
-    goal_slots: Any,
-    goal_positions: Any,
-    chosen: Any,
+@kernel("void(float64[::1], int64[::1], int64[::1], int64[::1], int64, int64[::1], int64[::1])")
+def find_goals(
+    luck: Any, world_table: Any, slots: Any, positions: Any, mode: int, goal_slots: Any, goal_positions: Any
 ) -> None:
-    """Choose for some rows an observation of their episodes, uniformly among those that their mode allows.
+    """Choose for each row an observation of its episode, uniformly among those that a mode allows.
 
     Args:
-        state: of the generator, uint64[4], advanced in place.
+        luck: of each row, uniform in [0, 1).
         world_table: of the snapshot.
         slots: of transitions; likewise ``positions``.
         positions: see ``slots``.
-        fraction: how likely each row is chosen.
         mode: ``FUTURE``: one of the observations after the row's own; ``FINAL``: the last of these; ``EPISODE``: any of
             the episode but its first.
         goal_slots: takes where the observations are; likewise ``goal_positions``.
         goal_positions: see ``goal_slots``.
-        chosen: takes which rows were chosen.
     """
-    generator, world = address_of(state), address_of(world_table)
+    world = address_of(world_table)
     for i in range(slots.shape[0]):
         slot, position = slots[i], positions[i]
-        goal_slots[i], goal_positions[i], chosen[i] = slot, position, False
-        if next_uniform(generator) >= fraction:
-            continue
-        chosen[i] = True
         ahead, before = _count_ahead(world, slot, position), 0
         if mode == EPISODE:
             at_slot, at = step_back(world, slot, position)
@@ -91,8 +76,7 @@ def draw_goals(
                 at_slot, at = step_back(world, at_slot, at)
         steps = ahead
         if mode != FINAL:
-            bound = np.uint64(before + ahead)
-            steps = 1 + np.int64(below(generator, mask_of(bound), bound)) - before
+            steps = 1 + min(np.int64(luck[i] * (before + ahead)), before + ahead - 1) - before
         if steps > 0:  # the row behind holds the observation after its own
             slot, position = _step(world, slot, position, steps - 1)
             position += 1

@@ -12,11 +12,10 @@ import numpy as np
 
 from .drawing import ROW_BASE, below, mask_of
 from .memory import address_of, inline, kernel, load_i32, load_i64, load_u8, store_i32, store_i64
-from .walking import BEFORE, BEHIND, CONTINUED, SHAPE_BYTES, TRANSITION
+from .walking import BEFORE, BEHIND, CONTINUED, SHAPE_BYTES, SHAPES, TRANSITION
 from .world import (
     ALL_TRANSITIONS,
     LINE,
-    SHAPES,
     WORD,
     all_transitions,
     block_rows_of,

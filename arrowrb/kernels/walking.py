@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from .drawing import BLOCK_ROWS, FIRST_FILL, KINDS, ROW_BASE, WHOLE
-from .memory import address_of, inline, kernel, load_f32, load_f64, load_i32, load_i64, load_u8, prefetch, store_i64
+from .memory import address_of, inline, kernel, load_i32, load_i64, load_u8, store_i64
 
 # Fields of a chain: addresses of what each block of a segment is followed by, comes after, and is told to go on at.
 BEHIND, BEFORE, CONTINUATION = range(3)
 CHAIN_FIELDS = 3
+# Fields of what inner functions need of a snapshot: addresses and sizes of its tables.
+SHAPES, FILLS, CHAINS, SHARDS, NUM_SHARDS, SLOTS, SHARD_SHIFT, POSITION_BITS = range(8)
+WORLD_FIELDS = 8
 SHAPE_BYTES = 56
 TRANSITION, FINAL, CONTINUED, CUT = 1, 2, 3, 4
 WRONG, RIGHT, UNKNOWN = range(3)
@@ -54,51 +55,32 @@ def find_slot(row_id: int, shards: int, num_shards: int, slots: int, shard_shift
     return int(load_i32(slots + (load_i64(shards + shard * 16) + segment) * 4))
 
 
-@kernel(
-    "void(int64[:, ::1], int64[:, ::1], int64[:, ::1], int64[::1], float64[::1], int64[::1], int64[::1], int64[::1],"
-    " float32[::1])"
-)
-def finish_steps(
-    slots: Any,
-    positions: Any,
-    row_ids: Any,
-    counts: Any,
-    powers: Any,
-    last_slots: Any,
-    last_positions: Any,
-    last_row_ids: Any,
-    discounts: Any,
-) -> None:
-    """The last of the rows of each walk, and ``powers`` of their counts."""
-    last = slots.shape[1] - 1
+@inline
+def slot_of(world: int, row_id: int) -> int:
+    """The slot of a row's segment; -1 where the snapshot has it not."""
+    shards, num_shards = load_i64(world + SHARDS * 8), load_i64(world + NUM_SHARDS * 8)
+    places, shift = load_i64(world + SLOTS * 8), load_i64(world + SHARD_SHIFT * 8)
+    return int(find_slot(row_id, shards, num_shards, places, shift, load_i64(world + POSITION_BITS * 8)))
+
+
+@kernel("void(int64[:, :, ::1], int64[::1], float64[::1], int64[:, ::1], float32[::1])")
+def finish_steps(places: Any, counts: Any, powers: Any, last: Any, discounts: Any) -> None:
+    """The last of the rows of each walk, [3, n], and ``powers`` of their counts."""
     for i in range(counts.shape[0]):
-        last_slots[i], last_positions[i], last_row_ids[i] = slots[i, last], positions[i, last], row_ids[i, last]
+        for k in range(3):
+            last[k, i] = places[k, i, places.shape[2] - 1]
         discounts[i] = powers[counts[i]]
 
 
-@kernel("void(int64[:, ::1], int64[:, ::1], int64[::1], int64[:, ::1], int64, boolean, float64[::1], float64[::1])")
-def discount_rewards(
-    slots: Any,
-    positions: Any,
-    counts: Any,
-    addresses: Any,
-    column: int,
-    wide: bool,
-    powers: Any,
-    sums: Any,
-) -> None:
-    """Sums of rewards in hot rows, each the k-th times ``powers[k]``; ``wide`` where they are float64, else float32."""
+@kernel("void(float64[:, :, ::1], int64[::1], float64[::1], float64[:, ::1])")
+def discount(values: Any, counts: Any, powers: Any, sums: Any) -> None:
+    """Sums over the first ``counts`` of values, [n, length, elements], each the k-th times ``powers[k]``."""
     for i in range(counts.shape[0]):
-        prefetch(addresses[slots[i, 0], column] + positions[i, 0] * (8 if wide else 4))
-    for i in range(counts.shape[0]):
-        total = 0.0
-        for k in range(counts[i]):
-            rewards = addresses[slots[i, k], column]
-            if wide:
-                total += powers[k] * load_f64(rewards + positions[i, k] * 8)
-            else:
-                total += powers[k] * np.float64(load_f32(rewards + positions[i, k] * 4))
-        sums[i] = total
+        for e in range(values.shape[2]):
+            total = 0.0
+            for k in range(counts[i]):
+                total += powers[k] * values[i, k, e]
+            sums[i, e] = total
 
 
 @kernel("void(int64[::1], int64[:, ::1], int32[::1], int64, int64, int64[::1], int64[::1])")
@@ -151,55 +133,42 @@ def link_blocks(
         store_i64(chains[next_slots[i], BEFORE] + other * 8, row_ids[i])
 
 
-@kernel(
-    "void(int64[::1], int64[::1], int64[:, ::1], int32[::1], int64[:, ::1], int64[:, ::1], int32[::1], int64, int64,"
-    " boolean, boolean, int64[:, ::1], int64[:, ::1], int64[:, ::1], int64[::1])"
-)
+@inline
+def _put(out: int, to_positions: int, to_row_ids: int, place: int, slot: int, position: int, base: int) -> None:
+    """Note a row at a place of a walk."""
+    store_i64(out + place * 8, slot)
+    store_i64(out + to_positions + place * 8, position)
+    store_i64(out + to_row_ids + place * 8, base + position)
+
+
+@kernel("void(int64[::1], int64[::1], int64[::1], boolean, boolean, int64[:, :, ::1], int64[::1])")
 def walk_forward(
-    slots: Any,
-    positions: Any,
-    shapes: Any,
-    fills: Any,
-    chains: Any,
-    shard_table: Any,
-    slot_table: Any,
-    shard_shift: int,
-    position_bits: int,
-    across: bool,
-    tails: bool,
-    out_slots: Any,
-    out_positions: Any,
-    out_row_ids: Any,
-    counts: Any,
+    world_table: Any, slots: Any, positions: Any, across: bool, tails: bool, places: Any, counts: Any
 ) -> None:
     """Follow rows to those behind them.
 
     Args:
+        world_table: addresses and sizes of a snapshot's tables, and of how its blocks are linked.
         slots: of the rows to begin at; likewise ``positions``.
         positions: see ``slots``.
-        shapes: of a snapshot's segments; likewise ``fills``, ``shard_table`` and ``slot_table``.
-        fills: see ``shapes``.
-        chains: how their blocks are linked.
-        shard_table: see ``shapes``.
-        slot_table: see ``shapes``.
-        shard_shift: of row ids.
-        position_bits: of row ids.
         across: follow the lane into its next episode; else the episode only.
         tails: count final observations as rows.
-        out_slots: takes the rows' slots, [n, length], the first of which is where it begins; places that no row is
-            left for repeat the last. Likewise ``out_positions`` and ``out_row_ids``.
-        out_positions: see ``out_slots``.
-        out_row_ids: see ``out_slots``.
+        places: takes slots, positions and row ids, [3, n, length], the first of which is where it begins; places that
+            no row is left for repeat the last.
         counts: takes how many rows were found.
     """
-    length, shape_table, fill_table = out_slots.shape[1], address_of(shapes), address_of(fills)
-    shards, places, num_shards = address_of(shard_table), address_of(slot_table), shard_table.shape[0]
-    for i in range(slots.shape[0]):
+    world, n, length = address_of(world_table), places.shape[1], places.shape[2]
+    shape_table, fill_table, chains = world_table[SHAPES], world_table[FILLS], world_table[CHAINS]
+    position_mask = (1 << world_table[POSITION_BITS]) - 1
+    into = address_of(places)
+    to_positions, to_row_ids = n * length * 8, 2 * n * length * 8
+    for i in range(n):
         slot, position = slots[i], positions[i]
         shape = shape_table + slot * SHAPE_BYTES
         kinds, base = load_i64(shape + KINDS * 8), load_i64(shape + ROW_BASE * 8)
         stop = committed_stop(shape_table, fill_table, slot, position)
-        out_slots[i, 0], out_positions[i, 0], out_row_ids[i, 0] = slot, position, base + position
+        out = into + i * length * 8
+        _put(out, to_positions, to_row_ids, 0, slot, position, base)
         found, last_slot, last_position, last_base = 1, slot, position, base
         kind = TRANSITION
         while found < length:
@@ -207,7 +176,7 @@ def walk_forward(
                 break
             while position + 1 < stop and load_u8(kinds + position + 1) == TRANSITION:  # the way of most
                 position += 1
-                out_slots[i, found], out_positions[i, found], out_row_ids[i, found] = slot, position, base + position
+                _put(out, to_positions, to_row_ids, found, slot, position, base)
                 last_slot, last_position, last_base, kind = slot, position, base, TRANSITION
                 found += 1
                 if found == length:
@@ -220,11 +189,12 @@ def walk_forward(
                 if kind == 0 and not across:
                     break
                 block_rows = load_i64(shape + BLOCK_ROWS * 8)
-                behind = load_i64(chains[slot, BEHIND] + (position - 1) // block_rows * 8)
-                slot = find_slot(behind, shards, num_shards, places, shard_shift, position_bits)
+                links = load_i64(chains + (slot * CHAIN_FIELDS + BEHIND) * 8)
+                behind = load_i64(links + (position - 1) // block_rows * 8)
+                slot = slot_of(world, behind)
                 if slot < 0:
                     break
-                position = behind & ((1 << position_bits) - 1)
+                position = behind & position_mask
                 shape = shape_table + slot * SHAPE_BYTES
                 kinds, base = load_i64(shape + KINDS * 8), load_i64(shape + ROW_BASE * 8)
                 stop = committed_stop(shape_table, fill_table, slot, position)
@@ -232,65 +202,52 @@ def walk_forward(
                 if kind == 0:
                     break
             if kind == TRANSITION or tails:
-                out_slots[i, found], out_positions[i, found], out_row_ids[i, found] = slot, position, base + position
+                _put(out, to_positions, to_row_ids, found, slot, position, base)
                 last_slot, last_position, last_base = slot, position, base
                 found += 1
         counts[i] = found
         for j in range(found, length):
-            out_slots[i, j], out_positions[i, j] = last_slot, last_position
-            out_row_ids[i, j] = last_base + last_position
+            _put(out, to_positions, to_row_ids, j, last_slot, last_position, last_base)
 
 
-@kernel(
-    "void(int64[::1], int64[::1], int64[:, ::1], int32[::1], int64[:, ::1], int64[:, ::1], int32[::1], int64, int64,"
-    " int64[:, ::1], int64[:, ::1], int64[:, ::1], int64[::1])"
-)
-def walk_back(
-    slots: Any,
-    positions: Any,
-    shapes: Any,
-    fills: Any,
-    chains: Any,
-    shard_table: Any,
-    slot_table: Any,
-    shard_shift: int,
-    position_bits: int,
-    out_slots: Any,
-    out_positions: Any,
-    out_row_ids: Any,
-    counts: Any,
-) -> None:
+@kernel("void(int64[::1], int64[::1], int64[::1], int64, int64[:, :, ::1], int64[::1])")
+def walk_back(world_table: Any, slots: Any, positions: Any, behind: int, places: Any, counts: Any) -> None:
     """Follow rows to those before them in their episodes; see `walk_forward`.
 
-    The last place of ``out_slots`` is where it begins; places in front of the first row that there is repeat it.
+    The last place is where it begins; places in front of the first row that there is repeat it. With ``behind`` 1 the
+    last place is the row behind, whatever its kind, and the one before it where it begins; it counts, too.
     """
-    length, shape_table, fill_table = out_slots.shape[1], address_of(shapes), address_of(fills)
-    shards, places, num_shards = address_of(shard_table), address_of(slot_table), shard_table.shape[0]
+    world, shape_table, chains = address_of(world_table), world_table[SHAPES], world_table[CHAINS]
+    position_mask, length = (1 << world_table[POSITION_BITS]) - 1, places.shape[2]
     for i in range(slots.shape[0]):
         slot, position = slots[i], positions[i]
         block_rows = load_i64(shape_table + slot * SHAPE_BYTES + BLOCK_ROWS * 8)
-        found = 1
-        out_slots[i, length - 1], out_positions[i, length - 1] = slot, position
+        found, last = 1, length - 1
+        places[0, i, last], places[1, i, last] = slot, position + behind
+        if behind == 1 and length > 1:
+            found, last = 2, length - 2
+            places[0, i, last], places[1, i, last] = slot, position
         while found < length:
             to_slot, to_position = slot, position - 1
             if position % block_rows == 0:
-                before = load_i64(chains[slot, BEFORE] + position // block_rows * 8)
-                to_slot = find_slot(before, shards, num_shards, places, shard_shift, position_bits)
+                links = load_i64(chains + (slot * CHAIN_FIELDS + BEFORE) * 8)
+                before = load_i64(links + position // block_rows * 8)
+                to_slot = slot_of(world, before)
                 if to_slot < 0:
                     break
                 block_rows = load_i64(shape_table + to_slot * SHAPE_BYTES + BLOCK_ROWS * 8)
-                to_position = (before & ((1 << position_bits) - 1)) + block_rows - 1
-                if committed_kind(shape_table, fill_table, to_slot, to_position) != CONTINUED:
+                to_position = (before & position_mask) + block_rows - 1
+                if committed_kind(shape_table, world_table[FILLS], to_slot, to_position) != CONTINUED:
                     break
                 to_position -= 1
-            if committed_kind(shape_table, fill_table, to_slot, to_position) != TRANSITION:
+            if committed_kind(shape_table, world_table[FILLS], to_slot, to_position) != TRANSITION:
                 break
             slot, position = to_slot, to_position
             found += 1
-            out_slots[i, length - found], out_positions[i, length - found] = slot, position
+            places[0, i, length - found], places[1, i, length - found] = slot, position
         counts[i] = found
         for j in range(length - found):
-            out_slots[i, j], out_positions[i, j] = slot, position
+            places[0, i, j], places[1, i, j] = slot, position
         for j in range(length):
-            base = load_i64(shape_table + out_slots[i, j] * SHAPE_BYTES + ROW_BASE * 8)
-            out_row_ids[i, j] = base + out_positions[i, j]
+            base = load_i64(shape_table + places[0, i, j] * SHAPE_BYTES + ROW_BASE * 8)
+            places[2, i, j] = base + places[1, i, j]

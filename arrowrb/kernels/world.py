@@ -7,17 +7,17 @@ from .memory import inline, load_i64, load_u8
 from .walking import (
     BEFORE,
     CHAIN_FIELDS,
+    CHAINS,
     CONTINUED,
+    FILLS,
+    POSITION_BITS,
     SHAPE_BYTES,
     TRANSITION,
     committed_kind,
     committed_stop,
-    find_slot,
+    slot_of,
 )
 
-# Fields of what all inner functions need: addresses and sizes of a snapshot's tables.
-SHAPES, FILLS, CHAINS, SHARDS, NUM_SHARDS, SLOTS, SHARD_SHIFT, POSITION_BITS = range(8)
-WORLD_FIELDS = 8
 WORD, LINE = 8, 64  # kinds that are looked at together
 ALL_TRANSITIONS = 0x0101010101010101
 
@@ -39,17 +39,10 @@ def linked(world: int, slot: int, block: int, field: int) -> tuple[int, int]:
     """The slot and the block behind or before a block of its lane; slot -1 where there is none."""
     links = load_i64(load_i64(world + CHAINS * 8) + (slot * CHAIN_FIELDS + field) * 8)
     row_id = load_i64(links + block * 8)
-    bits = load_i64(world + POSITION_BITS * 8)
-    to = find_slot(
-        row_id,
-        load_i64(world + SHARDS * 8),
-        load_i64(world + NUM_SHARDS * 8),
-        load_i64(world + SLOTS * 8),
-        load_i64(world + SHARD_SHIFT * 8),
-        bits,
-    )
+    to = slot_of(world, row_id)
     if to < 0:
         return -1, 0
+    bits = load_i64(world + POSITION_BITS * 8)
     return to, (row_id & ((1 << bits) - 1)) // block_rows_of(world, to)
 
 

@@ -6,7 +6,8 @@ them: whoever keeps a batch, or a view of a part of it, keeps it unchanged.
 
 from __future__ import annotations
 
+from .batches import Ahead, Batch, BatchReader, check_transform
 from .converting import as_row_ids, to_torch
 from .loader import Loader
 
-__all__ = ["Loader", "as_row_ids", "to_torch"]
+__all__ = ["Ahead", "Batch", "BatchReader", "Loader", "as_row_ids", "check_transform", "to_torch"]

@@ -131,6 +131,18 @@ def _known_entries(schema: Schema, float64: str, places: Mapping[str, Place], ow
     return known
 
 
+def needed_outputs(schema: Schema, needs: Mapping[str, Place]) -> tuple[Output, ...]:
+    """Columns that batches do not show, as they are stored."""
+    found = []
+    for place, spec in enumerate(schema.columns):
+        if spec.name in needs:
+            repeat = needs[spec.name].repeat
+            shape = spec.shape if repeat is None else (repeat, *spec.shape)
+            size = spec.item_bytes * (repeat or 1)
+            found.append(Output(spec.name, place, needs[spec.name], 0, size, spec.storage, shape, False, False))
+    return tuple(found)
+
+
 def _output(column: int, spec: Column, shift: int, float64: str, place: Place) -> Output:
     name = f"next_{spec.name}" if shift else spec.name
     cast = float64 == "float32" and spec.dtype == "float64"

@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 
 from ..engine import Snapshot
 from ..errors import OptionError
-from ..samplers import ROW, Place, Reading
+from ..samplers import ROW, Columns, Place, Reading
 from ..schema import Schema
-from .entries import NO_PLACES, batch_entries
+from .entries import NO_PLACES, batch_entries, needed_outputs
 from .slabs import Slab
 
 _ALIGNMENT: Final = 64
 _KEPT_SLABS: Final = 4
-
-Extra = Mapping[str, NDArray[Any]]
 
 
 class Loader:
@@ -30,6 +28,7 @@ class Loader:
         device: a torch device that batches are moved to; from pinned memory where CUDA exists.
         places: of the columns that are not read from the rows themselves, by name.
         computed: columns that come with what is to be read, in place of those of the store.
+        needs: columns to read for those that are computed, from which rows.
         length: of sequences, where these are drawn: so many rows each.
     """
 
@@ -42,6 +41,7 @@ class Loader:
         device: Any = None,
         places: Mapping[str, Place] = NO_PLACES,
         computed: Collection[str] = (),
+        needs: Mapping[str, Place] = NO_PLACES,
         length: int | None = None,
     ) -> None:
         import torch
@@ -53,7 +53,8 @@ class Loader:
         self._computed = {name: wanted.get(name) for name in computed}
         self._length = length
         self._outputs = [output for entry in self._entries for output in entry.outputs]
-        self._items = [schema.columns[output.column].item_bytes for output in self._outputs]
+        self._needed = needed_outputs(schema, needs)
+        self._items = [schema.columns[output.column].item_bytes for output in (*self._outputs, *self._needed)]
         try:
             self._device = None if device is None else torch.device(device)
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
@@ -69,18 +70,19 @@ class Loader:
     def load(self, snapshot: Snapshot, reading: Reading) -> dict[str, Any]:
         """Read rows into a new batch: name -> tensor [n, *shape], nested where the space is, with ``row_id``."""
         slab = self._read(snapshot, reading)
-        return self._add(self._assemble(slab.tensors), reading.columns, 0, self._count)
+        return self._add(self._assemble(slab.tensors), _all_columns(slab, reading), 0, self._count)
 
     def load_many(self, snapshot: Snapshot, reading: Reading, batch_size: int) -> list[dict[str, Any]]:
         """Read rows for several batches of one size in one go; their tensors are parts of one slab."""
-        tensors = self._read(snapshot, reading).tensors
+        slab = self._read(snapshot, reading)
+        columns = _all_columns(slab, reading)
         return [
-            self._add(self._assemble([tensor[first:stop] for tensor in tensors]), reading.columns, first, stop)
+            self._add(self._assemble([tensor[first:stop] for tensor in slab.tensors]), columns, first, stop)
             for first in range(0, self._count, batch_size)
             for stop in (first + batch_size,)
         ]
 
-    def _add(self, batch: dict[str, Any], columns: Extra, first: int, stop: int) -> dict[str, Any]:
+    def _add(self, batch: dict[str, Any], columns: Columns, first: int, stop: int) -> dict[str, Any]:
         """Add columns that were not read from the store."""
         for name, array in columns.items():
             part = array[first:stop]
@@ -128,11 +130,12 @@ class Loader:
     def _lay_out(self, count: int) -> None:
         """Decide where each output lies in a slab for so many rows, and the tables that the kernel reads."""
         offsets, place = [], 0
-        for output in self._outputs:
+        outputs = (*self._outputs, *self._needed)
+        for output in outputs:
             offsets.append(place)
             place += -(-max(count, 1) * output.item_bytes // _ALIGNMENT) * _ALIGNMENT
         rows: dict[str, list[tuple[int, ...]]] = {}
-        for output, item, offset in zip(self._outputs, self._items, offsets, strict=True):
+        for output, item, offset in zip(outputs, self._items, offsets, strict=True):
             rows.setdefault(output.place.group, []).append((output.column, output.shift, item, output.cast, offset))
         self._tables = {group: np.array(each, np.int64).reshape(-1, 5) for group, each in rows.items()}
         self._offsets = [*offsets, place]
@@ -145,7 +148,7 @@ class Loader:
             if slab.idle(self._torch):
                 return slab
         shape = (self._count,) if self._length is None else (self._count, self._length)
-        slab = Slab(self._torch, self._outputs, self._offsets, shape, self._pinned)
+        slab = Slab(self._torch, self._outputs, self._needed, self._offsets, shape, self._pinned)
         slab.tables = {group: table + np.array([0, 0, 0, 0, slab.address]) for group, table in self._tables.items()}
         if len(self._slabs) >= _KEPT_SLABS:
             self._slabs.pop(0)
@@ -172,3 +175,8 @@ class Loader:
                 place = stop
         batch["row_id"] = tensors[place]
         return batch
+
+
+def _all_columns(slab: Slab, reading: Reading) -> Columns:
+    """What the batch has beside what was read."""
+    return reading.columns if reading.finish is None else {**reading.columns, **reading.finish(slab.needed)}

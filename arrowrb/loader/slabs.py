@@ -17,15 +17,21 @@ class Slab:
     """Memory of one batch, with a tensor over each part of it.
 
     Batches get aliases of these tensors, never the tensors themselves, so the storage's count of users says whether
-    anybody still holds the batch, a part of it, or a view of either.
+    anybody still holds the batch, a part of it, or a view of either. ``needed`` are columns that no batch shows.
     """
 
-    __slots__ = ("_idle_count", "_storage", "address", "row_ids", "size", "tables", "tensors")
+    __slots__ = ("_idle_count", "_storage", "address", "needed", "row_ids", "size", "tables", "tensors")
 
     tables: dict[str, NDArray[np.int64]]  # what the gather kernel reads, with targets in this slab, by group
 
     def __init__(
-        self, torch: Any, outputs: Sequence[Output], offsets: Sequence[int], shape: Shape, pinned: bool
+        self,
+        torch: Any,
+        outputs: Sequence[Output],
+        needed: Sequence[Output],
+        offsets: Sequence[int],
+        shape: Shape,
+        pinned: bool,
     ) -> None:
         count, num_ids = shape[0], int(np.prod(shape))
         self.size = offsets[-1] + 8 * max(num_ids, 1)
@@ -37,6 +43,10 @@ class Slab:
         for output, offset in zip(outputs, offsets, strict=False):
             part = whole[offset : offset + max(count, 1) * output.item_bytes]
             self.tensors.append(part.view(torch_dtype(torch, output)).view(-1, *output.shape)[:count])
+        self.needed: dict[str, NDArray[Any]] = {}
+        for output, offset in zip(needed, offsets[len(outputs) :], strict=False):
+            stop = offset + count * output.item_bytes
+            self.needed[output.name] = memory[offset:stop].view(output.dtype).reshape(count, *output.shape)
         row_ids = whole[offsets[-1] :].view(torch.int64)[:num_ids].view(shape)
         self.tensors.append(row_ids)
         self.row_ids: NDArray[np.int64] = memory[offsets[-1] :].view(np.int64)[:num_ids]

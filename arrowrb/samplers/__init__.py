@@ -9,10 +9,11 @@ from __future__ import annotations
 from .chains import Chains
 from .hindsight import Hindsight
 from .prioritized import Prioritized
+from .reading import REWARD, ROW, AnyView, Columns, Drawn, Place, Reading
 from .sequences import Sequences
-from .strategy import Drawn, Learning, Strategy, Stream, Viewing, check_tiers, generator_state
+from .strategy import Learning, Strategy, Stream, Viewing, check_tiers, generator_state
 from .uniform import Uniform
-from .views import LAST, REWARD, ROW, AnyView, Place, Reading, View, check_view
+from .views import LAST, View, check_view
 
 __all__ = [
     "LAST",
@@ -20,6 +21,7 @@ __all__ = [
     "ROW",
     "AnyView",
     "Chains",
+    "Columns",
     "Drawn",
     "Hindsight",
     "Learning",

@@ -80,6 +80,7 @@ class Chains:
         self._blocks: dict[Key, _Blocks] = {}
         self._slots: list[_Blocks] = []
         self._growing: list[int] = []
+        self._world = np.zeros(kernels.WORLD_FIELDS, np.int64)
         self._newest: dict[Key, int] = {}  # (shard, lane) -> row id of the first row of its newest block
 
     def follow(self, snapshot: Snapshot) -> None:
@@ -92,6 +93,7 @@ class Chains:
         if found:
             self._link(snapshot, _Places(*(np.concatenate(each) for each in zip(*map(_fields, found), strict=True))))
         self._growing = [slot for slot in self._growing if not self._slots[slot].done]
+        self._world = self._see(snapshot)
         self._snapshot = weakref.ref(snapshot)
 
     def _lay_out(self, snapshot: Snapshot) -> None:
@@ -178,8 +180,11 @@ class Chains:
         return np.asarray(right)
 
     def world(self, snapshot: Snapshot) -> NDArray[np.int64]:
-        """A snapshot as the kernels of starts and goals see it: addresses, good as long as it and this live."""
+        """A snapshot as the kernels that walk see it: addresses, good as long as it and this live."""
         self.follow(snapshot)
+        return self._world
+
+    def _see(self, snapshot: Snapshot) -> NDArray[np.int64]:
         layout = snapshot.layout
         tables = (layout.shapes, snapshot.fills, self.table, layout.shard_table)
         sizes = (len(layout.shard_table), address_of(layout.slot_table), SHARD_SHIFT, POSITION_BITS)
@@ -197,48 +202,22 @@ class Chains:
             across: go on with the lane's next episode; else they end with the episode.
             tails: count final observations as rows.
         """
-        self.follow(snapshot)
         steps = Steps.empty(rows.slots.size, length)
-        layout = snapshot.layout
-        kernels.walk_forward(
-            rows.slots,
-            rows.positions,
-            layout.shapes,
-            snapshot.fills,
-            self.table,
-            layout.shard_table,
-            layout.slot_table,
-            SHARD_SHIFT,
-            POSITION_BITS,
-            across,
-            tails,
-            steps.slots,
-            steps.positions,
-            steps.row_ids,
-            steps.counts,
-        )
+        world = self.world(snapshot)
+        kernels.walk_forward(world, rows.slots, rows.positions, across, tails, steps.places, steps.counts)
         return steps
 
-    def back(self, snapshot: Snapshot, rows: Located, length: int) -> Steps:
-        """The rows before rows in their episodes, these included as the last; the first again where there are fewer."""
-        self.follow(snapshot)
+    def back(self, snapshot: Snapshot, rows: Located, length: int, *, behind: int = 0) -> Steps:
+        """The rows before rows in their episodes, these included as the last; the first again where there are fewer.
+
+        Args:
+            snapshot: what they are in.
+            rows: transitions.
+            length: how many.
+            behind: 1 to end with the row behind, which holds the next observation.
+        """
         steps = Steps.empty(rows.slots.size, length)
-        layout = snapshot.layout
-        kernels.walk_back(
-            rows.slots,
-            rows.positions,
-            layout.shapes,
-            snapshot.fills,
-            self.table,
-            layout.shard_table,
-            layout.slot_table,
-            SHARD_SHIFT,
-            POSITION_BITS,
-            steps.slots,
-            steps.positions,
-            steps.row_ids,
-            steps.counts,
-        )
+        kernels.walk_back(self.world(snapshot), rows.slots, rows.positions, behind, steps.places, steps.counts)
         return steps
 
 
@@ -247,44 +226,28 @@ class Steps:
     """Rows that follow each other.
 
     Attributes:
-        slots: of their segments, int64[n, length].
-        positions: likewise.
-        row_ids: likewise.
+        places: slots of their segments, positions and row ids, int64[3, n, length].
         counts: how many of each there are, int64[n]; the other places repeat the row at the end.
     """
 
-    slots: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    row_ids: NDArray[np.int64]
+    places: NDArray[np.int64]
     counts: NDArray[np.int64]
 
     @classmethod
     def empty(cls, count: int, length: int) -> Steps:
         """Places for so many."""
-        shape = (count, length)
-        slots, positions, row_ids = (np.empty(shape, np.int64) for _ in range(3))
-        return cls(slots, positions, row_ids, np.empty(count, np.int64))
+        return cls(np.empty((3, count, length), np.int64), np.empty(count, np.int64))
 
     def rows(self) -> Located:
         """All of them, one after the other."""
-        return Located(self.slots.ravel(), self.positions.ravel(), self.row_ids.ravel())
+        return Located(*self.places.reshape(3, -1))
 
     def finish(self, powers: NDArray[np.float64]) -> tuple[Located, NDArray[np.float32]]:
         """The last of each, and ``powers`` of how many there are."""
         count = self.counts.size
-        last, discounts = Located(*(np.empty(count, np.int64) for _ in range(3))), np.empty(count, np.float32)
-        kernels.finish_steps(
-            self.slots,
-            self.positions,
-            self.row_ids,
-            self.counts,
-            powers,
-            last.slots,
-            last.positions,
-            last.row_ids,
-            discounts,
-        )
-        return last, discounts
+        last, discounts = np.empty((3, count), np.int64), np.empty(count, np.float32)
+        kernels.finish_steps(self.places, self.counts, powers, last, discounts)
+        return Located(*last), discounts
 
 
 def _find(snapshot: Snapshot, row_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -14,8 +14,8 @@ from ..engine import Located, Snapshot
 from ..errors import ColumnError, OptionError
 from ..schema import Schema
 from .chains import Chains
-from .strategy import Drawn, check_generator, generator_state
-from .views import REWARD, ROW, Place, Reading
+from .reading import REWARD, ROW, Drawn, Place, Reading
+from .strategy import check_generator, generator_state
 
 GOALS: Final = ("future", "final", "episode")  # as the kernel numbers them
 Goal = Callable[[NDArray[Any], NDArray[Any]], Any]
@@ -71,32 +71,37 @@ class HindsightStream:
     extra_columns: tuple[str, ...] = ()
 
     def __init__(self, strategy: Hindsight, seed: int | None) -> None:
+        self._fraction = strategy.fraction
         self._state = generator_state(seed)
+        self._goals = generator_state(seed, 1)
         self.chains = Chains()
-        self.view = HindsightView(strategy, generator_state(seed, 1))
+        self.view = HindsightView(strategy)
 
     def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Drawn:
-        """Choose ``count`` transitions uniformly."""
-        return Drawn(snapshot.draw_uniform(self._state, count, tiers=tiers))
+        """Choose ``count`` transitions uniformly, and draw which of them get other goals."""
+        luck = np.empty(2 * count, np.float64)
+        kernels.fill_uniform(self._goals, luck)
+        hidden = {"relabelled": luck[:count] < self._fraction, "luck": luck[count:]}
+        return Drawn(snapshot.draw_uniform(self._state, count, tiers=tiers), hidden=hidden)
 
     def save(self, snapshot: Snapshot) -> dict[str, Any]:  # noqa: ARG002
         """The generators' states."""
-        return {"strategy": "hindsight", "generator": self._state.copy(), "goals": self.view.generator.copy()}
+        return {"strategy": "hindsight", "generator": self._state.copy(), "goals": self._goals.copy()}
 
     def load(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:  # noqa: ARG002
         """Go on from a state that `save` gave."""
         self._state[:] = check_generator(state, "hindsight", "with goals in hindsight")
-        self.view.generator[:] = check_generator({**state, "generator": state.get("goals")}, "hindsight", "goals")
+        self._goals[:] = check_generator({**state, "generator": state.get("goals")}, "hindsight", "goals")
 
 
 class HindsightView:
     """Transitions, some of them with another goal."""
 
     plain, computed, length = False, (), None
+    needs: Mapping[str, Place] = {}
 
-    def __init__(self, strategy: Hindsight, generator: NDArray[np.uint64]) -> None:
+    def __init__(self, strategy: Hindsight) -> None:
         self._strategy = strategy
-        self.generator = generator
 
     def places(self, schema: Schema) -> dict[str, Place]:
         """All columns are read from the rows themselves.
@@ -120,28 +125,26 @@ class HindsightView:
             raise ColumnError(f"The observation has no {name!r}, expected one of {there}. Give achieved= and desired=.")
         return names.index(f"observation.{name}")
 
-    def read(self, snapshot: Snapshot, chains: Chains, rows: Located, schema: Schema) -> Reading:
+    def read(self, snapshot: Snapshot, chains: Chains, drawn: Drawn, schema: Schema) -> Reading:
         """The rows, and what is to be put in place of what they hold."""
-        strategy, count = self._strategy, rows.slots.size
-        goals = Located(np.empty(count, np.int64), np.empty(count, np.int64), rows.row_ids)
-        chosen = np.empty(count, np.bool_)
-        kernels.draw_goals(
-            self.generator,
-            chains.world(snapshot),
-            rows.slots,
-            rows.positions,
-            strategy.fraction,
-            GOALS.index(strategy.goals),
-            goals.slots,
-            goals.positions,
-            chosen,
-        )
+        strategy, rows, chosen = self._strategy, drawn.rows, drawn.hidden["relabelled"]
         columns, at = {"relabelled": chosen}, np.flatnonzero(chosen)
         if at.size == 0:
             return Reading({ROW: rows}, columns)
+        at_rows = Located(rows.slots[at], rows.positions[at], rows.row_ids[at])
+        goals = Located(np.empty(at.size, np.int64), np.empty(at.size, np.int64), at_rows.row_ids)
+        kernels.find_goals(
+            drawn.hidden["luck"][at],
+            chains.world(snapshot),
+            at_rows.slots,
+            at_rows.positions,
+            GOALS.index(strategy.goals),
+            goals.slots,
+            goals.positions,
+        )
         place = self._column(schema, strategy.achieved)
-        desired = snapshot.read(_chosen(goals, at), [(place, 0)])[place, 0]
-        reached = snapshot.read(_chosen(rows, at), [(place, 1)])[place, 1]
+        desired = snapshot.read(goals, [(place, 0)])[place, 0]
+        reached = snapshot.read(at_rows, [(place, 1)])[place, 1]
         spec = schema.column(REWARD)
         reward = _checked("reward", strategy.reward(reached.copy(), desired.copy()), (at.size, *spec.shape))
         ended: Any = np.zeros(at.size, np.bool_)
@@ -150,10 +153,6 @@ class HindsightView:
         name = f"observation.{strategy.desired}"
         patches = {name: (at, desired), f"next_{name}": (at, desired), REWARD: (at, reward), "terminated": (at, ended)}
         return Reading({ROW: rows}, columns, patches=patches)
-
-
-def _chosen(rows: Located, at: NDArray[np.int64]) -> Located:
-    return Located(rows.slots[at], rows.positions[at], rows.row_ids[at])
 
 
 def _checked(name: str, values: Any, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..engine import PriorityFiles, Snapshot
 from ..errors import ColumnError, EmptyError, OptionError, UsageError
-from .strategy import Drawn, check_generator, generator_state
+from .reading import Drawn
+from .strategy import check_generator, generator_state
 from .sum_tree import SumTree
 
 NORMALIZERS: Final = ("store", "batch")

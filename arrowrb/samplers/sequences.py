@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..engine import Located, Snapshot
-from ..engine.tables import STEP
 from ..errors import EmptyError, OptionError
 from ..schema import Schema
 from .chains import Chains
+from .reading import ROW, Columns, Drawn, Place, Reading
 from .starts import Starts
-from .strategy import Drawn, check_generator, generator_state
-from .views import ROW, Place, Reading
+from .strategy import check_generator, generator_state
 
 OVER: Final = ("starts", "episodes")
 _MOST_STEPS: Final = 1 << 20
@@ -150,17 +151,24 @@ class SequenceView:
         """All columns are read from the steps."""
         return {}
 
-    def read(self, snapshot: Snapshot, chains: Chains, rows: Located, schema: Schema) -> Reading:  # noqa: ARG002
+    @property
+    def needs(self) -> Mapping[str, Place]:
+        """Steps are counted from 0 in an episode."""
+        return {"step": Place(ROW, self.length)}
+
+    def read(self, snapshot: Snapshot, chains: Chains, drawn: Drawn, schema: Schema) -> Reading:  # noqa: ARG002
         """The steps of the sequences that begin at these rows."""
-        steps = chains.forward(snapshot, rows, self.length, across=self.across)
+        steps = chains.forward(snapshot, drawn.rows, self.length, across=self.across)
         every = steps.rows()
-        is_first = np.zeros((rows.slots.size, self.length), np.bool_)
-        if self.across:
-            is_first[:] = (snapshot.read(every, [(STEP, 0)])[STEP, 0] == 0).reshape(is_first.shape)
-        else:  # an episode has one first step
-            is_first[:, 0] = snapshot.read(rows, [(STEP, 0)])[STEP, 0] == 0
         if self.strict:
-            return Reading({ROW: every}, {"is_first": is_first})
+            return Reading({ROW: every}, finish=_find_first)
         mask = np.arange(self.length) < steps.counts[:, None]
-        every.row_ids[~mask.ravel()] = -1
-        return Reading({ROW: every}, {"is_first": is_first & mask, "mask": mask}, {ROW: ~mask.ravel()})
+        beyond = ~mask.ravel()
+        every.row_ids[beyond] = -1
+        return Reading({ROW: every}, {"mask": mask}, {ROW: beyond}, finish=partial(_find_first, mask=mask))
+
+
+def _find_first(needed: Columns, mask: NDArray[np.bool_] | None = None) -> Columns:
+    """Which steps are the first of their episodes."""
+    is_first = needed["step"] == 0
+    return {"is_first": is_first if mask is None else is_first & mask}

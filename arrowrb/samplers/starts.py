@@ -50,7 +50,6 @@ class Starts:
         self._table = np.zeros((0, kernels.COUNT_FIELDS), np.int64)
         self._blocks = np.zeros(0, np.int64)
         self._totals = np.zeros((2, 0), np.int64)
-        self._world = np.zeros(kernels.WORLD_FIELDS, np.int64)
 
     def follow(self, snapshot: Snapshot) -> None:
         """Count what is new in a snapshot, and forget what is gone."""
@@ -60,7 +59,7 @@ class Starts:
         if layout is not self._layout():
             self._lay_out(snapshot)
         changed = np.zeros(len(self._slots), np.uint8)
-        self._world = self._chains.world(snapshot)
+        world = self._chains.world(snapshot)
         for slot in self._growing:
             counts, view = self._slots[slot], layout.views[slot]
             rows = np.full(counts.blocks, view.entry.block_rows, np.int64)
@@ -71,7 +70,7 @@ class Starts:
             if new.size:
                 seen = counts.seen[new]
                 counts.seen[new] = rows[new]
-                kernels.count_starts(self._world, self._table, slot, new, seen, self.length, changed)
+                kernels.count_starts(world, self._table, slot, new, seen, self.length, changed)
             counts.done = view.closed
         if changed.any():
             kernels.sum_starts(self._table, changed, self._blocks, self._totals[0], self._totals[1])
@@ -124,7 +123,7 @@ class Starts:
         located = Located(*(np.empty(count, np.int64) for _ in range(3)))
         kernels.draw_starts(
             state,
-            self._world,
+            self._chains.world(snapshot),
             self._table,
             until,
             self._blocks,

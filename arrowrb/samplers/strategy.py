@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine import Located, PriorityFiles, Snapshot
+from ..engine import PriorityFiles, Snapshot
 from ..errors import OptionError
 from .chains import Chains
-from .views import AnyView
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """Rows that were drawn.
-
-    Attributes:
-        rows: where they are.
-        columns: what else the batch says of them, by name: one entry a row.
-    """
-
-    rows: Located
-    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+from .reading import AnyView, Drawn
 
 
 class Stream(Protocol):

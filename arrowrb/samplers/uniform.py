@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..engine import Snapshot
-from .strategy import Drawn, Stream, check_generator, generator_state
+from .reading import Drawn
+from .strategy import Stream, check_generator, generator_state
 
 
 class _UniformStream:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Final, Protocol
+from functools import cached_property, partial
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,73 +17,15 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..engine import Located, Snapshot
 from ..errors import ColumnError, OptionError
-from ..schema import Schema
-from .chains import Chains, Steps
+from ..schema import Column, Schema
+from .chains import Chains
+from .reading import REWARD, ROW, Columns, Drawn, Place, Reading
 
-ROW: Final = "row"  # the group of the rows that were drawn
-LAST: Final = "last"  # of those that are summed
+LAST: Final = "last"  # the group of the last rows that are summed
+STEPS: Final = "steps"  # of all of these
 _MOST_STEPS: Final = 1 << 20
 PADDINGS: Final = ("repeat", "zero")
 NEXT: Final = "next_"
-REWARD: Final = "reward"
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """From which rows a column of a batch is read.
-
-    Attributes:
-        group: the rows.
-        repeat: how many of them for each row that was drawn, which become a dimension; None: one, without.
-    """
-
-    group: str = ROW
-    repeat: int | None = None
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The rows to read a batch from, and what is known of them already.
-
-    Attributes:
-        groups: rows by group, ``repeat`` for each that was drawn.
-        columns: other columns of the batch, by name.
-        blanks: places of a group that are to be zero, bool[rows].
-        patches: what is put in place of what some rows hold, by the name of a column, or of a leaf of one: which of
-            the rows, int64[n], and the values, [n, *shape].
-    """
-
-    groups: Mapping[str, Located]
-    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    blanks: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
-    patches: Mapping[str, tuple[NDArray[np.int64], NDArray[Any]]] = field(default_factory=dict)
-
-
-class AnyView(Protocol):
-    """What a batch reads for the rows that were drawn."""
-
-    @property
-    def plain(self) -> bool:
-        """Whether batches are the rows as they are."""
-        ...
-
-    @property
-    def computed(self) -> tuple[str, ...]:
-        """Columns of the store that are computed instead of read."""
-        ...
-
-    @property
-    def length(self) -> int | None:
-        """How many steps each row stands for; None: itself, without a dimension of its own."""
-        ...
-
-    def places(self, schema: Schema) -> dict[str, Place]:
-        """Where the columns of a batch are read that are not read from the row itself, by name."""
-        ...
-
-    def read(self, snapshot: Snapshot, chains: Chains, rows: Located, schema: Schema) -> Reading:
-        """The rows that a batch of these rows is read from."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -114,6 +56,11 @@ class View:
         """Columns of the store that are computed instead of read."""
         return () if self.n_step is None else (REWARD,)
 
+    @property
+    def needs(self) -> Mapping[str, Place]:
+        """The rewards that are summed."""
+        return {} if self.n_step is None else {REWARD: Place(STEPS, self.n_step)}
+
     @cached_property
     def powers(self) -> NDArray[np.float64]:
         """Of gamma, from 0 on."""
@@ -140,23 +87,24 @@ class View:
                 places[column] = Place(_window_group(first, stop, observed), stop - first)
         return places
 
-    def read(self, snapshot: Snapshot, chains: Chains, rows: Located, schema: Schema) -> Reading:
+    def read(self, snapshot: Snapshot, chains: Chains, drawn: Drawn, schema: Schema) -> Reading:
         """The rows that a batch of these rows is read from."""
+        rows = last = drawn.rows
         groups: dict[str, Located] = {ROW: rows}
         columns: dict[str, NDArray[Any]] = {}
         blanks: dict[str, NDArray[np.bool_]] = {}
-        last = rows
+        finish = None
         if self.n_step is not None:
             steps = chains.forward(snapshot, rows, self.n_step)
             last, columns["discount"] = steps.finish(self.powers)
-            groups[LAST], columns["num_steps"] = last, steps.counts
-            columns[REWARD] = _discounted(snapshot, schema, steps, self.powers)
+            groups[LAST], groups[STEPS], columns["num_steps"] = last, steps.rows(), steps.counts
+            finish = partial(_discounted, schema.column(REWARD), steps.counts, self.powers)
         for frames in set(self.frame_stack.values()):
             for name, end, behind in ((f"stack {frames}", rows, 0), (f"next stack {frames}", last, 1)):
-                stacked, missing = _stack(snapshot, chains, end, frames, behind)
-                groups[name] = stacked
+                stack = chains.back(snapshot, end, frames, behind=behind)
+                groups[name] = stack.rows()
                 if self.padding == "zero":
-                    blanks[name] = missing
+                    blanks[name] = (np.arange(-frames, 0) < -stack.counts[:, None]).ravel()
         pads: dict[str, NDArray[np.bool_]] = {}
         for name, (first, stop) in self.windows.items():
             for column in _columns_of(schema, name, None):
@@ -165,7 +113,7 @@ class View:
                 if group not in groups:
                     groups[group], pads[group] = _window(snapshot, chains, rows, first, stop, observed)
                 columns[f"{name}_is_pad"] = pads[group].reshape(-1, stop - first)
-        return Reading(groups, columns, blanks)
+        return Reading(groups, columns, blanks, finish=finish)
 
 
 def _columns_of(schema: Schema, name: str, owner: str | None) -> list[str]:
@@ -191,21 +139,6 @@ def _joined(snapshot: Snapshot, slots: NDArray[np.int64], positions: NDArray[np.
     return Located(slots, positions, snapshot.layout.shapes[slots, 6] + positions)
 
 
-def _stack(
-    snapshot: Snapshot, chains: Chains, rows: Located, frames: int, behind: int
-) -> tuple[Located, NDArray[np.bool_]]:
-    """The rows of the newest ``frames`` observations at rows, or ``behind`` them, and which there are none of."""
-    steps = chains.back(snapshot, rows, max(1, frames - behind))
-    slots, positions = steps.slots[:, -frames:], steps.positions[:, -frames:]
-    missing = np.arange(-slots.shape[1], 0) < -steps.counts[:, None]
-    if behind:
-        keep = frames - 1
-        slots = np.concatenate([slots[:, slots.shape[1] - keep :], rows.slots[:, None]], axis=1)
-        positions = np.concatenate([positions[:, positions.shape[1] - keep :], rows.positions[:, None] + 1], axis=1)
-        missing = np.concatenate([missing[:, missing.shape[1] - keep :], np.zeros((len(slots), 1), np.bool_)], axis=1)
-    return _joined(snapshot, slots, positions), missing.ravel()
-
-
 def _window(
     snapshot: Snapshot, chains: Chains, rows: Located, first: int, stop: int, observed: bool
 ) -> tuple[Located, NDArray[np.bool_]]:
@@ -216,14 +149,14 @@ def _window(
     slots, positions, missing = [], [], []
     if first < 0:
         before = chains.back(snapshot, rows, 1 - first)
-        slots.append(before.slots[:, :-1])
-        positions.append(before.positions[:, :-1])
+        slots.append(before.places[0, :, :-1])
+        positions.append(before.places[1, :, :-1])
         missing.append(np.arange(first, 0) < 1 - before.counts[:, None])
     if stop > 0:
         behind = chains.forward(snapshot, rows, stop)
         offset, counts = np.arange(stop), behind.counts[:, None]
-        slots.append(behind.slots)
-        positions.append(behind.positions + (offset >= counts if observed else 0))
+        slots.append(behind.places[0])
+        positions.append(behind.places[1] + (offset >= counts if observed else 0))
         missing.append(offset >= counts + observed)
     width = stop - first
     chosen = slice(-width, None) if stop > 0 else slice(0, width)
@@ -233,23 +166,15 @@ def _window(
     ), np.ascontiguousarray(flags).ravel()
 
 
-def _discounted(snapshot: Snapshot, schema: Schema, steps: Steps, powers: NDArray[np.float64]) -> NDArray[Any]:
+def _discounted(spec: Column, counts: NDArray[np.int64], powers: NDArray[np.float64], needed: Columns) -> Columns:
     """The sum of ``powers[k]`` times the k-th reward of the steps, in float64: [n, *shape]."""
-    column = next(place for place, each in enumerate(schema.columns) if each.name == REWARD)
-    spec, counts = schema.columns[column], steps.counts
-    if not spec.shape and spec.dtype in ("float32", "float64") and not snapshot.layout.cold:
-        sums, addresses = np.empty(counts.size, np.float64), snapshot.layout.addresses
-        wide = spec.dtype == "float64"
-        kernels.discount_rewards(steps.slots, steps.positions, counts, addresses, column, wide, powers, sums)
-        return sums
-    rewards = snapshot.read(steps.rows(), [(column, 0)])[column, 0]
+    rewards = needed[REWARD]
     if spec.dtype == "bfloat16":
         rewards = (rewards.astype(np.uint32) << 16).view(np.float32)
-    length = steps.slots.shape[1]
-    rewards = rewards.reshape(counts.size, length, spec.num_elements).astype(np.float64)
-    used = np.arange(length) < counts[:, None]
-    rewards[~used] = 0.0  # infinities and NaN of the row that stands for those that there are none of
-    return np.asarray((powers[:length] @ rewards).reshape(counts.size, *spec.shape))
+    values = rewards.reshape(*rewards.shape[:2], -1).astype(np.float64, copy=False)
+    sums = np.empty((counts.size, values.shape[2]), np.float64)
+    kernels.discount(values, counts, powers, sums)
+    return {REWARD: sums.reshape(counts.size, *spec.shape)}
 
 
 def check_view(

@@ -1,0 +1,173 @@
+"""From rows that were drawn to batches: now, or in a thread of its own."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, Final
+
+from ..engine import Snapshot
+from ..errors import OptionError, UsageError, WaitError
+from ..samplers import ROW, AnyView, Chains, Drawn, Reading
+from ..schema import Schema
+from .loader import Loader
+
+_PATIENCE_SECONDS: Final = 300.0
+_LOOK_SECONDS: Final = 5.0
+
+Batch = Any
+"""A dict of tensors, or what a user's function makes of it."""
+
+
+def check_transform(transform: Any, as_tensordict: Any) -> Callable[[dict[str, Any]], Batch] | None:
+    """What makes a user's batches of ours; None where they are the same."""
+    if transform is not None and not callable(transform):
+        raise OptionError(f"transform is {transform!r}, expected a function of a batch.")
+    if not isinstance(as_tensordict, bool):
+        raise OptionError(f"as_tensordict is {as_tensordict!r}, expected True or False.")
+    if not as_tensordict:
+        return transform  # type: ignore[no-any-return]
+    try:
+        import tensordict
+    except ImportError:
+        raise OptionError(
+            "as_tensordict is True, but tensordict is not installed. Run: pip install tensordict"
+        ) from None
+
+    def to_tensordict(batch: dict[str, Any]) -> Batch:
+        made = tensordict.TensorDict(batch, batch_size=[len(batch["row_id"])])
+        return made if transform is None else transform(made)
+
+    return to_tensordict
+
+
+class BatchReader:
+    """Reads batches of one make. Not thread-safe.
+
+    Args:
+        schema: of the store.
+        view: what to read for the rows that are drawn.
+        chains: for the view's use.
+        loader: gathers.
+        transform: what batches become.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        view: AnyView,
+        chains: Chains,
+        loader: Loader,
+        transform: Callable[[dict[str, Any]], Batch] | None = None,
+    ) -> None:
+        self._schema = schema
+        self._view = view
+        self._chains = chains
+        self._loader = loader
+        self._transform = transform
+
+    def read(self, snapshot: Snapshot, drawn: Drawn) -> Batch:
+        """One batch of all that was drawn."""
+        batch = self._loader.load(snapshot, self._reading(snapshot, drawn))
+        return batch if self._transform is None else self._transform(batch)
+
+    def read_many(self, snapshot: Snapshot, drawn: Drawn, batch_size: int) -> list[Batch]:
+        """Batches of this size of all that was drawn, in order, read in one go."""
+        batches = self._loader.load_many(snapshot, self._reading(snapshot, drawn), batch_size)
+        return batches if self._transform is None else [self._transform(batch) for batch in batches]
+
+    def _reading(self, snapshot: Snapshot, drawn: Drawn) -> Reading:
+        if self._view.plain:
+            return Reading({ROW: drawn.rows}, drawn.columns)
+        reading = self._view.read(snapshot, self._chains, drawn, self._schema)
+        if not drawn.columns:
+            return reading
+        columns = {**reading.columns, **drawn.columns}
+        return Reading(reading.groups, columns, reading.blanks, reading.patches, reading.finish)
+
+
+class Ahead:
+    """Reads batches in a thread, in the order in which they are asked for.
+
+    The thread ends when nobody holds this any more, and with the process.
+    """
+
+    def __init__(self, reader: BatchReader, batch_size: int) -> None:
+        self._asked: queue.SimpleQueue[tuple[Snapshot, Drawn] | None] = queue.SimpleQueue()
+        self._read: queue.SimpleQueue[list[Batch] | Exception] = queue.SimpleQueue()
+        self._pid = os.getpid()
+        arguments = (reader, batch_size, self._asked, self._read)
+        self._thread = threading.Thread(target=_serve, args=arguments, name="arrowrb-prefetch", daemon=True)
+        self._thread.start()
+        weakref.finalize(self, self._asked.put, None).atexit = False
+        _running.add(self)
+
+    def ask(self, snapshot: Snapshot, drawn: Drawn) -> None:
+        """Ask for batches of rows; a snapshot is let go of once they are read."""
+        self._check_process()
+        self._asked.put((snapshot, drawn))
+
+    def take(self) -> list[Batch]:
+        """The batches that were asked for first, and were not taken yet; waits until they are there.
+
+        Raises:
+            Exception: what reading them raised.
+            WaitError: if that takes longer than five minutes.
+        """
+        self._check_process()
+        waited = 0.0
+        while True:
+            try:
+                read = self._read.get(timeout=_LOOK_SECONDS)
+                break
+            except queue.Empty:
+                waited += _LOOK_SECONDS
+                if waited >= _PATIENCE_SECONDS or not self._thread.is_alive():
+                    raise WaitError(
+                        f"Waited {waited:.0f} s for batches that are read ahead. Is the disk very slow, or the "
+                        "function that transforms batches?"
+                    ) from None
+        if isinstance(read, Exception):
+            raise read
+        return read
+
+    def stop(self) -> None:
+        """Let the thread end after what it is reading."""
+        self._asked.put(None)
+        if self._pid == os.getpid():
+            self._thread.join(_LOOK_SECONDS)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise UsageError(
+                f"The sampler reads ahead in a thread of process {self._pid}, from which this one was forked. Start "
+                "processes by spawn, and make the sampler in them."
+            )
+
+
+def _serve(
+    reader: BatchReader,
+    batch_size: int,
+    asked: queue.SimpleQueue[tuple[Snapshot, Drawn] | None],
+    read: queue.SimpleQueue[list[Batch] | Exception],
+) -> None:
+    while (job := asked.get()) is not None:
+        try:
+            read.put(reader.read_many(*job, batch_size))
+        except Exception as error:  # raised where the batch is taken
+            read.put(error)
+        del job  # and the snapshot with it
+
+
+_running: weakref.WeakSet[Ahead] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """A thread that is in compiled code when the interpreter goes would be torn out of it."""
+    for ahead in list(_running):
+        ahead.stop()

@@ -1,0 +1,53 @@
+"""The samplers of a store that have a name: what checkpoints keep of them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from . import checkpoints
+from .errors import OptionError
+from .sampler import Sampler
+
+
+class NamedSamplers:
+    """The samplers of a store that have a name, and the states from which those go on that are made yet."""
+
+    def __init__(self) -> None:
+        self._live: weakref.WeakValueDictionary[str, Sampler] = weakref.WeakValueDictionary()
+        self._waiting: dict[str, Any] = {}
+
+    def check(self, sampler: Sampler) -> None:
+        """Refuse a name that is none, or is taken.
+
+        Raises:
+            OptionError: if it is.
+        """
+        if sampler.name is not None and checkpoints.check_name(sampler.name) in self._live:
+            raise OptionError(
+                f"name is {sampler.name!r}, which another sampler of this store has. Choose another name."
+            )
+
+    def add(self, sampler: Sampler) -> None:
+        """Note a new one; it goes on from the state that waits for it."""
+        self.check(sampler)
+        name = sampler.name
+        if name is None:
+            return
+        if name in self._waiting:
+            sampler.load_state_dict(self._waiting[name])
+            del self._waiting[name]
+        self._live[name] = sampler
+
+    def save(self) -> dict[str, Any]:
+        """The states of all, those that wait included."""
+        return {**self._waiting, **{name: sampler.state_dict() for name, sampler in self._live.items()}}
+
+    def load(self, states: Mapping[str, Any]) -> None:
+        """Let those that are there go on from these states, and the others when they are made."""
+        states = dict(states)
+        for name, sampler in self._live.items():
+            if name in states:
+                sampler.load_state_dict(states.pop(name))
+        self._waiting = states

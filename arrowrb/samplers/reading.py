@@ -1,0 +1,126 @@
+"""What was drawn, and from which rows a batch of it is read: the words between strategies, views and loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engine import Located, Snapshot
+from ..schema import Schema
+from .chains import Chains
+
+ROW: Final = "row"  # the group of the rows that were drawn
+REWARD: Final = "reward"
+
+Columns = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Rows that were drawn.
+
+    Attributes:
+        rows: where they are.
+        columns: what else the batch says of them, by name: one entry a row.
+        hidden: what a view goes by and the batch does not say, likewise.
+    """
+
+    rows: Located
+    columns: Columns = field(default_factory=dict)
+    hidden: Columns = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, every: list[Drawn]) -> Drawn:
+        """Several, one after the other."""
+        if len(every) == 1:
+            return every[0]
+        parts = [(each.rows.slots, each.rows.positions, each.rows.row_ids) for each in every]
+        rows = Located(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+        columns = {name: np.concatenate([each.columns[name] for each in every]) for name in every[0].columns}
+        hidden = {name: np.concatenate([each.hidden[name] for each in every]) for name in every[0].hidden}
+        return cls(rows, columns, hidden)
+
+    def split(self, count: int) -> list[Drawn]:
+        """Parts of so many rows, in order."""
+        parts = [slice(first, first + count) for first in range(0, self.rows.row_ids.size, count)]
+        return [
+            Drawn(
+                Located(self.rows.slots[part], self.rows.positions[part], self.rows.row_ids[part]),
+                {name: each[part] for name, each in self.columns.items()},
+                {name: each[part] for name, each in self.hidden.items()},
+            )
+            for part in parts
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """From which rows a column of a batch is read.
+
+    Attributes:
+        group: the rows.
+        repeat: how many of them for each row that was drawn, which become a dimension; None: one, without.
+    """
+
+    group: str = ROW
+    repeat: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The rows to read a batch from, and what is known of them already.
+
+    Attributes:
+        groups: rows by group, ``repeat`` for each that was drawn.
+        columns: other columns of the batch, by name.
+        blanks: places of a group that are to be zero, bool[rows].
+        patches: what is put in place of what some rows hold, by the name of a column, or of a leaf of one: which of
+            the rows, int64[n], and the values, [n, *shape].
+        finish: makes more columns of the batch out of those that the view needs, by name.
+    """
+
+    groups: Mapping[str, Located]
+    columns: Columns = field(default_factory=dict)
+    blanks: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    patches: Mapping[str, tuple[NDArray[np.int64], NDArray[Any]]] = field(default_factory=dict)
+    finish: Callable[[Columns], Columns] | None = None
+
+
+class AnyView(Protocol):
+    """What a batch reads for the rows that were drawn.
+
+    Not thread-safe. Reading goes by the snapshot, the rows and what else was drawn with them, by nothing else: it may
+    be done later, and in another thread, than the draw.
+    """
+
+    @property
+    def plain(self) -> bool:
+        """Whether batches are the rows as they are."""
+        ...
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """Columns of the store that are computed instead of read."""
+        ...
+
+    @property
+    def length(self) -> int | None:
+        """How many steps each row stands for; None: itself, without a dimension of its own."""
+        ...
+
+    @property
+    def needs(self) -> Mapping[str, Place]:
+        """Columns of the store that are read to compute others, by name; batches do not show them."""
+        ...
+
+    def places(self, schema: Schema) -> dict[str, Place]:
+        """Where the columns of a batch are read that are not read from the row itself, by name."""
+        ...
+
+    def read(self, snapshot: Snapshot, chains: Chains, drawn: Drawn, schema: Schema) -> Reading:
+        """The rows that a batch of these rows is read from."""
+        ...
