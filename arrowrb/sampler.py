@@ -232,7 +232,9 @@ class Sampler:
         """Drop the batches that are drawn ahead: the next one is drawn from what there is now."""
         self._drawn.clear()
         self._ready.clear()
-        self._ahead = self._restored = None
+        self._restored = None
+        if self._ahead is not None:
+            self._ahead.drop()
 
     def info(self) -> SamplerInfo:
         """What it has given so far: rates, replay ratio, waits, and the age of the last batch."""

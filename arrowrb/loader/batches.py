@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import queue
 import threading
@@ -21,6 +22,9 @@ _LOOK_SECONDS: Final = 5.0
 
 Batch = Any
 """A dict of tensors, or what a user's function makes of it."""
+
+_Asked = queue.SimpleQueue[tuple[int, Snapshot, Drawn] | None]
+_Read = queue.SimpleQueue[tuple[int, list[Batch] | Exception]]
 
 
 def check_transform(transform: Any, as_tensordict: Any) -> Callable[[dict[str, Any]], Batch] | None:
@@ -97,8 +101,9 @@ class Ahead:
     """
 
     def __init__(self, reader: BatchReader, batch_size: int) -> None:
-        self._asked: queue.SimpleQueue[tuple[Snapshot, Drawn] | None] = queue.SimpleQueue()
-        self._read: queue.SimpleQueue[list[Batch] | Exception] = queue.SimpleQueue()
+        self._asked: _Asked = queue.SimpleQueue()
+        self._read: _Read = queue.SimpleQueue()
+        self._newest = self._dropped = 0  # numbers of what was asked for
         self._pid = os.getpid()
         arguments = (reader, batch_size, self._asked, self._read)
         self._thread = threading.Thread(target=_serve, args=arguments, name="arrowrb-prefetch", daemon=True)
@@ -109,7 +114,15 @@ class Ahead:
     def ask(self, snapshot: Snapshot, drawn: Drawn) -> None:
         """Ask for batches of rows; a snapshot is let go of once they are read."""
         self._check_process()
-        self._asked.put((snapshot, drawn))
+        self._newest += 1
+        self._asked.put((self._newest, snapshot, drawn))
+
+    def drop(self) -> None:
+        """Forget all that was asked for."""
+        self._dropped = self._newest
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._asked.get_nowait()
 
     def take(self) -> list[Batch]:
         """The batches that were asked for first, and were not taken yet; waits until they are there.
@@ -119,11 +132,11 @@ class Ahead:
             WaitError: if that takes longer than five minutes.
         """
         self._check_process()
-        waited = 0.0
-        while True:
+        waited, number = 0.0, 0
+        read: list[Batch] | Exception = []
+        while number <= self._dropped:
             try:
-                read = self._read.get(timeout=_LOOK_SECONDS)
-                break
+                number, read = self._read.get(timeout=_LOOK_SECONDS)
             except queue.Empty:
                 waited += _LOOK_SECONDS
                 if waited >= _PATIENCE_SECONDS or not self._thread.is_alive():
@@ -149,18 +162,14 @@ class Ahead:
             )
 
 
-def _serve(
-    reader: BatchReader,
-    batch_size: int,
-    asked: queue.SimpleQueue[tuple[Snapshot, Drawn] | None],
-    read: queue.SimpleQueue[list[Batch] | Exception],
-) -> None:
+def _serve(reader: BatchReader, batch_size: int, asked: _Asked, read: _Read) -> None:
     while (job := asked.get()) is not None:
+        number, snapshot, drawn = job
         try:
-            read.put(reader.read_many(*job, batch_size))
+            read.put((number, reader.read_many(snapshot, drawn, batch_size)))
         except Exception as error:  # raised where the batch is taken
-            read.put(error)
-        del job  # and the snapshot with it
+            read.put((number, error))
+        del job, snapshot, drawn  # the snapshot's segments may go
 
 
 _running: weakref.WeakSet[Ahead] = weakref.WeakSet()
