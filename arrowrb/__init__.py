@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from .loader import to_torch
     from .recorder import Recorder
     from .sampler import Sampler
-    from .samplers import Hindsight, Prioritized, Sequences, Uniform
+    from .samplers import Hindsight, Prioritized, PrioritizedSequences, Sequences, Uniform, Weighted, Where
     from .schema import Extra, Schema
     from .sql import Query
     from .store import Store
@@ -83,6 +83,7 @@ __all__ = [
     "LockedError",
     "OptionError",
     "Prioritized",
+    "PrioritizedSequences",
     "Query",
     "QueryError",
     "ReadOnlyError",
@@ -102,6 +103,8 @@ __all__ = [
     "Uniform",
     "UsageError",
     "WaitError",
+    "Weighted",
+    "Where",
     "evaluate",
     "import_minari",
     "import_parquet",
@@ -129,6 +132,7 @@ _HOMES = {
     "LockedError": "errors",
     "OptionError": "errors",
     "Prioritized": "samplers",
+    "PrioritizedSequences": "samplers",
     "Query": "sql",
     "QueryError": "errors",
     "ReadOnlyError": "errors",
@@ -148,6 +152,8 @@ _HOMES = {
     "Uniform": "samplers",
     "UsageError": "errors",
     "WaitError": "errors",
+    "Weighted": "samplers",
+    "Where": "samplers",
     "evaluate": "collector",
     "import_minari": "importing",
     "import_parquet": "importing",

@@ -240,17 +240,19 @@ class Sampler:
         """What it has given so far: rates, replay ratio, waits, and the age of the last batch."""
         return self._tally.info(0 if self._learning is None else self._learning.num_ignored)
 
-    def update(self, row_ids: Any, td_error: Any = None, *, priority: Any = None) -> None:
+    def update(self, row_ids: Any, td_error: Any = None, *, priority: Any = None, mask: Any = None) -> None:
         """Tell what was learned from rows, which decides how likely they are drawn from now on.
 
         For strategies that go by priority. Rows whose segment retention has dropped meanwhile are ignored. Where a row
         is named more than once, the last counts. Batches that are drawn ahead stay as they are.
 
         Args:
-            row_ids: int64[n], such as ``batch["row_id"]``, or what `Store.extend` returned.
+            row_ids: int64[n], such as ``batch["row_id"]``, or what `Store.extend` returned; of sequences, those of
+                their starts: ``batch["start_row_id"]``.
             td_error: [n], temporal-difference errors of either sign: the priority is their absolute value, plus the
-                strategy's ``eps``.
+                strategy's ``eps``. Of sequences [n, steps]; see `PrioritizedSequences`.
             priority: [n], priorities as they are, in place of errors; none below 0, and with 0 a row is never drawn.
+            mask: bool[n, steps], which steps of sequences count; all by default.
 
         Raises:
             UsageError: if the strategy keeps no priorities.
@@ -259,4 +261,4 @@ class Sampler:
         """
         if self._learning is None:
             raise UsageError("The sampler keeps no priorities. Make it with a strategy such as arrowrb.Prioritized().")
-        self._learning.update(self._engine.snapshot(), as_row_ids(row_ids), td_error, priority)
+        self._learning.update(self._engine.snapshot(), as_row_ids(row_ids), td_error, priority, mask)

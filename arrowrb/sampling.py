@@ -14,6 +14,7 @@ from .sampler import Sampler, check_batch_size
 from .samplers import (
     ROW,
     AnyView,
+    Asking,
     Chains,
     Learning,
     Reading,
@@ -24,6 +25,7 @@ from .samplers import (
     check_tiers,
     check_view,
 )
+from .sql import Posing
 
 
 class Sampling:
@@ -93,7 +95,7 @@ class Sampling:
 
     def sampler(
         self,
-        strategy: Strategy | None = None,
+        strategy: Strategy | Asking | None = None,
         *,
         batch_size: int,
         columns: Sequence[str] | None = None,
@@ -114,7 +116,8 @@ class Sampling:
         """An endless stream of batches: ``for batch in store.sampler(batch_size=256): ...``.
 
         Args:
-            strategy: how to draw: `Uniform()`, the default, `Prioritized(...)` or `Sequences(...)`.
+            strategy: how to draw: `Uniform()`, the default, `Prioritized(...)`, `Sequences(...)`,
+                `PrioritizedSequences(...)`, `Hindsight(...)`, `Where(...)` or `Weighted(...)`.
             batch_size: transitions a batch, or sequences.
             columns: see `sample`; likewise `float64`, `device` and `tiers`.
             float64: see `sample`.
@@ -152,9 +155,13 @@ class Sampling:
             LockedError: if another process has a sampler of that name.
         """
         chosen: object = Uniform() if strategy is None else strategy
-        if not isinstance(chosen, Strategy):
+        if isinstance(chosen, Asking):
+            stream = chosen.start_asking(seed, Posing(self._engine))
+        elif isinstance(chosen, Strategy):
+            stream = chosen.start(seed)
+        else:
             raise OptionError(f"strategy is {chosen!r}, expected a strategy such as arrowrb.Uniform().")
-        stream, size, schema = chosen.start(seed), check_batch_size(batch_size), self._engine.schema
+        size, schema = check_batch_size(batch_size), self._engine.schema
         options: dict[str, Any] = {"n_step": n_step, "gamma": gamma, "frame_stack": frame_stack, "windows": windows}
         view: AnyView = check_view(schema, padding=padding, **options)
         if isinstance(stream, Viewing):

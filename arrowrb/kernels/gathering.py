@@ -61,6 +61,53 @@ def find_missing(slots: Any, positions: Any, shapes: Any, fills: Any) -> int:
     return -1
 
 
+@kernel(
+    "int64(int64[::1], int64[:, ::1], int32[::1], int64, int64, int64[:, ::1], int32[::1], int64[::1], int64[::1],"
+    " int64[::1])"
+)
+def sift(
+    row_ids: Any,
+    shard_table: Any,
+    slot_table: Any,
+    shard_shift: int,
+    position_bits: int,
+    shapes: Any,
+    fills: Any,
+    slots: Any,
+    positions: Any,
+    sources: Any,
+) -> int:
+    """Find transitions by row id, those that are still there; see `locate` and `find_missing` for the tables.
+
+    ``sources`` takes which of the row ids each of them is.
+
+    Returns:
+        How many there are; or -1 - i where row_ids[i] never was a transition, as far as can be seen.
+    """
+    position_mask = (1 << position_bits) - 1
+    segment_mask = (1 << (shard_shift - position_bits)) - 1
+    found: Any = 0
+    for i in range(row_ids.shape[0]):
+        row_id = row_ids[i]
+        shard, segment, p = row_id >> shard_shift, (row_id >> position_bits) & segment_mask, row_id & position_mask
+        if row_id < 0 or shard >= shard_table.shape[0] or segment >= shard_table[shard, 1]:
+            return -1 - i
+        s = slot_table[shard_table[shard, 0] + segment]
+        if s < 0:
+            continue  # its segment is gone
+        if p >= shapes[s, 0]:
+            return -1 - i
+        if shapes[s, 4] == 0:
+            block = p // shapes[s, 1]
+            if block >= shapes[s, 3] or p - block * shapes[s, 1] >= fills[shapes[s, 2] + block]:
+                return -1 - i
+        if load_u8(shapes[s, 5] + p) != 1:
+            return -1 - i
+        slots[found], positions[found], sources[found] = s, p, i
+        found += 1
+    return int(found)
+
+
 @inline
 def _fetch(source: int, size: int) -> None:
     """Ask for the cache lines of a value."""

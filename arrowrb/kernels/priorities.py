@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .drawing import KINDS, ROW_BASE, next_uniform
+from .drawing import ROW_BASE, next_uniform
 from .memory import (
     address_of,
     inline,
@@ -24,10 +24,12 @@ from .memory import (
     prefetch,
     store_f32,
     store_f64,
+    store_u8,
 )
 
-# Fields of a tree: addresses of its arrays, how many levels of nodes, and at which node each begins, lowest first.
-RAW, MASS, SUMS, LEAST, LEVELS, FIRST = range(6)
+# Fields of a tree: addresses of its arrays (ADMITTED: which rows may be drawn, 0 for all transitions), how many levels
+# of nodes there are, and at which node each begins, lowest first.
+RAW, MASS, SUMS, LEAST, ADMITTED, LEVELS, FIRST = range(7)
 MOST_LEVELS = 8
 TREE_FIELDS = FIRST + MOST_LEVELS
 LEAVES = 16  # of a node of the lowest level
@@ -174,6 +176,46 @@ def to_raw(values: Any, eps: float, signed: bool, raw: Any) -> int:
     return -1
 
 
+@inline
+def _mend_all(trees: int, slots: int, positions: int, n: int, totals: int, leasts: int) -> None:
+    """Compute anew what lies above n leaves."""
+    width = LEAVES
+    for level in range(MOST_LEVELS):
+        last_slot, last_node = -1, -1
+        for i in range(n):
+            slot = load_i64(slots + i * 8)
+            tree, node = trees + slot * (TREE_FIELDS * 8), load_i64(positions + i * 8) // width
+            if level >= load_i64(tree + LEVELS * 8) or (slot == last_slot and node == last_node):
+                continue
+            last_slot, last_node = slot, node
+            if level == 0:
+                _mend_lowest(tree, node)
+            else:
+                _mend(tree, level, node)
+        width *= FAN
+    last_slot = -1
+    for i in range(n):
+        slot = load_i64(slots + i * 8)
+        if slot != last_slot:
+            last_slot = slot
+            _mend_root(trees + slot * (TREE_FIELDS * 8), slot, totals, leasts)
+
+
+@kernel("void(int64[:, ::1], float64[::1], float32[::1], int64[::1], int64[::1], float64, float32)")
+def admit_rows(trees: Any, totals: Any, leasts: Any, slots: Any, positions: Any, alpha: float, newest: Any) -> None:
+    """Let rows be drawn from now on; ``newest`` is the raw priority of those that have none yet, 0 to leave it so."""
+    every = address_of(trees)
+    for i in range(slots.shape[0]):
+        tree, row = every + slots[i] * (TREE_FIELDS * 8), positions[i]
+        store_u8(load_i64(tree + ADMITTED * 8) + row, 1)
+        raw = load_f32(load_i64(tree + RAW * 8) + row * 4)
+        if raw == 0:
+            raw = newest
+            store_f32(load_i64(tree + RAW * 8) + row * 4, raw)
+        store_f32(load_i64(tree + MASS * 8) + row * 4, _mass_of(raw, alpha))
+    _mend_all(every, address_of(slots), address_of(positions), slots.shape[0], address_of(totals), address_of(leasts))
+
+
 @kernel(
     "float32(int64[:, ::1], float64[::1], float32[::1], int64[::1], int64[::1], int64[::1], int64, float32[::1], f8)"
 )
@@ -201,29 +243,13 @@ def set_priorities(
     for i in range(n):
         tree, raw = every + slots[i] * (TREE_FIELDS * 8), values[sources[i]]
         largest = max(largest, raw)
-        store_f32(load_i64(tree + MASS * 8) + positions[i] * 4, _mass_of(raw, alpha))
+        admitted = load_i64(tree + ADMITTED * 8)
+        if admitted == 0 or load_u8(admitted + positions[i]) != 0:
+            store_f32(load_i64(tree + MASS * 8) + positions[i] * 4, _mass_of(raw, alpha))
         store_f32(load_i64(tree + RAW * 8) + positions[i] * 4, raw if raw > 0 else EMPTY)
         prefetch(load_i64(tree + SUMS * 8) + positions[i] // LEAVES * 8)
         prefetch(load_i64(tree + LEAST * 8) + positions[i] // LEAVES * 4)
-    width = LEAVES
-    for level in range(MOST_LEVELS):
-        last_slot, last_node = -1, -1
-        for i in range(n):
-            tree = every + slots[i] * (TREE_FIELDS * 8)
-            node = positions[i] // width
-            if level >= load_i64(tree + LEVELS * 8) or (slots[i] == last_slot and node == last_node):
-                continue
-            last_slot, last_node = slots[i], node
-            if level == 0:
-                _mend_lowest(tree, node)
-            else:
-                _mend(tree, level, node)
-        width *= FAN
-    last_slot = -1
-    for i in range(n):
-        if slots[i] != last_slot:
-            last_slot = slots[i]
-            _mend_root(every + last_slot * (TREE_FIELDS * 8), last_slot, address_of(totals), address_of(leasts))
+    _mend_all(every, address_of(slots), address_of(positions), n, address_of(totals), address_of(leasts))
     return largest
 
 
@@ -355,50 +381,3 @@ def weigh(masses: Any, leasts: Any, beta: float, weights: Any) -> None:
     least = np.float64(leasts.min())
     for i in range(masses.shape[0]):
         weights[i] = (least / np.float64(masses[i])) ** beta
-
-
-@kernel(
-    "int64(int64[::1], int64[:, ::1], int32[::1], int64, int64, int64[:, ::1], int32[::1], int64[::1], int64[::1],"
-    " int64[::1])"
-)
-def sift(
-    row_ids: Any,
-    shard_table: Any,
-    slot_table: Any,
-    shard_shift: int,
-    position_bits: int,
-    shapes: Any,
-    fills: Any,
-    slots: Any,
-    positions: Any,
-    sources: Any,
-) -> int:
-    """Find transitions by row id, those that are still there; see `locate` and `find_missing` for the tables.
-
-    ``sources`` takes which of the row ids each of them is.
-
-    Returns:
-        How many there are; or -1 - i where row_ids[i] never was a transition, as far as can be seen.
-    """
-    position_mask = (1 << position_bits) - 1
-    segment_mask = (1 << (shard_shift - position_bits)) - 1
-    found: Any = 0
-    for i in range(row_ids.shape[0]):
-        row_id = row_ids[i]
-        shard, segment, p = row_id >> shard_shift, (row_id >> position_bits) & segment_mask, row_id & position_mask
-        if row_id < 0 or shard >= shard_table.shape[0] or segment >= shard_table[shard, 1]:
-            return -1 - i
-        s = slot_table[shard_table[shard, 0] + segment]
-        if s < 0:
-            continue  # its segment is gone
-        if p >= shapes[s, 0]:
-            return -1 - i
-        if shapes[s, 4] == 0:
-            block = p // shapes[s, 1]
-            if block >= shapes[s, 3] or p - block * shapes[s, 1] >= fills[shapes[s, 2] + block]:
-                return -1 - i
-        if load_u8(shapes[s, KINDS] + p) != 1:
-            return -1 - i
-        slots[found], positions[found], sources[found] = s, p, i
-        found += 1
-    return int(found)

@@ -251,3 +251,40 @@ def walk_back(world_table: Any, slots: Any, positions: Any, behind: int, places:
         for j in range(length):
             base = load_i64(shape_table + places[0, i, j] * SHAPE_BYTES + ROW_BASE * 8)
             places[2, i, j] = base + places[1, i, j]
+
+
+# What a step of a sequence is.
+THERE, ACTS, ENDS = 1, 2, 4
+
+
+@kernel("void(int64[::1], int64[:, :, ::1], int64[::1], boolean, int64[:, :, ::1], int64[:, :, ::1], uint8[:, ::1])")
+def part_steps(
+    world_table: Any, places: Any, counts: Any, bootstrap: bool, observed: Any, acted: Any, flags: Any
+) -> None:
+    """Tell where the observations of steps are, and where their actions.
+
+    Args:
+        world_table: of the snapshot.
+        places: slots, positions and row ids of walks, [3, n, length].
+        counts: how many of each are steps.
+        bootstrap: the row behind the last step is one, too, for its observation, unless the last has none.
+        observed: takes where observations are, [3, n, length + bootstrap]; the row id is -1 where there is no step.
+        acted: takes where actions are: those of the step before, where a step has none.
+        flags: takes what each step is.
+    """
+    shape_table, fill_table = world_table[SHAPES], world_table[FILLS]
+    for i in range(counts.shape[0]):
+        count, latest = counts[i], 0
+        for j in range(observed.shape[2]):
+            at, row_id, flag = min(j, count - 1), -1, 0
+            slot, position = places[0, i, at], places[1, i, at]
+            kind = committed_kind(shape_table, fill_table, slot, position)
+            if j < count:
+                row_id, flag = places[2, i, at], THERE | (ACTS if kind == TRANSITION else ENDS)
+                latest = at if kind == TRANSITION else latest
+            elif j == count and bootstrap and kind == TRANSITION:
+                position, flag = position + 1, THERE
+            observed[0, i, j], observed[1, i, j], observed[2, i, j] = slot, position, row_id
+            for k in range(3):
+                acted[k, i, j] = places[k, i, latest]
+            flags[i, j] = flag

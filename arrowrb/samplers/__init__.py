@@ -9,6 +9,8 @@ from __future__ import annotations
 from .chains import Chains
 from .hindsight import Hindsight
 from .prioritized import Prioritized
+from .prioritized_sequences import PrioritizedSequences
+from .questions import Asking, Weighted, Where
 from .reading import REWARD, ROW, AnyView, Columns, Drawn, Place, Reading
 from .sequences import Sequences
 from .strategy import Learning, Strategy, Stream, Viewing, check_tiers, generator_state
@@ -20,6 +22,7 @@ __all__ = [
     "REWARD",
     "ROW",
     "AnyView",
+    "Asking",
     "Chains",
     "Columns",
     "Drawn",
@@ -27,6 +30,7 @@ __all__ = [
     "Learning",
     "Place",
     "Prioritized",
+    "PrioritizedSequences",
     "Reading",
     "Sequences",
     "Strategy",
@@ -34,6 +38,8 @@ __all__ = [
     "Uniform",
     "View",
     "Viewing",
+    "Weighted",
+    "Where",
     "check_tiers",
     "check_view",
     "generator_state",

@@ -15,6 +15,7 @@ from ..errors import ColumnError, OptionError
 from ..schema import Schema
 from .chains import Chains
 from .reading import REWARD, ROW, Drawn, Place, Reading
+from .sources import Choose, Rows, all_rows
 from .strategy import check_generator, generator_state
 
 GOALS: Final = ("future", "final", "episode")  # as the kernel numbers them
@@ -62,7 +63,11 @@ class Hindsight:
 
     def start(self, seed: int | None) -> HindsightStream:
         """A new stream of draws."""
-        return HindsightStream(self, seed)
+        return HindsightStream(self, seed, all_rows(None))
+
+    def start_from(self, seed: int | None, choose: Choose) -> HindsightStream:
+        """A new stream of draws of chosen rows."""
+        return HindsightStream(self, seed, choose(None))
 
 
 class HindsightStream:
@@ -70,7 +75,8 @@ class HindsightStream:
 
     extra_columns: tuple[str, ...] = ()
 
-    def __init__(self, strategy: Hindsight, seed: int | None) -> None:
+    def __init__(self, strategy: Hindsight, seed: int | None, rows: Rows) -> None:
+        self._rows = rows
         self._fraction = strategy.fraction
         self._state = generator_state(seed)
         self._goals = generator_state(seed, 1)
@@ -82,16 +88,18 @@ class HindsightStream:
         luck = np.empty(2 * count, np.float64)
         kernels.fill_uniform(self._goals, luck)
         hidden = {"relabelled": luck[:count] < self._fraction, "luck": luck[count:]}
-        return Drawn(snapshot.draw_uniform(self._state, count, tiers=tiers), hidden=hidden)
+        return Drawn(self._rows.draw(snapshot, self._state, count, tiers=tiers), hidden=hidden)
 
     def save(self, snapshot: Snapshot) -> dict[str, Any]:  # noqa: ARG002
-        """The generators' states."""
-        return {"strategy": "hindsight", "generator": self._state.copy(), "goals": self._goals.copy()}
+        """The generators' states, and that of the rows."""
+        generators = {"generator": self._state.copy(), "goals": self._goals.copy()}
+        return {"strategy": "hindsight", **generators, "rows": self._rows.save()}
 
     def load(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:  # noqa: ARG002
         """Go on from a state that `save` gave."""
         self._state[:] = check_generator(state, "hindsight", "with goals in hindsight")
         self._goals[:] = check_generator({**state, "generator": state.get("goals")}, "hindsight", "goals")
+        self._rows.load(state.get("rows"))
 
 
 class HindsightView:

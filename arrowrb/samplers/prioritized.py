@@ -15,13 +15,15 @@ from .. import kernels
 from ..engine import PriorityFiles, Snapshot
 from ..errors import ColumnError, EmptyError, OptionError, UsageError
 from .reading import Drawn
+from .sources import Source
 from .strategy import check_generator, generator_state
 from .sum_tree import SumTree
 
 NORMALIZERS: Final = ("store", "batch")
 
 
-def _number(name: str, value: Any, low: float, high: float) -> float:
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """An option that is a number in these bounds, checked."""
     real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not real or not low <= value <= high:
         raise OptionError(f"{name} is {value!r}, expected a number from {low:g} to {high:g}.")
@@ -58,11 +60,11 @@ class Prioritized:
     normalizer: str = "store"
 
     def __post_init__(self) -> None:
-        _number("alpha", self.alpha, 0, 1)
-        _number("beta", self.beta, 0, 1)
-        _number("eps", self.eps, 0, 1e30)
+        number("alpha", self.alpha, 0, 1)
+        number("beta", self.beta, 0, 1)
+        number("eps", self.eps, 0, 1e30)
         if self.beta_final is not None:
-            _number("beta_final", self.beta_final, 0, 1)
+            number("beta_final", self.beta_final, 0, 1)
         batches = self.beta_batches
         if isinstance(batches, bool) or not isinstance(batches, int | np.integer) or batches < 0:
             raise OptionError(f"beta_batches is {batches!r}, expected a number of batches from 0 on.")
@@ -77,6 +79,10 @@ class Prioritized:
     def start(self, seed: int | None) -> PrioritizedStream:
         """A new stream of draws."""
         return PrioritizedStream(self, seed)
+
+    def start_within(self, seed: int | None, source: Source) -> PrioritizedStream:
+        """A new stream of draws of the rows of a source."""
+        return PrioritizedStream(self, seed, source)
 
     def beta_at(self, batch: int) -> float:
         """The exponent of the weights of a batch, counted from 0."""
@@ -94,17 +100,18 @@ class PrioritizedStream:
 
     extra_columns: tuple[str, ...] = ("weight",)
 
-    def __init__(self, strategy: Prioritized, seed: int | None) -> None:
+    def __init__(self, strategy: Prioritized, seed: int | None, source: Source | None = None) -> None:
+        self._source = source
         self._strategy = strategy
         self._state = generator_state(seed)
         self._num_batches = 0
-        self._tree = SumTree(strategy.alpha)
+        self._tree = SumTree(strategy.alpha, source=source)
         self._pid = os.getpid()
         self.num_ignored = 0
 
     def keep_in(self, files: PriorityFiles) -> None:
         """Keep the priorities in files, and go on from those that are there."""
-        self._tree = SumTree(self._strategy.alpha, files)
+        self._tree = SumTree(self._strategy.alpha, files, self._source)
 
     def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Drawn:
         """Choose ``count`` transitions by priority; with their importance weights as ``weight``."""
@@ -132,13 +139,17 @@ class PrioritizedStream:
                 "shared with it. Start processes by spawn, and make the sampler in them."
             )
 
-    def update(self, snapshot: Snapshot, row_ids: NDArray[np.int64], td_error: Any, priority: Any) -> None:
+    def update(
+        self, snapshot: Snapshot, row_ids: NDArray[np.int64], td_error: Any, priority: Any, mask: Any = None
+    ) -> None:
         """Set priorities by temporal-difference errors, or as they are; see `Sampler.update`."""
         self._check_process()
         if (td_error is None) == (priority is None):
             raise OptionError("Give either td_error or priority=: errors of any sign, or priorities as they are.")
         name, given = ("td_error", td_error) if priority is None else ("priority", priority)
-        values, raw = _values(name, given, row_ids.size), np.empty(row_ids.size, np.float32)
+        if mask is not None:
+            raise OptionError("mask tells which steps of sequences count. Leave it out.")
+        values, raw = _one_a_row(name, given, row_ids.size), np.empty(row_ids.size, np.float32)
         wrong = kernels.to_raw(values, self._strategy.eps, priority is None, raw)
         if wrong >= 0 and math.isfinite(values[wrong]):
             raise ColumnError(f"priority[{wrong}] is {values[wrong]}, expected none below 0. Signed errors: td_error.")
@@ -154,6 +165,7 @@ class PrioritizedStream:
             "generator": self._state.copy(),
             "num_batches": self._num_batches,
             "priorities": self._tree.save(snapshot),
+            "rows": None if self._source is None else self._source.save(),
         }
 
     def load(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:
@@ -163,20 +175,27 @@ class PrioritizedStream:
         if not isinstance(num_batches, int) or num_batches < 0 or not isinstance(priorities, Mapping):
             raise OptionError("The state that the sampler is to go on from holds no priorities.")
         self._check_process()
+        if self._source is not None:
+            self._source.load(state.get("rows"))
+            self._tree.begin_anew()
         self._tree.load(priorities, snapshot)
         self._state[:] = generator
         self._num_batches = num_batches
 
 
-def _values(name: str, value: Any, count: int) -> NDArray[np.float64]:
-    """One finite number a row, from an array, a tensor or a list."""
+def _one_a_row(name: str, value: Any, count: int) -> NDArray[np.float64]:
+    array = values_of(name, value)
+    if array.shape != (count,):
+        raise ColumnError(f"{name} has shape {array.shape}, expected ({count},): one number for each of the row ids.")
+    return array
+
+
+def values_of(name: str, value: Any) -> NDArray[np.float64]:
+    """Numbers from an array, a tensor or a list."""
     try:
         if hasattr(value, "detach"):
             value = value.detach().cpu()
             value = (value.float() if value.dtype.itemsize < 4 else value).numpy()  # NumPy has no bfloat16
-        array = np.require(value, np.float64, ("C", "W"))
+        return np.require(value, np.float64, ("C", "W"))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ColumnError(f"{name} is a {type(value).__name__}, expected one number a row: {error}.") from None
-    if array.shape != (count,):
-        raise ColumnError(f"{name} has shape {array.shape}, expected ({count},): one number for each of the row ids.")
-    return array

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..engine import Located, Snapshot
 from ..errors import EmptyError, OptionError
-from ..schema import Schema
 from .chains import Chains
-from .reading import ROW, Columns, Drawn, Place, Reading
+from .reading import Drawn
+from .sequence_views import SequenceView
+from .sources import AllRows, Beginnings, Choose, Listed, Rows, Source, nothing_to_draw
 from .starts import Starts
 from .strategy import check_generator, generator_state
 
 OVER: Final = ("starts", "episodes")
+ALIGNMENTS: Final = ("departure", "arrival")
 _MOST_STEPS: Final = 1 << 20
+_MOST_MISSES: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
     """Draw sequences of neighbouring steps, independently and with replacement.
 
-    The tensors of a batch are [batch_size, length, *shape], ``row_id`` too. It has two more: ``is_first``,
-    bool[batch_size, length], true where a step is the first of its episode, and unless ``strict``, ``mask``, likewise,
-    false where there is no step any more: all values are zero there, and ``row_id`` is -1.
+    The tensors of a batch are [batch_size, steps, *shape], ``row_id`` too; there are ``burn_in`` + ``length`` steps,
+    and one more with ``bootstrap``. It has others: ``start``, int64[batch_size], the row by which a sequence was drawn;
+    ``is_first``, bool[batch_size, steps], true where a step is the first of its episode; and unless all steps are
+    always there, ``mask``, likewise, false where there is none: all values are zero there, and ``row_id`` is -1.
 
     Strict sequences have ``length`` steps of one episode: they begin at its steps 0 to len - length, both included, and
     episodes that are shorter are never drawn. Others begin at every step, and end with the episode. The end of a
@@ -41,28 +43,82 @@ class Sequences:
         strict: only sequences with all their steps.
         across_episodes: go on with the next episode of the lane where one ends, as IMPALA and DreamerV3 do; strict
             sequences then begin wherever the lane has ``length`` steps.
+        period: begin only at steps 0, ``period``, 2 ``period`` and so on of an episode.
+        burn_in: so many steps before the start come first, as far as the episode has them (Kapturowski et al. 2019,
+            R2D2); ``is_burn_in``, bool[batch_size, steps], is true there. Where there are fewer, the sequence begins
+            at the first step of the tensors all the same, and ends earlier.
+        bootstrap: a further step behind the last one, for its observation, from which values are bootstrapped; its
+            action and reward are zero, and its ``row_id`` is -1.
+        tails: a final observation is a step of its own, as in DreamerV3 and RLDS: its action and reward are zero, and
+            two more flags, bool[batch_size, steps], tell of it: ``is_last``, and ``is_terminal`` if the episode has
+            terminated. It counts as one of ``length``, but no sequence begins with it.
+        reward_alignment: ``"departure"``: a step has the reward that its action led to; ``"arrival"``: that which came
+            with its observation, 0 at the first step of an episode. The last reward of an episode then comes with its
+            tail.
+        first_only: columns that are read of the first step alone, [batch_size, *shape]: the state of a recurrent
+            policy, of which a sequence needs no other.
     """
 
     length: int
     over: str = "starts"
     strict: bool = True
     across_episodes: bool = False
+    period: int = 1
+    burn_in: int = 0
+    bootstrap: bool = False
+    tails: bool = False
+    reward_alignment: str = "departure"
+    first_only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        length = self.length
-        if isinstance(length, bool) or not isinstance(length, int | np.integer) or not 1 <= length <= _MOST_STEPS:
-            raise OptionError(f"length is {length!r}, expected a whole number of 1 to {_MOST_STEPS:,}.")
-        if self.over not in OVER:
-            raise OptionError(f'over is {self.over!r}, expected "starts" or "episodes".')
-        for name in ("strict", "across_episodes"):
+        for name, least in (("length", 1), ("period", 1), ("burn_in", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= _MOST_STEPS:
+                raise OptionError(f"{name} is {value!r}, expected a whole number of {least} to {_MOST_STEPS:,}.")
+        for name, values in (("over", OVER), ("reward_alignment", ALIGNMENTS)):
+            if getattr(self, name) not in values:
+                raise OptionError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(map(repr, values))}.")
+        for name in ("strict", "across_episodes", "bootstrap", "tails"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}, expected True or False.")
+        names: Any = self.first_only
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise OptionError(f"first_only is {names!r}, expected names of columns, such as ('state',).")
+        object.__setattr__(self, "first_only", tuple(names))
         if self.across_episodes and self.over == "episodes":
             raise OptionError('over is "episodes", but across_episodes goes beyond them. Draw over "starts".')
+        if self.tails and self.strict and not self.across_episodes:
+            raise OptionError("tails ends some sequences early. Draw with strict=False, or with across_episodes=True.")
+        if self.period > 1 and (self.across_episodes or self.over == "episodes"):
+            raise OptionError('period counts the steps of an episode. Draw over "starts", without across_episodes.')
+
+    @property
+    def least(self) -> int:
+        """How many transitions an episode has from a start on."""
+        if not self.strict or self.across_episodes:
+            return 1
+        return self.length
 
     def start(self, seed: int | None) -> SequencesStream:
         """A new stream of draws."""
         return SequencesStream(self, seed)
+
+    def start_from(self, seed: int | None, choose: Choose) -> SequencesStream:
+        """A new stream of draws that begin with chosen rows.
+
+        Raises:
+            OptionError: if they are drawn over episodes.
+        """
+        if self.over == "episodes":
+            raise OptionError('over is "episodes", but only starts can be chosen. Draw over "starts".')
+        return SequencesStream(self, seed, choose)
+
+
+def beginnings(sequences: Sequences, chains: Chains) -> Source | None:
+    """Where sequences may begin; None: at all transitions."""
+    if sequences.least == 1 and sequences.period == 1:
+        return None
+    return Beginnings(sequences.least, sequences.period, chains)
 
 
 class SequencesStream:
@@ -70,105 +126,63 @@ class SequencesStream:
 
     extra_columns: tuple[str, ...] = ()
 
-    def __init__(self, strategy: Sequences, seed: int | None) -> None:
+    def __init__(self, strategy: Sequences, seed: int | None, choose: Choose | None = None) -> None:
         self._strategy = strategy
         self._state = generator_state(seed)
         self.chains = Chains()
-        # Every transition begins a sequence that may be shorter.
-        least = strategy.length if strategy.strict and not strategy.across_episodes else 1
-        self._starts = Starts(least, self.chains)
-        self.view = SequenceView(int(strategy.length), strict=strategy.strict, across=strategy.across_episodes)
+        self.view = SequenceView.of(strategy)
+        self._starts: Starts | None = None  # counts of them: less memory than a list
+        self._rows: Rows = AllRows()
+        if choose is not None or strategy.period > 1:
+            self._rows = (choose or self._listed)(beginnings(strategy, self.chains))
+        elif strategy.over == "episodes" or strategy.least > 1:
+            self._starts = Starts(strategy.least, self.chains)
 
     def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Drawn:
         """Choose the first steps of ``count`` sequences."""
         if self._strategy.across_episodes and self._strategy.strict:
             return Drawn(self._draw_across(snapshot, count, tiers))
-        if self._strategy.strict or self._strategy.over == "episodes":
-            by_episode, hot_only = self._strategy.over == "episodes", tiers == "hot"
-            rows = self._starts.draw(snapshot, self._state, count, by_episode=by_episode, hot_only=hot_only)
-            if rows is None:
-                raise self._nothing(snapshot)
-            return Drawn(rows)
-        return Drawn(snapshot.draw_uniform(self._state, count, tiers=tiers))
+        if self._starts is None:
+            return Drawn(self._rows.draw(snapshot, self._state, count, tiers=tiers))
+        by_episode, hot_only = self._strategy.over == "episodes", tiers == "hot"
+        rows = self._starts.draw(snapshot, self._state, count, by_episode=by_episode, hot_only=hot_only)
+        if rows is None:
+            raise self._nothing(snapshot)
+        return Drawn(rows)
 
     def _draw_across(self, snapshot: Snapshot, count: int, tiers: str) -> Located:
         """Steps behind which their lanes have enough others: nearly all, so that the rest is drawn anew."""
-        found: list[Located] = []
-        have, misses = 0, 0
+        found: list[Drawn] = []
+        have, misses, strategy = 0, 0, self._strategy
         while have < count:
-            rows = snapshot.draw_uniform(self._state, count, tiers=tiers)
-            steps = self.chains.forward(snapshot, rows, self._strategy.length, across=True)
-            right = np.flatnonzero(steps.counts == self._strategy.length)[: count - have]
-            found.append(Located(*(getattr(rows, name)[right] for name in ("slots", "positions", "row_ids"))))
+            rows = self._rows.draw(snapshot, self._state, count, tiers=tiers)
+            steps = self.chains.forward(snapshot, rows, strategy.length, across=True, tails=strategy.tails)
+            right = np.flatnonzero(steps.counts == strategy.length)[: count - have]
+            found.append(Drawn(Located(rows.slots[right], rows.positions[right], rows.row_ids[right])))
             have += right.size
             misses = 0 if right.size else misses + 1
             if misses == _MOST_MISSES:
                 raise self._nothing(snapshot)
-        return Located(
-            *(np.concatenate([getattr(each, name) for each in found]) for name in ("slots", "positions", "row_ids"))
-        )
+        return Drawn.joined(found).rows
 
-    def _nothing(self, snapshot: Snapshot) -> EmptyError:
-        if snapshot.num_transitions == 0:
-            return EmptyError("There is no transition to sample: the store is empty. Collect or extend first.")
+    def _listed(self, own: Source | None) -> Rows:
+        return Listed(own, self._why()) if own is not None else AllRows()
+
+    def _why(self) -> str:
         where = "lane" if self._strategy.across_episodes else "episode"
-        return EmptyError(
+        return (
             f"No {where} has {self._strategy.length} steps (that can be drawn) in a row. Collect more, or draw shorter "
             "sequences, or with strict=False."
         )
 
+    def _nothing(self, snapshot: Snapshot) -> EmptyError:
+        return nothing_to_draw(snapshot, self._why())
+
     def save(self, snapshot: Snapshot) -> dict[str, Any]:  # noqa: ARG002
-        """The generator's state."""
-        return {"strategy": "sequences", "generator": self._state.copy()}
+        """The generator's state, and that of the rows."""
+        return {"strategy": "sequences", "generator": self._state.copy(), "rows": self._rows.save()}
 
     def load(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:  # noqa: ARG002
         """Go on from a state that `save` gave."""
         self._state[:] = check_generator(state, "sequences", "sequences")
-
-
-_MOST_MISSES: Final = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceView:
-    """How sequences are read from their first steps."""
-
-    length: int
-    strict: bool
-    across: bool
-
-    @property
-    def plain(self) -> bool:
-        """Sequences have other rows than their first."""
-        return False
-
-    @property
-    def computed(self) -> tuple[str, ...]:
-        """All columns are read."""
-        return ()
-
-    def places(self, schema: Schema) -> dict[str, Place]:  # noqa: ARG002
-        """All columns are read from the steps."""
-        return {}
-
-    @property
-    def needs(self) -> Mapping[str, Place]:
-        """Steps are counted from 0 in an episode."""
-        return {"step": Place(ROW, self.length)}
-
-    def read(self, snapshot: Snapshot, chains: Chains, drawn: Drawn, schema: Schema) -> Reading:  # noqa: ARG002
-        """The steps of the sequences that begin at these rows."""
-        steps = chains.forward(snapshot, drawn.rows, self.length, across=self.across)
-        every = steps.rows()
-        if self.strict:
-            return Reading({ROW: every}, finish=_find_first)
-        mask = np.arange(self.length) < steps.counts[:, None]
-        beyond = ~mask.ravel()
-        every.row_ids[beyond] = -1
-        return Reading({ROW: every}, {"mask": mask}, {ROW: beyond}, finish=partial(_find_first, mask=mask))
-
-
-def _find_first(needed: Columns, mask: NDArray[np.bool_] | None = None) -> Columns:
-    """Which steps are the first of their episodes."""
-    is_first = needed["step"] == 0
-    return {"is_first": is_first if mask is None else is_first & mask}
+        self._rows.load(state.get("rows"))

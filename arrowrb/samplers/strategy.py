@@ -59,7 +59,7 @@ class Learning(Protocol):
         """Keep the priorities in files, and go on from those that are there."""
         ...
 
-    def update(self, snapshot: Snapshot, row_ids: NDArray[np.int64], td_error: Any, priority: Any) -> None:
+    def update(self, snapshot: Snapshot, row_ids: NDArray[np.int64], td_error: Any, priority: Any, mask: Any) -> None:
         """Set priorities of rows; see `Sampler.update`."""
         ...
 

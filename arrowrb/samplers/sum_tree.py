@@ -18,7 +18,8 @@ from .. import kernels
 from ..engine import Located, PriorityFiles, SegmentView, Snapshot, check_values
 from ..errors import CorruptError, RowError
 from ..rows import POSITION_BITS, SHARD_SHIFT
-from .chains import nobody
+from .chains import address_of, nobody
+from .sources import Source
 
 _LINE: Final = 64  # bytes
 _KINDS: Final = 5  # field of a segment's shape
@@ -46,6 +47,7 @@ class _Tree:
 
     raw: NDArray[np.float32]
     block_rows: int
+    admitted: NDArray[np.uint8] | None = None  # which rows may be drawn; None: all transitions
     done: bool = False  # all rows that there will ever be were taken
     fields: NDArray[np.int64] = field(init=False)
     seen: NDArray[np.int32] = field(init=False)
@@ -63,9 +65,9 @@ class _Tree:
         least[:] = np.inf
         self._held = (masses, sums, least)
         firsts = np.concatenate([[0], np.cumsum(levels)[:-1]])
-        addresses = [each.__array_interface__["data"][0] for each in (self.raw, masses, sums, least)]
+        addresses = [address_of(each) for each in (self.raw, masses, sums, least, self.admitted)]
         self.fields = np.zeros(kernels.TREE_FIELDS, np.int64)
-        self.fields[: 5 + len(levels)] = [*addresses, len(levels), *firsts]
+        self.fields[: 6 + len(levels)] = [*addresses, len(levels), *firsts]
         self.seen = np.zeros(self.raw.size // self.block_rows, np.int32)
 
 
@@ -77,11 +79,21 @@ class SumTree:
     Args:
         alpha: the exponent that makes priorities into masses, 0 to 1.
         files: where raw priorities are kept; None keeps them in memory.
+        source: the rows that may be drawn; None: all transitions.
+        newest: the raw priority of rows that are new, in place of the largest one so far.
     """
 
-    def __init__(self, alpha: float, files: PriorityFiles | None = None) -> None:
+    def __init__(
+        self,
+        alpha: float,
+        files: PriorityFiles | None = None,
+        source: Source | None = None,
+        newest: float | None = None,
+    ) -> None:
         self._alpha = alpha
         self._files = files
+        self._source = source
+        self._newest = newest
         self._largest = 1.0 if files is None else files.largest
         self._snapshot: Callable[[], Snapshot | None] = nobody  # weak: a sampler that rests keeps no segment from going
         self._layout: Callable[[], Any] = nobody
@@ -99,8 +111,16 @@ class SumTree:
             return
         if snapshot.layout is not self._layout():
             self._lay_out(snapshot)
+        if self._source is None:
+            self._admit(snapshot)
+        else:
+            self._admit_rows(snapshot, self._source)
+        self._snapshot = weakref.ref(snapshot)
+
+    def _admit(self, snapshot: Snapshot) -> None:
+        """Take the transitions that are new."""
         fills, shapes = snapshot.fills, snapshot.layout.shapes
-        newest = np.float32(self._largest)
+        newest = np.float32(self._largest if self._newest is None else self._newest)
         for slot in self._growing:
             tree, view = self._slots[slot], snapshot.layout.views[slot]
             first, count = int(shapes[slot, 2]), int(shapes[slot, 3])
@@ -119,7 +139,30 @@ class SumTree:
             )
             tree.done = view.closed
         self._growing = [slot for slot in self._growing if not self._slots[slot].done]
-        self._snapshot = weakref.ref(snapshot)
+
+    def _admit_rows(self, snapshot: Snapshot, source: Source) -> None:
+        """Take the rows that the source has named since, or all that it names if it begins anew."""
+        news = source.follow(snapshot)
+        if news.anew:
+            for tree in self._slots:
+                if tree.admitted is not None:
+                    tree.admitted[:] = 0
+            self._plant(snapshot)
+        self._let(news.rows)
+
+    def _let(self, rows: Mapping[int, NDArray[Any]]) -> None:
+        """Let rows be drawn, by slot."""
+        newest = np.float32(self._largest if self._newest is None else self._newest)
+        for slot, positions in rows.items():
+            slots = np.full(positions.size, slot, np.int64)
+            places = np.sort(positions).astype(np.int64)
+            kernels.admit_rows(self._table, self._totals, self._least, slots, places, self._alpha, newest)
+
+    def _plant(self, snapshot: Snapshot) -> None:
+        """Make all trees anew, of the raw priorities."""
+        for key, tree in self._trees.items():
+            self._trees[key] = _Tree(tree.raw, tree.block_rows, tree.admitted)
+        self._lay_out(snapshot)
 
     def _lay_out(self, snapshot: Snapshot) -> None:
         """Go by the segments of another layout."""
@@ -128,7 +171,7 @@ class SumTree:
         for view in layout.views:
             key = (view.shard, view.entry.number)
             tree = self._trees.get(key)
-            trees[key] = tree or _Tree(self._take(key, view.entry.rows), view.entry.block_rows)
+            trees[key] = tree or _Tree(self._take(key, view.entry.rows), view.entry.block_rows, self._flags(view))
         if self._files is not None and (self._layout is nobody or not self._trees.keys() <= trees.keys()):
             self._files.retain(set(trees))
         self._trees, self._slots, self._layout = trees, list(trees.values()), weakref.ref(layout)
@@ -143,6 +186,9 @@ class SumTree:
     def _take(self, key: Key, rows: int) -> NDArray[np.float32]:
         """The raw priorities of a segment, to be written to; 0 where there is none yet."""
         return np.zeros(rows, np.float32) if self._files is None else self._files.take(key, rows)
+
+    def _flags(self, view: SegmentView) -> NDArray[np.uint8] | None:
+        return None if self._source is None else np.zeros(view.entry.rows, np.uint8)
 
     def _set_largest(self, value: float) -> None:
         self._largest = value
@@ -244,14 +290,22 @@ class SumTree:
             if not isinstance(kept, np.ndarray) or kept.shape != (view.entry.rows,) or kept.dtype != np.float32:
                 raise CorruptError("The state of the sampler is damaged: its priorities are not those of the segments.")
             check_values(kept, "The state of the sampler", "Take an older one.")
-        self._layout = self._snapshot = nobody
-        self._trees, self._slots = {}, []
+        self.follow(snapshot)
         self._set_largest(largest)
-        for view in snapshot.layout.views:
+        flags = [tree.admitted for tree in self._slots]
+        for view, admitted in zip(snapshot.layout.views, flags, strict=True):
             into = self._take((view.shard, view.entry.number), view.entry.rows)
             into[:] = raw.get(_told(view), 0)
-            self._trees[view.shard, view.entry.number] = _Tree(into, view.entry.block_rows)
-        self.follow(snapshot)
+            self._trees[view.shard, view.entry.number] = _Tree(into, view.entry.block_rows, admitted)
+        self._lay_out(snapshot)
+        if self._source is None:
+            self._admit(snapshot)
+        else:
+            self._let({slot: np.flatnonzero(each) for slot, each in enumerate(flags) if each is not None})
+
+    def begin_anew(self) -> None:
+        """Ask the source again, which begins anew."""
+        self._snapshot = nobody
 
 
 def _told(view: SegmentView) -> str:

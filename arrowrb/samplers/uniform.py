@@ -8,28 +8,31 @@ from typing import Any
 
 from ..engine import Snapshot
 from .reading import Drawn
+from .sources import Choose, Rows, all_rows
 from .strategy import Stream, check_generator, generator_state
 
 
 class _UniformStream:
-    """Every transition of the snapshot is equally likely at each draw."""
+    """Every row that may be drawn is equally likely at each draw, unless they are weighted."""
 
     extra_columns: tuple[str, ...] = ()
 
-    def __init__(self, seed: int | None) -> None:
+    def __init__(self, seed: int | None, rows: Rows) -> None:
         self._state = generator_state(seed)
+        self._rows = rows
 
     def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Drawn:
-        """Choose ``count`` transitions uniformly, with replacement."""
-        return Drawn(snapshot.draw_uniform(self._state, count, tiers=tiers))
+        """Choose ``count`` transitions, with replacement."""
+        return Drawn(self._rows.draw(snapshot, self._state, count, tiers=tiers))
 
     def save(self, snapshot: Snapshot) -> dict[str, Any]:  # noqa: ARG002
-        """The generator's state."""
-        return {"strategy": "uniform", "generator": self._state.copy()}
+        """The generator's state, and that of the rows."""
+        return {"strategy": "uniform", "generator": self._state.copy(), "rows": self._rows.save()}
 
     def load(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:  # noqa: ARG002
         """Go on from a state that `save` gave."""
         self._state[:] = check_generator(state, "uniform", "uniformly")
+        self._rows.load(state.get("rows"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,4 +41,8 @@ class Uniform:
 
     def start(self, seed: int | None) -> Stream:
         """A new stream of draws."""
-        return _UniformStream(seed)
+        return _UniformStream(seed, all_rows(None))
+
+    def start_from(self, seed: int | None, choose: Choose) -> Stream:
+        """A new stream of draws of chosen rows."""
+        return _UniformStream(seed, choose(None))

@@ -7,11 +7,13 @@ cold_rows   rows of cold segments, decoded while DuckDB scans them
 views       the SQL of ``transitions`` and ``steps``
 summaries   the tables ``episodes`` and ``segments``
 query       running one statement; what came of it
+posing      questions of samplers
 """
 
 from __future__ import annotations
 
+from .posing import Posing
 from .query import Query, check_condition, run
 from .summaries import read_live_runs
 
-__all__ = ["Query", "check_condition", "read_live_runs", "run"]
+__all__ = ["Posing", "Query", "check_condition", "read_live_runs", "run"]

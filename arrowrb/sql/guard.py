@@ -115,9 +115,9 @@ def _views_of(cursor: Any, text: str, columns: unnamed.Columns) -> frozenset[str
         raise QueryError(f"query is nested too deeply. {REMEDY}") from None
     if tree.get("error"):
         raise QueryError(f"query cannot be checked: {tree.get('error_message')}. {REMEDY}")
-    unnamed.refuse(_nodes(tree), columns)
+    unnamed.refuse(nodes(tree), columns)
     views: set[str] = set()
-    for node in _nodes(tree):
+    for node in nodes(tree):
         kind = node.get("type")
         if not isinstance(kind, str):
             continue
@@ -134,7 +134,8 @@ def _views_of(cursor: Any, text: str, columns: unnamed.Columns) -> frozenset[str
     return frozenset(views)
 
 
-def _nodes(tree: Any) -> Iterator[Mapping[str, Any]]:
+def nodes(tree: Any) -> Iterator[Mapping[str, Any]]:
+    """All objects of a syntax tree."""
     waiting = [tree]
     while waiting:
         value = waiting.pop()

@@ -1,0 +1,172 @@
+"""How sequences are read: their steps from a first one on, what warms up before it, and what ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from ..engine import Located, Snapshot
+from ..errors import ColumnError
+from ..schema import Column, Schema
+from .chains import Chains, Steps
+from .reading import REWARD, ROW, Columns, Drawn, Place, Reading
+
+if TYPE_CHECKING:
+    from .sequences import Sequences
+
+OBSERVED: Final = "observed"  # the group of the rows whose observations are read, final ones included
+ARRIVED: Final = "arrived"  # of those whose rewards came with these observations
+FIRST: Final = "first"  # of the first ones
+_NO_COLUMNS: Final[Columns] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceView:
+    """How sequences are read from their starts; see `Sequences` for the options."""
+
+    steps: int
+    strict: bool
+    across: bool
+    burn_in: int
+    bootstrap: bool
+    tails: bool
+    arrival: bool
+    first_only: tuple[str, ...]
+
+    @classmethod
+    def of(cls, sequences: Sequences) -> SequenceView:
+        """That of a strategy."""
+        return cls(
+            int(sequences.burn_in + sequences.length),
+            sequences.strict,
+            sequences.across_episodes,
+            int(sequences.burn_in),
+            sequences.bootstrap,
+            sequences.tails,
+            sequences.reward_alignment == "arrival",
+            sequences.first_only,
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Sequences have other rows than their first."""
+        return False
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """Rewards that are shifted."""
+        return (REWARD,) if self.arrival else ()
+
+    @property
+    def length(self) -> int:
+        """Steps of the tensors."""
+        return self.steps + self.bootstrap
+
+    @property
+    def needs(self) -> Mapping[str, Place]:
+        """Steps are counted from 0 in an episode; a tail goes by how the step before it ended."""
+        needs = {"step": Place(ROW, self.length)}
+        if self.tails:
+            needs["terminated"] = Place(ROW, self.length)
+        if self.arrival:
+            needs[REWARD] = Place(ARRIVED, self.length)
+        return needs
+
+    @property
+    def _simple(self) -> bool:
+        """Whether all steps are transitions, and all are there."""
+        return self.strict and not self.burn_in and not self.bootstrap and not self.tails
+
+    @property
+    def _whole(self) -> bool:
+        """Whether all steps are always there."""
+        return self.strict and not self.burn_in and not (self.bootstrap and self.tails)
+
+    def places(self, schema: Schema) -> dict[str, Place]:
+        """Where observations are read, which final ones have, too, and what is read of the first step alone."""
+        places: dict[str, Place] = {}
+        if not self._simple:
+            observed = [column.name for column in schema.columns if column.owner == "observation"]
+            places = {name: Place(OBSERVED, self.length) for name in observed}
+        for name in self.first_only:
+            names = [column.name for column in schema.columns if column.name == name or _is_part(column.name, name)]
+            if not names:
+                raise ColumnError(f"first_only has {name!r}, which is no column of the store.")
+            if name == REWARD and self.arrival:
+                raise ColumnError("first_only has 'reward', which reward_alignment shifts. Leave it out of one.")
+            places |= {each: Place(FIRST) for each in names}
+        return places
+
+    def read(self, snapshot: Snapshot, chains: Chains, drawn: Drawn, schema: Schema) -> Reading:
+        """The steps of the sequences that begin at these rows."""
+        rows = begin = drawn.rows
+        columns: dict[str, NDArray[Any]] = {"start_row_id": rows.row_ids}
+        warm = np.zeros(rows.row_ids.size, np.int64)
+        if self.burn_in:
+            before = chains.back(snapshot, rows, self.burn_in + 1)
+            begin, warm = Located(*before.places[:, :, 0].copy()), before.counts - 1
+            columns["is_burn_in"] = np.arange(self.length) < warm[:, None]
+        steps = chains.forward(snapshot, begin, self.steps, across=self.across, tails=self.tails)
+        acted, flags = steps.places, None
+        groups, blanks = {ROW: steps.rows()}, {}
+        if not self._simple:
+            acted = np.empty((3, warm.size, self.length), np.int64)
+            flags = np.empty(acted.shape[1:], np.uint8)
+            observed = Steps(np.empty_like(acted), np.minimum(steps.counts, warm + (self.steps - self.burn_in)))
+            world = chains.world(snapshot)
+            kernels.part_steps(world, steps.places, observed.counts, self.bootstrap, observed.places, acted, flags)
+            there, acts = flags & kernels.THERE != 0, flags & kernels.ACTS != 0
+            if not self._whole:
+                columns["mask"] = there
+            every = observed.rows()
+            groups = {ROW: Located(acted[0].ravel(), acted[1].ravel(), every.row_ids), OBSERVED: every}
+            blanks = {ROW: ~acts.ravel(), OBSERVED: ~there.ravel()}
+        late = None
+        if self.arrival:
+            groups[ARRIVED], late = self._arrived(snapshot, chains, begin, acted)
+        if self.first_only:
+            groups[FIRST] = begin
+        finish = partial(self._finish, schema.column(REWARD), flags, late)
+        return Reading(groups, columns, blanks, finish=finish)
+
+    def _arrived(
+        self, snapshot: Snapshot, chains: Chains, begin: Located, acted: NDArray[np.int64]
+    ) -> tuple[Located, NDArray[np.bool_]]:
+        """The rows of the steps before, and which of the sequences have none before their first."""
+        before = chains.back(snapshot, begin, 2)
+        places = np.concatenate([before.places[:, :, :1], acted[:, :, :-1]], axis=2)
+        return Steps(np.ascontiguousarray(places), before.counts).rows(), before.counts < 2
+
+    def _finish(
+        self, reward: Column, flags: NDArray[np.uint8] | None, late: NDArray[np.bool_] | None, needed: Columns
+    ) -> Columns:
+        """Which steps are the first or the last of their episodes, and shifted rewards."""
+        is_first = needed["step"] == 0
+        if flags is not None:
+            is_first &= flags & kernels.ACTS != 0
+        columns: dict[str, NDArray[Any]] = {"is_first": is_first}
+        if self.tails and flags is not None:
+            columns["is_last"] = flags & kernels.ENDS != 0
+            columns["is_terminal"] = columns["is_last"] & (needed["terminated"] != 0)
+        if late is not None:
+            rewards = needed[REWARD].copy()
+            if reward.dtype == "bfloat16":
+                rewards = (rewards.astype(np.uint32) << 16).view(np.float32)
+            nothing = is_first.copy()
+            nothing[:, 0] |= late
+            if flags is not None:
+                nothing |= flags & kernels.THERE == 0
+            rewards[nothing] = 0
+            columns[REWARD] = rewards
+        return columns
+
+
+def _is_part(column: str, name: str) -> bool:
+    """Whether a column is a leaf of a nested one, or tells where it is missing."""
+    return column.startswith(name + ".")
