@@ -82,6 +82,7 @@ def check_condition(text: str) -> None:
     """
     cursor = database.cursor(Limits())
     try:
+        check(cursor, f"SELECT 1 WHERE\n{text}\n", Columns())
         check(cursor, f"SELECT CASE WHEN (\n{text}\n) THEN 1 END", Columns())
     finally:
         cursor.close()
