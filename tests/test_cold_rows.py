@@ -92,7 +92,7 @@ def test_conditions_on_columns_of_every_type(tmp_path: Path, monkeypatch: pytest
                 quoted = '"' + name.replace('"', '""') + '"'
                 median = hot.sql(f"SELECT {quoted} FROM {view} WHERE {quoted} IS NOT NULL ORDER BY ordinal").fetchall()
                 value = median[len(median) // 2][0]
-                for comparison in (">", "<=", "=", "<>"):
+                for comparison in (">", "<=", "=", "<>") if view == "transitions" else (">",):
                     if kind.startswith(("BLOB",)) or "[" in kind or name in ("time", "episode_id"):
                         continue
                     query = f"SELECT count(*), sum(ordinal) FROM {view} WHERE {quoted} {comparison} ? AND step >= 0"

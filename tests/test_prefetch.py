@@ -66,17 +66,28 @@ def append(store: Store, rng: np.random.Generator, count: int) -> set[int]:
     return set(row_ids.tolist())
 
 
+def fill(path: Path) -> Store:
+    """A store of both tiers."""
+    Store.create(path, SCHEMA, max_rows=4000).close()
+    store = Store(Engine(path, writable=True, options=WriterOptions(None, limits=Limits(hot_rows=1000, max_rows=4000))))
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        append(store, rng, 130)
+    store.maintain()
+    assert store.info().cold_rows
+    return store
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    """A store of both tiers."""
-    Store.create(tmp_path / "store", SCHEMA, max_rows=4000).close()
-    options = WriterOptions(None, limits=Limits(hot_rows=1000, max_rows=4000))
-    with Store(Engine(tmp_path / "store", writable=True, options=options)) as made:
-        rng = np.random.default_rng(0)
-        for _ in range(20):
-            append(made, rng, 130)
-        made.maintain()
-        assert made.info().cold_rows
+    with fill(tmp_path / "store") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """One that no test writes to."""
+    with fill(tmp_path_factory.mktemp("still") / "store") as made:
         yield made
 
 
@@ -100,10 +111,10 @@ def same(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("kind", SAMPLERS)
 @pytest.mark.parametrize("prefetch", [1, 5])
-def test_batches_are_the_same_whether_read_ahead_or_not(store: Store, kind: str, prefetch: int) -> None:
+def test_batches_are_the_same_whether_read_ahead_or_not(still: Store, kind: str, prefetch: int) -> None:
     strategy, options = SAMPLERS[kind]
-    plain = store.sampler(strategy, batch_size=16, seed=3, **options)
-    ahead = store.sampler(strategy, batch_size=16, seed=3, prefetch=prefetch, **options)
+    plain = still.sampler(strategy, batch_size=16, seed=3, **options)
+    ahead = still.sampler(strategy, batch_size=16, seed=3, prefetch=prefetch, **options)
     kept = []
     for _ in range(20):
         one, other = plain.sample(), ahead.sample()
@@ -116,9 +127,9 @@ def test_batches_are_the_same_whether_read_ahead_or_not(store: Store, kind: str,
 
 @pytest.mark.parametrize("kind", SAMPLERS)
 @pytest.mark.parametrize("prefetch", [0, 4])
-def test_a_state_gives_the_same_remainder(store: Store, kind: str, prefetch: int) -> None:
+def test_a_state_gives_the_same_remainder(still: Store, kind: str, prefetch: int) -> None:
     strategy, options = SAMPLERS[kind]
-    sampler = store.sampler(strategy, batch_size=16, seed=3, prefetch=prefetch, **options)
+    sampler = still.sampler(strategy, batch_size=16, seed=3, prefetch=prefetch, **options)
     for number in range(7):
         batch = sampler.sample()
         if kind == "prioritized":
@@ -128,7 +139,7 @@ def test_a_state_gives_the_same_remainder(store: Store, kind: str, prefetch: int
     sampler.load_state_dict(state)  # into itself
     assert all(same(sampler.sample(), batch) for batch in rest)
     for other in (0, prefetch):
-        fresh = store.sampler(strategy, batch_size=16, seed=8, prefetch=other, **options)
+        fresh = still.sampler(strategy, batch_size=16, seed=8, prefetch=other, **options)
         fresh.load_state_dict(state)
         again = fresh.state_dict()
         assert all(same(fresh.sample(), batch) for batch in rest)
@@ -147,8 +158,8 @@ def test_a_state_gives_the_same_remainder(store: Store, kind: str, prefetch: int
         {"stream": {"strategy": "prioritized"}},
     ],
 )
-def test_states_that_do_not_fit_change_nothing(store: Store, damage: dict[str, Any]) -> None:
-    sampler = store.sampler(batch_size=16, seed=3, prefetch=2)
+def test_states_that_do_not_fit_change_nothing(still: Store, damage: dict[str, Any]) -> None:
+    sampler = still.sampler(batch_size=16, seed=3, prefetch=2)
     sampler.sample()
     state = sampler.state_dict()
     with pytest.raises(OptionError):
@@ -170,7 +181,7 @@ def test_rows_that_come_later_wait_for_at_most_the_batches_ahead(store: Store) -
     assert newest & set(sampler.sample()["row_id"].tolist())
 
 
-def test_an_error_of_a_transform_is_raised_where_its_batch_is_asked_for(store: Store) -> None:
+def test_an_error_of_a_transform_is_raised_where_its_batch_is_asked_for(still: Store) -> None:
     calls = 0
 
     def transform(batch: dict[str, torch.Tensor]) -> Any:
@@ -180,31 +191,31 @@ def test_an_error_of_a_transform_is_raised_where_its_batch_is_asked_for(store: S
             raise ZeroDivisionError("four")
         return batch["row_id"].shape, threading.current_thread().name
 
-    sampler = store.sampler(batch_size=4, seed=3, prefetch=1, transform=transform)
+    sampler = still.sampler(batch_size=4, seed=3, prefetch=1, transform=transform)
     assert sampler.sample() == ((4,), "arrowrb-prefetch")
     assert sampler.sample() == ((4,), "arrowrb-prefetch")
     assert sampler.sample() == ((4,), "arrowrb-prefetch")
     with pytest.raises(ZeroDivisionError, match="four"):
         sampler.sample()
     assert sampler.sample()[0] == (4,)
-    assert store.sampler(batch_size=4, transform=len).sample() == 7
+    assert still.sampler(batch_size=4, transform=len).sample() == 7
     with pytest.raises(OptionError, match="transform is 3"):
-        store.sampler(batch_size=4, transform=3)  # type: ignore[arg-type]
+        still.sampler(batch_size=4, transform=3)  # type: ignore[arg-type]
 
 
-def test_tensordicts(store: Store) -> None:
+def test_tensordicts(still: Store) -> None:
     import tensordict
 
-    batch = store.sampler(batch_size=4, seed=1, as_tensordict=True).sample()
+    batch = still.sampler(batch_size=4, seed=1, as_tensordict=True).sample()
     assert isinstance(batch, tensordict.TensorDict)
     assert batch.batch_size == (4,)
-    assert same(batch.to_dict(), store.sampler(batch_size=4, seed=1).sample())
-    shape = store.sampler(batch_size=4, as_tensordict=True, transform=lambda batch: batch.batch_size).sample()
+    assert same(batch.to_dict(), still.sampler(batch_size=4, seed=1).sample())
+    shape = still.sampler(batch_size=4, as_tensordict=True, transform=lambda batch: batch.batch_size).sample()
     assert shape == (4,)
-    sequences = store.sampler(arrowrb.Sequences(3), batch_size=4, as_tensordict=True, prefetch=1).sample()
+    sequences = still.sampler(arrowrb.Sequences(3), batch_size=4, as_tensordict=True, prefetch=1).sample()
     assert sequences["observation", "achieved_goal"].shape == (4, 3, 2)
     with pytest.raises(OptionError, match="as_tensordict is 1"):
-        store.sampler(batch_size=4, as_tensordict=1)  # type: ignore[arg-type]
+        still.sampler(batch_size=4, as_tensordict=1)  # type: ignore[arg-type]
 
 
 def test_threads_end_with_their_samplers(store: Store) -> None:
@@ -254,8 +265,8 @@ print("done", flush=True)
 """
 
 
-def test_a_process_ends_while_batches_are_read(store: Store) -> None:
-    command = [sys.executable, "-c", SCRIPT, str(store._engine.path)]
+def test_a_process_ends_while_batches_are_read(still: Store) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(still._engine.path)]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"done\n", b"")
 
@@ -276,11 +287,11 @@ def test_forked_children_are_refused(store: Store) -> None:
     assert sampler.sample()["row_id"].shape == (4,)
 
 
-def test_a_wait_that_is_too_long_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_that_is_too_long_says_so(still: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "_PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(batches, "_LOOK_SECONDS", 0.1)
     hold = threading.Event()
-    sampler = store.sampler(batch_size=4, prefetch=2, transform=lambda batch: hold.wait(30) and batch)
+    sampler = still.sampler(batch_size=4, prefetch=2, transform=lambda batch: hold.wait(30) and batch)
     with pytest.raises(arrowrb.WaitError, match="batches that are read ahead"):
         sampler.sample()
     hold.set()

@@ -103,7 +103,7 @@ def check_priorities(store: Store) -> None:
     sampler.sample()
     found = store.sql("SELECT row_id, reward FROM transitions").arrow()
     ids, numbers = found["row_id"].to_numpy(), found["reward"].to_numpy().astype(np.int64)
-    raw = sampler.save()["stream"]["priorities"]["raw"]
+    raw = sampler.state_dict()["stream"]["priorities"]["raw"]
     kept = np.array([raw[f"{each >> 48}-{each >> 24 & 0xFFFFFF}"][each & 0xFFFFFF] for each in ids.tolist()])
     assert np.isin(kept[kept != priorities_of(numbers)], [1.0, *range(2, 9)]).all()
 
