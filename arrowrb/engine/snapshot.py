@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,13 +75,18 @@ class SegmentView:
         return kinds
 
 
-@dataclass(frozen=True, slots=True)
-class Located:
+class Located(NamedTuple):
     """Rows of a snapshot: the slot of each row's segment, its position there, and its row id. All int64[n]."""
 
     slots: NDArray[np.int64]
     positions: NDArray[np.int64]
     row_ids: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, count: int) -> Located:
+        """Places for so many."""
+        places = np.empty((3, count), np.int64)
+        return cls(places[0], places[1], places[2])
 
 
 class Layout:
@@ -237,7 +242,7 @@ class Snapshot:
         if self.num_transitions == 0:
             raise EmptyError("There is no transition to sample: the store is empty. Collect or extend first.")
         domain = self.domain if tiers == "all" else self.hot_domain
-        located = Located(*(np.empty(count, np.int64) for _ in range(3)))
+        located = Located.empty(count)
         found = kernels.draw(
             state,
             domain.start,

@@ -48,6 +48,7 @@ _HOMES: Final = {
     "THERE": "walking",
     "ACTS": "walking",
     "ENDS": "walking",
+    "sum_steps": "walking",
     "walk_back": "walking",
     "walk_forward": "walking",
     "COUNT_FIELDS": "starting",

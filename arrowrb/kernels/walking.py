@@ -7,8 +7,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from .drawing import BLOCK_ROWS, FIRST_FILL, KINDS, ROW_BASE, WHOLE
-from .memory import address_of, inline, kernel, load_i32, load_i64, load_u8, store_i64
+from .memory import (
+    address_of,
+    inline,
+    kernel,
+    load_f32,
+    load_f64,
+    load_i32,
+    load_i64,
+    load_u8,
+    prefetch,
+    store_i64,
+)
 
 # Fields of a chain: addresses of what each block of a segment is followed by, comes after, and is told to go on at.
 BEHIND, BEFORE, CONTINUATION = range(3)
@@ -61,6 +74,77 @@ def slot_of(world: int, row_id: int) -> int:
     shards, num_shards = load_i64(world + SHARDS * 8), load_i64(world + NUM_SHARDS * 8)
     places, shift = load_i64(world + SLOTS * 8), load_i64(world + SHARD_SHIFT * 8)
     return int(find_slot(row_id, shards, num_shards, places, shift, load_i64(world + POSITION_BITS * 8)))
+
+
+@kernel(
+    "void(int64[::1], int64[::1], int64[::1], int64[:, ::1], int64, boolean, float64[::1], int64[:, ::1], int64[::1],"
+    " float32[::1], float64[::1])"
+)
+def sum_steps(
+    world_table: Any,
+    slots: Any,
+    positions: Any,
+    addresses: Any,
+    column: int,
+    wide: bool,
+    powers: Any,
+    last: Any,
+    counts: Any,
+    discounts: Any,
+    sums: Any,
+) -> None:
+    """Follow rows of the hot tier in their episodes, and sum rewards: `walk_forward`, `finish_steps` and `discount`.
+
+    Args:
+        world_table: of a snapshot without cold rows.
+        slots: of the rows to begin at; likewise ``positions``.
+        positions: see ``slots``.
+        addresses: of each slot's columns.
+        column: the place of the reward, which is float64 if ``wide``, else float32.
+        wide: see ``column``.
+        powers: of the discount, from 0 on, one more than the most steps.
+        last: takes slots, positions and row ids of the last rows that were summed, [3, n].
+        counts: takes how many there were.
+        discounts: takes ``powers`` of that.
+        sums: takes the sums.
+    """
+    world, shape_table, fill_table = address_of(world_table), world_table[SHAPES], world_table[FILLS]
+    most, position_mask = powers.shape[0] - 1, (1 << world_table[POSITION_BITS]) - 1
+    for i in range(slots.shape[0]):
+        shape = shape_table + slots[i] * SHAPE_BYTES
+        prefetch(load_i64(shape + KINDS * 8) + positions[i] + 1)
+        prefetch(addresses[slots[i], column] + positions[i] * (8 if wide else 4))
+    for i in range(slots.shape[0]):
+        slot, position = slots[i], positions[i]
+        shape = shape_table + slot * SHAPE_BYTES
+        kinds, stop = load_i64(shape + KINDS * 8), committed_stop(shape_table, fill_table, slot, position)
+        rewards, total, found = addresses[slot, column], 0.0, 0
+        while True:
+            if wide:
+                total += powers[found] * load_f64(rewards + position * 8)
+            else:
+                total += powers[found] * np.float64(load_f32(rewards + position * 4))
+            found += 1
+            if found == most or position + 1 >= stop:
+                break
+            kind = load_u8(kinds + position + 1)
+            if kind == TRANSITION:
+                position += 1
+                continue
+            if kind != CONTINUED:
+                break
+            links = load_i64(world_table[CHAINS] + (slot * CHAIN_FIELDS + BEHIND) * 8)
+            behind = load_i64(links + position // load_i64(shape + BLOCK_ROWS * 8) * 8)
+            to = slot_of(world, behind)
+            at = behind & position_mask
+            if to < 0 or committed_kind(shape_table, fill_table, to, at) != TRANSITION:
+                break
+            slot, position, shape = to, at, shape_table + to * SHAPE_BYTES
+            kinds, stop = load_i64(shape + KINDS * 8), committed_stop(shape_table, fill_table, slot, position)
+            rewards = addresses[slot, column]
+        last[0, i], last[1, i] = slot, position
+        last[2, i] = load_i64(shape + ROW_BASE * 8) + position
+        counts[i], discounts[i], sums[i] = found, powers[found], total
 
 
 @kernel("void(int64[:, :, ::1], int64[::1], float64[::1], int64[:, ::1], float32[::1])")

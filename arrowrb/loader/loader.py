@@ -85,7 +85,7 @@ class Loader:
     def _add(self, batch: dict[str, Any], columns: Columns, first: int, stop: int) -> dict[str, Any]:
         """Add columns that were not read from the store."""
         for name, array in columns.items():
-            part = array[first:stop]
+            part = array if first == 0 and stop == len(array) else array[first:stop]
             if name in self._computed:
                 output = self._computed[name]
                 if output is None:
@@ -105,7 +105,8 @@ class Loader:
             self._lay_out(count)
         slab = self._take_slab()
         for group, table in slab.tables.items():
-            snapshot.gather(reading.groups[group], table)
+            if group in reading.groups:  # else it is not needed
+                snapshot.gather(reading.groups[group], table)
         for group, blank in reading.blanks.items():
             self._blank(slab, group, blank)
         for name, (at, values) in reading.patches.items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,6 +207,38 @@ class Chains:
         kernels.walk_forward(world, rows.slots, rows.positions, across, tails, steps.places, steps.counts)
         return steps
 
+    def sum_steps(
+        self, snapshot: Snapshot, rows: Located, column: int, powers: NDArray[np.float64]
+    ) -> tuple[Located, NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]:
+        """Sum rewards over steps of the hot tier, each the k-th times ``powers[k]``.
+
+        Args:
+            snapshot: what they are in; it has no cold rows.
+            rows: transitions.
+            column: the place of the reward, float32 or float64 without a shape.
+            powers: one more than the most steps.
+
+        Returns:
+            The last rows, how many there were of each, ``powers`` of that, and the sums.
+        """
+        count, wide = rows.slots.size, snapshot.layout.schema.columns[column].dtype == "float64"
+        last, counts = np.empty((3, count), np.int64), np.empty(count, np.int64)
+        discounts, sums = np.empty(count, np.float32), np.empty(count, np.float64)
+        kernels.sum_steps(
+            self.world(snapshot),
+            rows.slots,
+            rows.positions,
+            snapshot.layout.addresses,
+            column,
+            wide,
+            powers,
+            last,
+            counts,
+            discounts,
+            sums,
+        )
+        return Located(*last), counts, discounts, sums
+
     def back(self, snapshot: Snapshot, rows: Located, length: int, *, behind: int = 0) -> Steps:
         """The rows before rows in their episodes, these included as the last; the first again where there are fewer.
 
@@ -221,8 +253,7 @@ class Chains:
         return steps
 
 
-@dataclass(frozen=True, slots=True)
-class Steps:
+class Steps(NamedTuple):
     """Rows that follow each other.
 
     Attributes:
@@ -240,7 +271,8 @@ class Steps:
 
     def rows(self) -> Located:
         """All of them, one after the other."""
-        return Located(*self.places.reshape(3, -1))
+        slots, positions, row_ids = self.places.reshape(3, -1)
+        return Located(slots, positions, row_ids)
 
     def finish(self, powers: NDArray[np.float64]) -> tuple[Located, NDArray[np.float32]]:
         """The last of each, and ``powers`` of how many there are."""

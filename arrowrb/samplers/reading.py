@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +18,10 @@ ROW: Final = "row"  # the group of the rows that were drawn
 REWARD: Final = "reward"
 
 Columns = Mapping[str, NDArray[Any]]
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
+class Drawn(NamedTuple):
     """Rows that were drawn.
 
     Attributes:
@@ -30,8 +31,8 @@ class Drawn:
     """
 
     rows: Located
-    columns: Columns = field(default_factory=dict)
-    hidden: Columns = field(default_factory=dict)
+    columns: Columns = NOTHING
+    hidden: Columns = NOTHING
 
     @classmethod
     def joined(cls, every: list[Drawn]) -> Drawn:
@@ -70,8 +71,7 @@ class Place:
     repeat: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """The rows to read a batch from, and what is known of them already.
 
     Attributes:
@@ -84,9 +84,9 @@ class Reading:
     """
 
     groups: Mapping[str, Located]
-    columns: Columns = field(default_factory=dict)
-    blanks: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
-    patches: Mapping[str, tuple[NDArray[np.int64], NDArray[Any]]] = field(default_factory=dict)
+    columns: Columns = NOTHING
+    blanks: Mapping[str, NDArray[np.bool_]] = NOTHING
+    patches: Mapping[str, tuple[NDArray[np.int64], NDArray[Any]]] = NOTHING
     finish: Callable[[Columns], Columns] | None = None
 
 

@@ -84,6 +84,11 @@ class SequenceView:
         return self.strict and not self.burn_in and not self.bootstrap and not self.tails
 
     @property
+    def _plain_steps(self) -> bool:
+        """Whether the steps are read as they are."""
+        return self._simple and not self.arrival and not self.first_only
+
+    @property
     def _whole(self) -> bool:
         """Whether all steps are always there."""
         return self.strict and not self.burn_in and not (self.bootstrap and self.tails)
@@ -106,6 +111,9 @@ class SequenceView:
     def read(self, snapshot: Snapshot, chains: Chains, drawn: Drawn, schema: Schema) -> Reading:
         """The steps of the sequences that begin at these rows."""
         rows = begin = drawn.rows
+        if self._plain_steps:
+            steps = chains.forward(snapshot, rows, self.steps, across=self.across)
+            return Reading({ROW: steps.rows()}, {"start_row_id": rows.row_ids}, finish=_find_first)
         columns: dict[str, NDArray[Any]] = {"start_row_id": rows.row_ids}
         warm = np.zeros(rows.row_ids.size, np.int64)
         if self.burn_in:
@@ -147,10 +155,10 @@ class SequenceView:
         self, reward: Column, flags: NDArray[np.uint8] | None, late: NDArray[np.bool_] | None, needed: Columns
     ) -> Columns:
         """Which steps are the first or the last of their episodes, and shifted rewards."""
-        is_first = needed["step"] == 0
+        columns = _find_first(needed)
+        is_first = columns["is_first"]
         if flags is not None:
             is_first &= flags & kernels.ACTS != 0
-        columns: dict[str, NDArray[Any]] = {"is_first": is_first}
         if self.tails and flags is not None:
             columns["is_last"] = flags & kernels.ENDS != 0
             columns["is_terminal"] = columns["is_last"] & (needed["terminated"] != 0)
@@ -165,6 +173,11 @@ class SequenceView:
             rewards[nothing] = 0
             columns[REWARD] = rewards
         return columns
+
+
+def _find_first(needed: Columns) -> dict[str, NDArray[Any]]:
+    """Which steps are the first of their episodes."""
+    return {"is_first": needed["step"] == 0}
 
 
 def _is_part(column: str, name: str) -> bool:

@@ -223,6 +223,7 @@ class Listed:
         self._keys: list[Key] = []
         self._addresses = np.zeros(0, np.int64)
         self._counts = np.zeros(0, np.int64)
+        self._until = np.zeros(0, np.int64)  # their running sums
 
     def save(self) -> Any:
         """That of the source."""
@@ -253,19 +254,20 @@ class Listed:
             lists = [self._lists.get(key, _NO_POSITIONS) for key in self._keys]
             self._addresses = np.array([each.__array_interface__["data"][0] for each in lists], np.int64)
             self._counts = np.array([each.size for each in lists], np.int64)
+            self._until = np.cumsum(self._counts)
         self._snapshot = weakref.ref(snapshot)
 
     def draw(self, snapshot: Snapshot, state: NDArray[np.uint64], count: int, *, tiers: str) -> Located:
         """Draw rows uniformly, with replacement."""
         self.follow(snapshot)
-        counts = self._counts
+        until = self._until
         if tiers == "hot" and snapshot.layout.cold:
-            counts = counts.copy()
+            counts = self._counts.copy()
             counts[list(snapshot.layout.cold)] = 0
-        until = np.cumsum(counts)
+            until = np.cumsum(counts)
         if until.size == 0 or until[-1] == 0:
             raise nothing_to_draw(snapshot, self._nothing)
-        located = Located(*(np.empty(count, np.int64) for _ in range(3)))
+        located = Located.empty(count)
         kernels.draw_listed(
             state,
             until,

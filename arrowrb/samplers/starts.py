@@ -50,6 +50,7 @@ class Starts:
         self._table = np.zeros((0, kernels.COUNT_FIELDS), np.int64)
         self._blocks = np.zeros(0, np.int64)
         self._totals = np.zeros((2, 0), np.int64)
+        self._until = np.zeros((2, 0), np.int64)  # their running sums
 
     def follow(self, snapshot: Snapshot) -> None:
         """Count what is new in a snapshot, and forget what is gone."""
@@ -75,6 +76,7 @@ class Starts:
         if changed.any():
             kernels.sum_starts(self._table, changed, self._blocks, self._totals[0], self._totals[1])
         self._growing = [slot for slot in self._growing if not self._slots[slot].done]
+        self._until = np.cumsum(self._totals, axis=1)
         self._snapshot = weakref.ref(snapshot)
 
     def _lay_out(self, snapshot: Snapshot) -> None:
@@ -113,14 +115,14 @@ class Starts:
             hot_only: leave out the starts that lie in the cold tier.
         """
         self.follow(snapshot)
-        totals = self._totals[int(by_episode)]
+        until = self._until[int(by_episode)]
         if hot_only and snapshot.layout.cold:
-            totals = totals.copy()
+            totals = self._totals[int(by_episode)].copy()
             totals[list(snapshot.layout.cold)] = 0
-        until = np.cumsum(totals)
+            until = np.cumsum(totals)
         if until.size == 0 or until[-1] == 0:
             return None
-        located = Located(*(np.empty(count, np.int64) for _ in range(3)))
+        located = Located.empty(count)
         kernels.draw_starts(
             state,
             self._chains.world(snapshot),

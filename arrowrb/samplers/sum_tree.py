@@ -218,7 +218,7 @@ class SumTree:
             totals[cold], least[cold] = 0.0, np.inf
         if self._rests.size < count:
             self._rests = np.empty(count, np.float64)
-        located, masses = Located(*(np.empty(count, np.int64) for _ in range(3))), np.empty(count, np.float32)
+        located, masses = Located.empty(count), np.empty(count, np.float32)
         found = kernels.draw_weighted(
             state,
             self._table,
@@ -231,7 +231,7 @@ class SumTree:
             masses,
         )
         if found < count:
-            located, masses = Located(*(np.empty(0, np.int64) for _ in range(3))), masses[:0]
+            located, masses = Located.empty(0), masses[:0]
         return located, masses, least
 
     def update(self, snapshot: Snapshot, row_ids: NDArray[np.int64], raw: NDArray[np.float32]) -> int:

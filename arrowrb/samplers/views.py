@@ -95,10 +95,17 @@ class View:
         blanks: dict[str, NDArray[np.bool_]] = {}
         finish = None
         if self.n_step is not None:
-            steps = chains.forward(snapshot, rows, self.n_step)
-            last, columns["discount"] = steps.finish(self.powers)
-            groups[LAST], groups[STEPS], columns["num_steps"] = last, steps.rows(), steps.counts
-            finish = partial(_discounted, schema.column(REWARD), steps.counts, self.powers)
+            place = schema.places[REWARD]
+            spec = schema.columns[place]
+            if snapshot.layout.cold or spec.shape or spec.dtype not in ("float32", "float64"):
+                steps = chains.forward(snapshot, rows, self.n_step)
+                last, columns["discount"] = steps.finish(self.powers)
+                groups[STEPS], columns["num_steps"] = steps.rows(), steps.counts
+                finish = partial(_discounted, spec, steps.counts, self.powers)
+            else:
+                last, *_ = summed = chains.sum_steps(snapshot, rows, place, self.powers)
+                _, columns["num_steps"], columns["discount"], columns[REWARD] = summed
+            groups[LAST] = last
         for frames in set(self.frame_stack.values()):
             for name, end, behind in ((f"stack {frames}", rows, 0), (f"next stack {frames}", last, 1)):
                 stack = chains.back(snapshot, end, frames, behind=behind)

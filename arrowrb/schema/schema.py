@@ -222,6 +222,11 @@ class Schema:
     def _by_name(self) -> Mapping[str, Column]:
         return {column.name: column for column in self.columns}
 
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """The place of each column, by name."""
+        return {column.name: place for place, column in enumerate(self.columns)}
+
     def column(self, name: str) -> Column:
         """The column of this name.
 
