@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from .loader import to_torch
     from .recorder import Recorder
     from .sampler import Sampler
-    from .samplers import Hindsight, Prioritized, PrioritizedSequences, Sequences, Uniform, Weighted, Where
+    from .samplers import Hindsight, Prioritized, PrioritizedSequences, Sequences, Shuffled, Uniform, Weighted, Where
     from .schema import Extra, Schema
     from .sql import Query
     from .store import Store
@@ -94,6 +94,7 @@ __all__ = [
     "Schema",
     "SchemaError",
     "Sequences",
+    "Shuffled",
     "Step",
     "Store",
     "StoreError",
@@ -143,6 +144,7 @@ _HOMES = {
     "Schema": "schema",
     "SchemaError": "errors",
     "Sequences": "samplers",
+    "Shuffled": "samplers",
     "Step": "collector",
     "Store": "store",
     "StoreError": "errors",

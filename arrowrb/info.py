@@ -111,6 +111,7 @@ class SamplerInfo:
         cold_hits: rows read of the cold tier that were in the store's cache, whoever read them.
         cold_misses: likewise, for which a row group had to be decoded.
         num_ignored: updates of priorities of rows that were gone.
+        num_skipped: transitions of epochs that are over that were gone when it was their turn.
         age_rows: how many rows of its shard have come after a row of the last batch, on average; None before the first.
         age_seconds: how long ago it was collected, on average; likewise.
     """
@@ -123,6 +124,7 @@ class SamplerInfo:
     cold_hits: int
     cold_misses: int
     num_ignored: int
+    num_skipped: int
     age_rows: float | None
     age_seconds: float | None
 
@@ -158,6 +160,8 @@ class SamplerInfo:
             parts.append(f"{self.cold_hits / (self.cold_hits + self.cold_misses):.0%} of cold rows in the cache")
         if self.num_ignored:
             parts.append(f"{self.num_ignored:,} updates of rows that were gone")
+        if self.num_skipped:
+            parts.append(f"{self.num_skipped:,} transitions were gone before their turn")
         if self.age_seconds is not None and self.age_rows is not None:
             parts.append(f"age {self.age_rows:,.0f} rows, {self.age_seconds:,.1f} s")
         return ", ".join(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import Any, Final
 
 import numpy as np
@@ -12,13 +13,13 @@ from numpy.typing import NDArray
 
 from .engine import Engine, Snapshot
 from .engine.tables import ORDINAL, TIME
-from .errors import OptionError, RowError, UsageError
+from .errors import EmptyError, OptionError, UsageError
 from .info import SamplerInfo
 from .loader import Ahead, Batch, BatchReader, as_row_ids
 from .rows import SHARD_SHIFT
-from .samplers import Columns, Drawn, Learning, Stream, check_tiers
+from .samplers import Columns, Drawn, Learning, Once, Stream, check_tiers
 
-_Restored = tuple[NDArray[np.int64], Columns, Columns]
+_Restored = tuple[NDArray[np.int64], Columns, Columns, list[int]]
 _MOST_ROWS: Final = (1 << 31) - 1  # of a batch
 
 
@@ -47,7 +48,7 @@ class _Tally:
         self.num_batches += 1
         self.num_rows += self._last.size
 
-    def info(self, num_ignored: int) -> SamplerInfo:
+    def info(self, num_ignored: int, num_skipped: int) -> SamplerInfo:
         """The counts now."""
         snapshot, seconds = self._engine.snapshot(), time.monotonic() - self._begin
         hits, misses = self._cold_reads()
@@ -67,6 +68,7 @@ class _Tally:
             cold_hits=hits - self._cold[0],
             cold_misses=misses - self._cold[1],
             num_ignored=num_ignored,
+            num_skipped=num_skipped,
             age_rows=age_rows,
             age_seconds=age_seconds,
         )
@@ -103,6 +105,7 @@ class Sampler:
         self._engine = engine
         self._stream = stream
         self._learning = stream if isinstance(stream, Learning) else None
+        self._once = stream if isinstance(stream, Once) else None
         self._reader = reader
         self._tiers = check_tiers(tiers)
         self._drawn: deque[Drawn] = deque()  # of batches that were drawn, and not handed out
@@ -120,14 +123,15 @@ class Sampler:
         The batches that are drawn ahead are in it by their rows; of a sampler with priorities, these, too. Checkpoints
         of the store keep it of every sampler that has a name.
         """
-        row_ids, columns, hidden = self._restored or (np.zeros(0, np.int64), {}, {})
+        row_ids, columns, hidden, sizes = self._restored or (np.zeros(0, np.int64), {}, {}, [])
         if self._drawn:
-            drawn = Drawn.joined(list(self._drawn))
+            drawn, sizes = Drawn.joined(list(self._drawn)), [each.rows.row_ids.size for each in self._drawn]
             row_ids, columns, hidden = drawn.rows.row_ids, drawn.columns, drawn.hidden
         state = {
             "stream": self._stream.save(self._engine.snapshot()),
             "batch_size": self.batch_size,
             "ahead": row_ids.copy(),
+            "sizes": list(sizes),
         }
         return state | {name: dict(told) for name, told in (("columns", columns), ("hidden", hidden)) if told}
 
@@ -151,41 +155,66 @@ class Sampler:
             isinstance(told, dict) and all(np.shape(each) == ahead.shape for each in told.values())
             for told in (columns, hidden)
         )
-        if not whole or ahead.dtype != np.int64 or ahead.ndim != 1 or ahead.size % self.batch_size:
+        sizes = state.get("sizes")
+        counts = isinstance(sizes, list) and all(isinstance(size, int) and size > 0 for size in sizes)
+        if not whole or not counts or ahead.dtype != np.int64 or ahead.shape != (sum(sizes or []),):
             raise OptionError("The state that the sampler is to go on from is damaged: it holds no whole batches.")
         self._stream.load(stream if isinstance(stream, dict) else {}, self._engine.snapshot())
         self.clear()
         if ahead.size:
-            self._restored = ahead.copy(), columns, hidden
+            self._restored = ahead.copy(), columns, hidden, list(sizes or [])
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        return self.sample()
+        batch = self._next()
+        if batch is None:
+            raise StopIteration
+        return batch
 
     def sample(self) -> Batch:
-        """Draw the next batch: name -> tensor [batch_size, *shape], nested where the space is, with ``row_id``."""
+        """Draw the next batch: name -> tensor [batch_size, *shape], nested where the space is, with ``row_id``.
+
+        Raises:
+            EmptyError: if there is nothing to draw, or the strategy has come to its end.
+        """
+        batch = self._next()
+        if batch is None:
+            raise EmptyError("There is no further batch: all epochs are over. Make another sampler.")
+        return batch
+
+    def _next(self) -> Batch | None:
+        """The next batch; None at the end of a strategy that has one."""
         snapshot = self._engine.snapshot()
         if self.prefetch == 0 and not self._ready and self._restored is None:
-            drawn = self._draw(snapshot)
-            batch = self._reader.read(snapshot, drawn)
-            self._tally.add(drawn)
-            return batch
+            drawn = self.draw(self.batch_size)
+            return self.read(drawn) if drawn.rows.row_ids.size else None
         if self._restored is not None:
             self._read_restored(snapshot)
         if self.prefetch:
             self._draw_ahead(snapshot)
-        if not self._ready:
+        if not self._ready and self._drawn:
             begin = time.perf_counter()
             batches = self._take()
             self._ready.extend(batches)
             self._tally.wait_seconds += time.perf_counter() - begin
+        if not self._ready:
+            return None
         self._tally.add(self._drawn.popleft())
         return self._ready.popleft()
 
-    def _draw(self, snapshot: Snapshot) -> Drawn:
-        return self._stream.draw(snapshot, self.batch_size, tiers=self._tiers)
+    def draw(self, count: int) -> Drawn:
+        """Rows for a batch; not for users."""
+        snapshot = self._engine.snapshot()
+        drawn = self._stream.draw(snapshot, count, tiers=self._tiers)
+        return drawn if drawn.snapshot is not None else drawn._replace(snapshot=snapshot)
+
+    def read(self, drawn: Drawn) -> Batch:
+        """The batch of rows; not for users."""
+        assert drawn.snapshot is not None
+        self._tally.add(drawn)
+        return self._reader.read(drawn.snapshot, drawn)
 
     def _draw_ahead(self, snapshot: Snapshot) -> None:
         """Draw until there are ``prefetch`` batches beside the one that is asked for, once half of them are gone.
@@ -196,9 +225,14 @@ class Sampler:
         missing = self.prefetch + 1 - len(self._drawn)
         if missing * 2 < self.prefetch + 1:
             return
-        every = [self._draw(snapshot) for _ in range(missing)]
-        self._drawn.extend(every)
-        self._ask(snapshot, Drawn.joined(every))
+        every: list[Drawn] = []
+        while len(every) < missing:
+            drawn = self._stream.draw(snapshot, self.batch_size, tiers=self._tiers)
+            if drawn.rows.row_ids.size == 0:
+                break
+            every.append(drawn)
+        for _, group in groupby(every, key=lambda each: id(each.snapshot)):
+            self._ask(snapshot, list(group))
 
     def _take(self) -> list[Batch]:
         """The batches that were asked for first. After an error all that was drawn ahead is drawn anew."""
@@ -213,20 +247,29 @@ class Sampler:
         restored, self._restored = self._restored, None
         if restored is None:
             return
-        row_ids, columns, hidden = restored
-        try:
-            drawn = Drawn(snapshot.locate(row_ids), columns, hidden)
-        except RowError:
-            return  # dropped since: they are drawn anew
-        self._drawn.extend(drawn.split(self.batch_size))
+        row_ids, columns, hidden, sizes = restored
+        there = np.isin(row_ids, snapshot.find(row_ids).row_ids)
+        if not there.all():
+            if self._once is None:
+                return  # drawn anew
+            self._once.num_skipped += int((~there).sum())
+            ends = np.cumsum(sizes)
+            sizes = [int(there[end - size : end].sum()) for size, end in zip(sizes, ends.tolist(), strict=True)]
+            row_ids, sizes = np.ascontiguousarray(row_ids[there]), [size for size in sizes if size]
+        if not sizes:
+            return
+        drawn = Drawn(snapshot.locate(row_ids), columns, hidden).split(sizes)
         if self.prefetch:
             self._ask(snapshot, drawn)
         else:
-            self._ready.extend(self._reader.read_many(snapshot, drawn, self.batch_size))
+            self._drawn.extend(drawn)
+            self._ready.extend(self._reader.read_many(snapshot, Drawn.joined(drawn), sizes))
 
-    def _ask(self, snapshot: Snapshot, drawn: Drawn) -> None:
-        self._ahead = self._ahead or Ahead(self._reader, self.batch_size)
-        self._ahead.ask(snapshot, drawn)
+    def _ask(self, snapshot: Snapshot, every: list[Drawn]) -> None:
+        """Let the thread read batches."""
+        self._drawn.extend(every)
+        self._ahead = self._ahead or Ahead(self._reader)
+        self._ahead.ask(snapshot, Drawn.joined(every), [each.rows.row_ids.size for each in every])
 
     def clear(self) -> None:
         """Drop the batches that are drawn ahead: the next one is drawn from what there is now."""
@@ -238,7 +281,8 @@ class Sampler:
 
     def info(self) -> SamplerInfo:
         """What it has given so far: rates, replay ratio, waits, and the age of the last batch."""
-        return self._tally.info(0 if self._learning is None else self._learning.num_ignored)
+        num_ignored = 0 if self._learning is None else self._learning.num_ignored
+        return self._tally.info(num_ignored, 0 if self._once is None else self._once.num_skipped)
 
     def update(self, row_ids: Any, td_error: Any = None, *, priority: Any = None, mask: Any = None) -> None:
         """Tell what was learned from rows, which decides how likely they are drawn from now on.

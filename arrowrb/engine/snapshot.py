@@ -228,8 +228,8 @@ class Snapshot:
         first = np.empty(layout.num_extents + 1, np.int64)
         guide = np.empty(2 * layout.num_extents + 16, np.int32)
         result = np.zeros(2, np.int64)
-        kernels.build_domain(shapes, self.fills, start, slot, first, guide, result)
-        return Domain(start, slot, first, guide, int(result[0]), int(result[1]))
+        count = kernels.build_domain(shapes, self.fills, start, slot, first, guide, result)
+        return Domain(start[: count + 1], slot[:count], first[:count], guide, int(result[0]), int(result[1]))
 
     def draw_uniform(self, state: NDArray[np.uint64], count: int, *, tiers: str = "all") -> Located:
         """Draw transitions uniformly with replacement.

@@ -157,3 +157,11 @@ def fill_uniform(state: Any, numbers: Any) -> None:
     generator = address_of(state)
     for i in range(numbers.shape[0]):
         numbers[i] = next_uniform(generator)
+
+
+@kernel("void(uint64[::1], uint64[::1])")
+def fill_bits(state: Any, numbers: Any) -> None:
+    """Fill with random bits."""
+    generator = address_of(state)
+    for i in range(numbers.shape[0]):
+        numbers[i] = _next(generator)

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ..engine import Snapshot
@@ -23,7 +23,7 @@ _LOOK_SECONDS: Final = 5.0
 Batch = Any
 """A dict of tensors, or what a user's function makes of it."""
 
-_Asked = queue.SimpleQueue[tuple[int, Snapshot, Drawn] | None]
+_Asked = queue.SimpleQueue[tuple[int, Snapshot, Drawn, Sequence[int]] | None]
 _Read = queue.SimpleQueue[tuple[int, list[Batch] | Exception]]
 
 
@@ -76,18 +76,18 @@ class BatchReader:
 
     def read(self, snapshot: Snapshot, drawn: Drawn) -> Batch:
         """One batch of all that was drawn."""
-        batch = self._loader.load(snapshot, self._reading(snapshot, drawn))
+        batch = self._loader.load(drawn.snapshot or snapshot, self._reading(snapshot, drawn))
         return batch if self._transform is None else self._transform(batch)
 
-    def read_many(self, snapshot: Snapshot, drawn: Drawn, batch_size: int) -> list[Batch]:
-        """Batches of this size of all that was drawn, in order, read in one go."""
-        batches = self._loader.load_many(snapshot, self._reading(snapshot, drawn), batch_size)
+    def read_many(self, snapshot: Snapshot, drawn: Drawn, sizes: Sequence[int]) -> list[Batch]:
+        """Batches of these sizes of all that was drawn, in order, read in one go."""
+        batches = self._loader.load_many(drawn.snapshot or snapshot, self._reading(snapshot, drawn), sizes)
         return batches if self._transform is None else [self._transform(batch) for batch in batches]
 
     def _reading(self, snapshot: Snapshot, drawn: Drawn) -> Reading:
         if self._view.plain:
             return Reading({ROW: drawn.rows}, drawn.columns)
-        reading = self._view.read(snapshot, self._chains, drawn, self._schema)
+        reading = self._view.read(drawn.snapshot or snapshot, self._chains, drawn, self._schema)
         if not drawn.columns:
             return reading
         columns = {**reading.columns, **drawn.columns}
@@ -100,22 +100,22 @@ class Ahead:
     The thread ends when nobody holds this any more, and with the process.
     """
 
-    def __init__(self, reader: BatchReader, batch_size: int) -> None:
+    def __init__(self, reader: BatchReader) -> None:
         self._asked: _Asked = queue.SimpleQueue()
         self._read: _Read = queue.SimpleQueue()
         self._newest = self._dropped = 0  # numbers of what was asked for
         self._pid = os.getpid()
-        arguments = (reader, batch_size, self._asked, self._read)
+        arguments = (reader, self._asked, self._read)
         self._thread = threading.Thread(target=_serve, args=arguments, name="arrowrb-prefetch", daemon=True)
         self._thread.start()
         weakref.finalize(self, self._asked.put, None).atexit = False
         _running.add(self)
 
-    def ask(self, snapshot: Snapshot, drawn: Drawn) -> None:
-        """Ask for batches of rows; a snapshot is let go of once they are read."""
+    def ask(self, snapshot: Snapshot, drawn: Drawn, sizes: Sequence[int]) -> None:
+        """Ask for batches of these sizes; a snapshot is let go of once they are read."""
         self._check_process()
         self._newest += 1
-        self._asked.put((self._newest, snapshot, drawn))
+        self._asked.put((self._newest, snapshot, drawn, sizes))
 
     def drop(self) -> None:
         """Forget all that was asked for."""
@@ -162,11 +162,11 @@ class Ahead:
             )
 
 
-def _serve(reader: BatchReader, batch_size: int, asked: _Asked, read: _Read) -> None:
+def _serve(reader: BatchReader, asked: _Asked, read: _Read) -> None:
     while (job := asked.get()) is not None:
-        number, snapshot, drawn = job
+        number, snapshot, drawn, sizes = job
         try:
-            read.put((number, reader.read_many(snapshot, drawn, batch_size)))
+            read.put((number, reader.read_many(snapshot, drawn, sizes)))
         except Exception as error:  # raised where the batch is taken
             read.put((number, error))
         del job, snapshot, drawn  # the snapshot's segments may go

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final
 
 import numpy as np
@@ -72,15 +73,14 @@ class Loader:
         slab = self._read(snapshot, reading)
         return self._add(self._assemble(slab.tensors), _all_columns(slab, reading), 0, self._count)
 
-    def load_many(self, snapshot: Snapshot, reading: Reading, batch_size: int) -> list[dict[str, Any]]:
-        """Read rows for several batches of one size in one go; their tensors are parts of one slab."""
+    def load_many(self, snapshot: Snapshot, reading: Reading, sizes: Sequence[int]) -> list[dict[str, Any]]:
+        """Read rows for several batches of these sizes in one go; their tensors are parts of one slab."""
         slab = self._read(snapshot, reading)
-        columns = _all_columns(slab, reading)
-        return [
-            self._add(self._assemble([tensor[first:stop] for tensor in slab.tensors]), columns, first, stop)
-            for first in range(0, self._count, batch_size)
-            for stop in (first + batch_size,)
-        ]
+        columns, batches = _all_columns(slab, reading), []
+        for size, stop in zip(sizes, accumulate(sizes), strict=True):
+            parts = [tensor[stop - size : stop] for tensor in slab.tensors]
+            batches.append(self._add(self._assemble(parts), columns, stop - size, stop))
+        return batches
 
     def _add(self, batch: dict[str, Any], columns: Columns, first: int, stop: int) -> dict[str, Any]:
         """Add columns that were not read from the store."""

@@ -13,7 +13,8 @@ from .prioritized_sequences import PrioritizedSequences
 from .questions import Asking, Weighted, Where
 from .reading import REWARD, ROW, AnyView, Columns, Drawn, Place, Reading
 from .sequences import Sequences
-from .strategy import Learning, Strategy, Stream, Viewing, check_tiers, generator_state
+from .shuffled import Shuffled
+from .strategy import Learning, Once, Strategy, Stream, Viewing, check_tiers, generator_state
 from .uniform import Uniform
 from .views import LAST, View, check_view
 
@@ -28,11 +29,13 @@ __all__ = [
     "Drawn",
     "Hindsight",
     "Learning",
+    "Once",
     "Place",
     "Prioritized",
     "PrioritizedSequences",
     "Reading",
     "Sequences",
+    "Shuffled",
     "Strategy",
     "Stream",
     "Uniform",

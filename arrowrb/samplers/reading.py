@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
@@ -25,34 +25,38 @@ class Drawn(NamedTuple):
     """Rows that were drawn.
 
     Attributes:
-        rows: where they are.
+        rows: where they are; none at the end of a stream that has one.
         columns: what else the batch says of them, by name: one entry a row.
         hidden: what a view goes by and the batch does not say, likewise.
+        snapshot: what they are in, where it is not the one that they were drawn from.
     """
 
     rows: Located
     columns: Columns = NOTHING
     hidden: Columns = NOTHING
+    snapshot: Snapshot | None = None
 
     @classmethod
     def joined(cls, every: list[Drawn]) -> Drawn:
-        """Several, one after the other."""
+        """Several of one snapshot, one after the other."""
         if len(every) == 1:
             return every[0]
         parts = [(each.rows.slots, each.rows.positions, each.rows.row_ids) for each in every]
         rows = Located(*(np.concatenate(each) for each in zip(*parts, strict=True)))
         columns = {name: np.concatenate([each.columns[name] for each in every]) for name in every[0].columns}
         hidden = {name: np.concatenate([each.hidden[name] for each in every]) for name in every[0].hidden}
-        return cls(rows, columns, hidden)
+        return cls(rows, columns, hidden, every[0].snapshot)
 
-    def split(self, count: int) -> list[Drawn]:
-        """Parts of so many rows, in order."""
-        parts = [slice(first, first + count) for first in range(0, self.rows.row_ids.size, count)]
+    def split(self, sizes: Sequence[int]) -> list[Drawn]:
+        """Parts of these numbers of rows, in order."""
+        stops = np.cumsum(sizes).tolist()
+        parts = [slice(stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
         return [
             Drawn(
                 Located(self.rows.slots[part], self.rows.positions[part], self.rows.row_ids[part]),
                 {name: each[part] for name, each in self.columns.items()},
                 {name: each[part] for name, each in self.hidden.items()},
+                self.snapshot,
             )
             for part in parts
         ]

@@ -65,6 +65,13 @@ class Learning(Protocol):
 
 
 @runtime_checkable
+class Once(Protocol):
+    """A stream that draws each row once."""
+
+    num_skipped: int
+
+
+@runtime_checkable
 class Viewing(Protocol):
     """A stream that says itself what a batch reads for the rows that it draws."""
 
