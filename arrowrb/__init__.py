@@ -8,12 +8,13 @@ The map of the house; each row imports only from rows below it, and names on one
     upkeep, sampling                                what is about all of a store; batches by index
     named                                           samplers that checkpoints keep
     export/, sampler                                data sets of Parquet files; streams of batches
-    info, sql/, loader/, recorder                   counts; questions; batches of tensors; a user's own loop
+    info, sql/, loader/, recorder, arrivals         counts; questions; batches; a user's own loop; what is new
     samplers/                                       which rows to draw
     engine/                                         shards that are written or followed, and snapshots of them
     writer, recovery, sizing, retention             commits; what a dead writer left; how large segments are; limits
     tiers/, checkpoints                             where segments live: mapped Arrow IPC, Parquet; named points
     parquet/                                        Parquet's footers, and pages of vectors
+    advantages                                      of on-policy steps
     kernels/, manifest, commits, seeds, staging     compiled loops; the durable lists and records; steps -> events
     files, network, tape, arrival, interrupts       publish, map, lock; other machines; steps as they arrive; Ctrl-C
     events                                          what a commit is made of
@@ -29,6 +30,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .advantages import gae
+    from .arrivals import Watermark
     from .checkpoints import Checkpoint
     from .collector import Collector, Evaluation, Step, evaluate
     from .errors import (
@@ -104,9 +107,11 @@ __all__ = [
     "Uniform",
     "UsageError",
     "WaitError",
+    "Watermark",
     "Weighted",
     "Where",
     "evaluate",
+    "gae",
     "import_minari",
     "import_parquet",
     "merge",
@@ -154,9 +159,11 @@ _HOMES = {
     "Uniform": "samplers",
     "UsageError": "errors",
     "WaitError": "errors",
+    "Watermark": "arrivals",
     "Weighted": "samplers",
     "Where": "samplers",
     "evaluate": "collector",
+    "gae": "advantages",
     "import_minari": "importing",
     "import_parquet": "importing",
     "merge": "importing",

@@ -212,9 +212,8 @@ class Sampler:
 
     def read(self, drawn: Drawn) -> Batch:
         """The batch of rows; not for users."""
-        assert drawn.snapshot is not None
         self._tally.add(drawn)
-        return self._reader.read(drawn.snapshot, drawn)
+        return self._reader.read(drawn.snapshot or self._engine.snapshot(), drawn)
 
     def _draw_ahead(self, snapshot: Snapshot) -> None:
         """Draw until there are ``prefetch`` batches beside the one that is asked for, once half of them are gone.

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .arrivals import Watermark, newest_rows, rows_since, watermark_of
 from .engine import Engine
 from .errors import OptionError
 from .loader import Batch, BatchReader, Loader, as_row_ids, check_transform
@@ -92,6 +93,62 @@ class Sampling:
         ids = as_row_ids(row_ids)
         snapshot = self._engine.snapshot()
         return self._loader(columns, float64, device).load(snapshot, Reading({ROW: snapshot.locate(ids)}))
+
+    def latest(
+        self, count: int, *, columns: Sequence[str] | None = None, float64: str = "keep", device: Any = None
+    ) -> dict[str, Any]:
+        """The newest transitions, in the order of their episodes: lane by lane, and in each as they came.
+
+        Args:
+            count: how many; all, where there are fewer.
+            columns: see `sample`; likewise `float64` and `device`.
+            float64: see `sample`.
+            device: see `sample`.
+
+        Returns:
+            As `sample`, with ``run_end``, bool[n], true where the next row is not the next step of the same episode.
+
+        Raises:
+            EmptyError: if there is no transition.
+        """
+        snapshot = self._engine.snapshot()
+        rows, ends = newest_rows(snapshot, check_batch_size(count))
+        return self._loader(columns, float64, device).load(snapshot, Reading({ROW: rows}, {"run_end": ends}))
+
+    def watermark(self) -> Watermark:
+        """The moment now, for `since`: what is committed by now."""
+        return watermark_of(self._engine.snapshot())
+
+    def since(
+        self,
+        mark: Watermark | Sequence[Any] | None,
+        *,
+        columns: Sequence[str] | None = None,
+        float64: str = "keep",
+        device: Any = None,
+    ) -> tuple[dict[str, Any], Watermark]:
+        """All transitions that came after a moment, in the order of their episodes, and the moment now.
+
+        With ``batch, mark = store.since(mark)`` a learner sees every transition once. What retention drops before it
+        is read is missing, and counted in the new moment's ``num_missing``.
+
+        Args:
+            mark: what `watermark` or `since` returned, or came back out of a checkpoint's state; None for the
+                beginning.
+            columns: see `sample`; likewise `float64` and `device`.
+            float64: see `sample`.
+            device: see `sample`.
+
+        Returns:
+            A batch as that of `latest`, of any size, also of 0 rows; and the moment.
+
+        Raises:
+            OptionError: if it is no moment of this store.
+        """
+        snapshot = self._engine.snapshot()
+        rows, ends, now = rows_since(snapshot, mark)
+        loader = self._loader(columns, float64, device)
+        return loader.load(snapshot, Reading({ROW: rows}, {"run_end": ends})), now
 
     def sampler(
         self,

@@ -13,6 +13,8 @@ from importlib import import_module
 from typing import Any, Final
 
 _HOMES: Final = {
+    "find_after": "arriving",
+    "sum_advantages": "arriving",
     "cut": "placing",
     "evacuate": "placing",
     "ingest": "placing",
