@@ -6,7 +6,7 @@ The map of the house; each row imports only from rows below it, and names on one
     collector/, importing/                          steps environments into stores, evaluate; data sets into stores
     store                                           create, open, write, read: the public face
     upkeep, sampling                                what is about all of a store; batches by index
-    named                                           samplers that checkpoints keep
+    named, mixture                                  samplers that checkpoints keep; several at once
     export/, sampler                                data sets of Parquet files; streams of batches
     info, sql/, loader/, recorder, arrivals         counts; questions; batches; a user's own loop; what is new
     samplers/                                       which rows to draw
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .importing import Imported, import_minari, import_parquet, merge
     from .info import SamplerInfo, StoreInfo
     from .loader import to_torch
+    from .mixture import Mixture
     from .recorder import Recorder
     from .sampler import Sampler
     from .samplers import Hindsight, Prioritized, PrioritizedSequences, Sequences, Shuffled, Uniform, Weighted, Where
@@ -84,6 +85,7 @@ __all__ = [
     "Hindsight",
     "Imported",
     "LockedError",
+    "Mixture",
     "OptionError",
     "Prioritized",
     "PrioritizedSequences",
@@ -136,6 +138,7 @@ _HOMES = {
     "Hindsight": "samplers",
     "Imported": "importing",
     "LockedError": "errors",
+    "Mixture": "mixture",
     "OptionError": "errors",
     "Prioritized": "samplers",
     "PrioritizedSequences": "samplers",

@@ -204,6 +204,11 @@ class Sampler:
         self._tally.add(self._drawn.popleft())
         return self._ready.popleft()
 
+    @property
+    def learns(self) -> bool:
+        """Whether it keeps priorities, which `update` sets."""
+        return self._learning is not None
+
     def draw(self, count: int) -> Drawn:
         """Rows for a batch; not for users."""
         snapshot = self._engine.snapshot()
