@@ -61,7 +61,17 @@ if TYPE_CHECKING:
     from .mixture import Mixture
     from .recorder import Recorder
     from .sampler import Sampler
-    from .samplers import Hindsight, Prioritized, PrioritizedSequences, Sequences, Shuffled, Uniform, Weighted, Where
+    from .samplers import (
+        Episodes,
+        Hindsight,
+        Prioritized,
+        PrioritizedSequences,
+        Sequences,
+        Shuffled,
+        Uniform,
+        Weighted,
+        Where,
+    )
     from .schema import Extra, Schema
     from .sql import Query
     from .store import Store
@@ -78,6 +88,7 @@ __all__ = [
     "CorruptError",
     "EmptyError",
     "EnvironmentFault",
+    "Episodes",
     "Evaluation",
     "Extra",
     "FormatError",
@@ -131,6 +142,7 @@ _HOMES = {
     "CorruptError": "errors",
     "EmptyError": "errors",
     "EnvironmentFault": "errors",
+    "Episodes": "samplers",
     "Evaluation": "collector",
     "Extra": "schema",
     "FormatError": "errors",

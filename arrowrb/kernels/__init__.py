@@ -59,6 +59,7 @@ _HOMES: Final = {
     "count_starts": "starting",
     "draw_starts": "starting",
     "sum_starts": "starting",
+    "bound_episodes": "goals",
     "find_goals": "goals",
     "ROUNDS": "shuffling",
     "LEAST_HALF_BITS": "shuffling",

@@ -1,4 +1,4 @@
-"""Goals for hindsight: a later, the last, or any observation of a row's own episode."""
+"""Where episodes begin and end, and goals for hindsight: a later, the last, or any observation of one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from .memory import address_of, inline, kernel, load_u8
 from .walking import BEHIND, CONTINUED, TRANSITION
-from .world import block_rows_of, kinds_of, linked, step_back, stop_of
+from .walking import FINAL as ENDED
+from .world import block_rows_of, kind_of, kinds_of, linked, row_of, step_back, stop_of
 
 FUTURE, FINAL, EPISODE = range(3)
 
@@ -84,3 +85,32 @@ def find_goals(
             for _ in range(-steps):
                 slot, position = step_back(world, slot, position)
         goal_slots[i], goal_positions[i] = slot, position
+
+
+@kernel("void(int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], boolean[::1])")
+def bound_episodes(world_table: Any, slots: Any, positions: Any, row_ids: Any, lengths: Any, ended: Any) -> None:
+    """Move rows back to the first of their episodes that are there, and tell how many there are and if they ended.
+
+    Args:
+        world_table: of the snapshot.
+        slots: of transitions; becomes those of the first ones. Likewise ``positions`` and ``row_ids``.
+        positions: see ``slots``.
+        row_ids: see ``slots``.
+        lengths: takes how many transitions each has.
+        ended: takes whether it has a final observation.
+    """
+    world = address_of(world_table)
+    for i in range(slots.shape[0]):
+        slot, position = slots[i], positions[i]
+        ahead = _count_ahead(world, slot, position)
+        before = 0
+        at_slot, at = step_back(world, slot, position)
+        while at_slot >= 0:
+            slot, position = at_slot, at
+            before += 1
+            at_slot, at = step_back(world, slot, position)
+        lengths[i] = before + ahead
+        last_slot, last = _step(world, slots[i], positions[i], ahead - 1)
+        ended[i] = kind_of(world, last_slot, last + 1) == ENDED
+        slots[i], positions[i] = slot, position
+        row_ids[i] = row_of(world, slot, position)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .drawing import BLOCK_ROWS, KINDS
+from .drawing import BLOCK_ROWS, KINDS, ROW_BASE
 from .memory import inline, load_i64, load_u8
 from .walking import (
     BEFORE,
@@ -44,6 +44,12 @@ def linked(world: int, slot: int, block: int, field: int) -> tuple[int, int]:
         return -1, 0
     bits = load_i64(world + POSITION_BITS * 8)
     return to, (row_id & ((1 << bits) - 1)) // block_rows_of(world, to)
+
+
+@inline
+def row_of(world: int, slot: int, position: int) -> int:
+    """The row id of a row."""
+    return int(load_i64(load_i64(world) + slot * SHAPE_BYTES + ROW_BASE * 8) + position)
 
 
 @inline

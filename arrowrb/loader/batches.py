@@ -15,6 +15,7 @@ from ..engine import Snapshot
 from ..errors import OptionError, UsageError, WaitError
 from ..samplers import ROW, AnyView, Chains, Drawn, Reading
 from ..schema import Schema
+from .converting import pad
 from .loader import Loader
 
 _PATIENCE_SECONDS: Final = 300.0
@@ -43,7 +44,8 @@ def check_transform(transform: Any, as_tensordict: Any) -> Callable[[dict[str, A
         ) from None
 
     def to_tensordict(batch: dict[str, Any]) -> Batch:
-        made = tensordict.TensorDict(batch, batch_size=[len(batch["row_id"])])
+        counts = {len(each) for each in batch.values() if hasattr(each, "shape")}
+        made = tensordict.TensorDict(batch, batch_size=sorted(counts) if len(counts) == 1 else [])
         return made if transform is None else transform(made)
 
     return to_tensordict
@@ -77,10 +79,14 @@ class BatchReader:
     def read(self, snapshot: Snapshot, drawn: Drawn) -> Batch:
         """One batch of all that was drawn."""
         batch = self._loader.load(drawn.snapshot or snapshot, self._reading(snapshot, drawn))
+        if self._view.ragged and self._view.padded:
+            batch = pad(batch, drawn.hidden["length"])
         return batch if self._transform is None else self._transform(batch)
 
     def read_many(self, snapshot: Snapshot, drawn: Drawn, sizes: Sequence[int]) -> list[Batch]:
         """Batches of these sizes of all that was drawn, in order, read in one go."""
+        if self._view.ragged:  # each has a shape of its own
+            return [self.read(snapshot, part) for part in drawn.split(sizes)]
         batches = self._loader.load_many(drawn.snapshot or snapshot, self._reading(snapshot, drawn), sizes)
         return batches if self._transform is None else [self._transform(batch) for batch in batches]
 

@@ -75,6 +75,25 @@ def to_torch(batch: pa.RecordBatch | pa.Table) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def pad(batch: dict[str, Any], lengths: NDArray[np.int64]) -> dict[str, Any]:
+    """Runs that lie end to end, [steps, *shape], side by side: [n, longest, *shape], with ``mask``."""
+    import torch
+
+    mask = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).to(batch["row_id"].device)
+
+    def padded(value: Any, fill: int = 0) -> Any:
+        if isinstance(value, dict):
+            return {name: padded(each) for name, each in value.items()}
+        if isinstance(value, tuple):
+            return tuple(padded(each) for each in value)
+        whole = value.new_full((*mask.shape, *value.shape[1:]), fill)
+        whole[mask] = value
+        return whole
+
+    side = {name: padded(value, -1 if name == "row_id" else 0) for name, value in batch.items() if name != "length"}
+    return {**side, "length": batch["length"], "mask": mask}
+
+
 def _column_of(field: pa.Field) -> Column:
     """The column that an Arrow field describes: by its metadata where it is ours, else by its type."""
     metadata: Mapping[bytes, bytes] = field.metadata or {}

@@ -7,6 +7,7 @@ kinds, runs), never files.
 from __future__ import annotations
 
 from .chains import Chains
+from .episodes import Episodes
 from .hindsight import Hindsight
 from .prioritized import Prioritized
 from .prioritized_sequences import PrioritizedSequences
@@ -27,6 +28,7 @@ __all__ = [
     "Chains",
     "Columns",
     "Drawn",
+    "Episodes",
     "Hindsight",
     "Learning",
     "Once",

@@ -105,7 +105,7 @@ class HindsightStream:
 class HindsightView:
     """Transitions, some of them with another goal."""
 
-    plain, computed, length = False, (), None
+    plain, ragged, padded, computed, length = False, False, False, (), None
     needs: Mapping[str, Place] = {}
 
     def __init__(self, strategy: Hindsight) -> None:

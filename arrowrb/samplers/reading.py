@@ -107,6 +107,16 @@ class AnyView(Protocol):
         ...
 
     @property
+    def ragged(self) -> bool:
+        """Whether a row that is drawn stands for any number of rows, so that each batch has a shape of its own."""
+        ...
+
+    @property
+    def padded(self) -> bool:
+        """Whether these rows become a dimension of their own, padded to the longest."""
+        ...
+
+    @property
     def computed(self) -> tuple[str, ...]:
         """Columns of the store that are computed instead of read."""
         ...

@@ -54,6 +54,16 @@ class SequenceView:
         )
 
     @property
+    def ragged(self) -> bool:
+        """A row stands for a fixed number."""
+        return False
+
+    @property
+    def padded(self) -> bool:
+        """Not ragged."""
+        return False
+
+    @property
     def plain(self) -> bool:
         """Sequences have other rows than their first."""
         return False

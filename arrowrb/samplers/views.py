@@ -67,6 +67,16 @@ class View:
         return np.power(self.gamma, np.arange((self.n_step or 0) + 1, dtype=np.float64))
 
     @property
+    def ragged(self) -> bool:
+        """A row stands for a fixed number."""
+        return False
+
+    @property
+    def padded(self) -> bool:
+        """Not ragged."""
+        return False
+
+    @property
     def plain(self) -> bool:
         """Whether batches are the rows as they are."""
         return self.n_step is None and not self.frame_stack and not self.windows

@@ -1,0 +1,125 @@
+"""Whole episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from .. import kernels
+from ..engine import Located, Snapshot
+from ..engine.tables import STEP
+from ..errors import OptionError
+from ..schema import Schema
+from .chains import Chains
+from .reading import ROW, Columns, Drawn, Place, Reading
+from .sources import nothing_to_draw
+from .starts import Starts
+from .strategy import check_generator, generator_state
+
+_MOST_MISSES: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Episodes:
+    """Draw whole episodes uniformly, independently and with replacement.
+
+    The tensors of a batch are [batch_size, longest, *shape], padded with zeros at the end, with ``mask``,
+    bool[batch_size, longest], false where there is no step any more (``row_id`` is -1 there); or packed,
+    [steps, *shape], one episode behind the other. ``length``, int64[batch_size], is how many steps each has, and
+    ``is_first`` true where a step is the first of its episode.
+
+    Attributes:
+        complete: only episodes that have ended, and of which retention has dropped nothing; else also those that are
+            running, were cut, or have lost their beginning, as far as they are there.
+        packed: lay them end to end, without padding.
+    """
+
+    complete: bool = True
+    packed: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("complete", "packed"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name} is {getattr(self, name)!r}, expected True or False.")
+
+    def start(self, seed: int | None) -> EpisodesStream:
+        """A new stream of draws."""
+        return EpisodesStream(self, seed)
+
+
+class EpisodesStream:
+    """Draws of episodes: their first steps that are there, and how many follow."""
+
+    extra_columns: tuple[str, ...] = ()
+
+    def __init__(self, strategy: Episodes, seed: int | None) -> None:
+        self._strategy = strategy
+        self._state = generator_state(seed)
+        self.chains = Chains()
+        self._starts = Starts(1, self.chains)
+        self.view = EpisodesView(padded=not strategy.packed)
+
+    def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Drawn:
+        """Choose ``count`` episodes; of those in the cold tier ``tiers`` "hot" leaves out all that ended there."""
+        found: list[Drawn] = []
+        have = misses = 0
+        while have < count:
+            rows = self._starts.draw(snapshot, self._state, count - have, by_episode=True, hot_only=tiers == "hot")
+            if rows is None or misses == _MOST_MISSES:
+                raise nothing_to_draw(snapshot, "There is no episode that has ended and is whole. Use complete=False.")
+            lengths, ended = np.empty(rows.slots.size, np.int64), np.empty(rows.slots.size, np.bool_)
+            kernels.bound_episodes(
+                self.chains.world(snapshot), rows.slots, rows.positions, rows.row_ids, lengths, ended
+            )
+            if self._strategy.complete:
+                whole = np.flatnonzero(ended & (snapshot.read(rows, [(STEP, 0)])[STEP, 0] == 0))
+                rows = Located(rows.slots[whole], rows.positions[whole], rows.row_ids[whole])
+                lengths = lengths[whole]
+            misses = 0 if lengths.size else misses + 1
+            have += lengths.size
+            found.append(Drawn(rows, hidden={"length": lengths}))
+        return Drawn.joined(found)
+
+    def save(self, snapshot: Snapshot) -> dict[str, Any]:  # noqa: ARG002
+        """The generator's state."""
+        return {"strategy": "episodes", "generator": self._state.copy()}
+
+    def load(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:  # noqa: ARG002
+        """Go on from a state that `save` gave."""
+        self._state[:] = check_generator(state, "episodes", "whole episodes")
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodesView:
+    """All steps of episodes, one behind the other."""
+
+    padded: bool
+    plain = False
+    ragged = True
+    computed: tuple[str, ...] = ()
+    length = None
+
+    @property
+    def needs(self) -> Mapping[str, Place]:
+        """Steps are counted from 0 in an episode."""
+        return {"step": Place()}
+
+    def places(self, schema: Schema) -> dict[str, Place]:  # noqa: ARG002
+        """All columns are read from the steps."""
+        return {}
+
+    def read(self, snapshot: Snapshot, chains: Chains, drawn: Drawn, schema: Schema) -> Reading:  # noqa: ARG002
+        """The steps of the episodes that begin at these rows."""
+        lengths = drawn.hidden["length"]
+        steps = chains.forward(snapshot, drawn.rows, int(lengths.max()))
+        there = np.flatnonzero(np.arange(steps.places.shape[2]) < lengths[:, None])
+        every = steps.rows()
+        rows = Located(every.slots[there], every.positions[there], every.row_ids[there])
+        return Reading({ROW: rows}, {"length": lengths}, finish=_find_first)
+
+
+def _find_first(needed: Columns) -> Columns:
+    return {"is_first": needed["step"] == 0}
