@@ -3,7 +3,7 @@
 The map of the house; each row imports only from rows below it, and names on one row never import each other:
 
     cli/                                            the command line
-    collector/, importing/                          steps environments into stores, evaluate; data sets into stores
+    collector/, importing/, datasets                steps environments into stores; data sets into them; for DataLoader
     store                                           create, open, write, read: the public face
     upkeep, sampling                                what is about all of a store; batches by index
     named, mixture                                  samplers that checkpoints keep; several at once
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .arrivals import Watermark
     from .checkpoints import Checkpoint
     from .collector import Collector, Evaluation, Step, evaluate
+    from .datasets import BatchDataset
     from .errors import (
         ArrowRBError,
         ClosedError,
@@ -81,6 +82,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArrowRBError",
+    "BatchDataset",
     "Checkpoint",
     "ClosedError",
     "Collector",
@@ -135,6 +137,7 @@ __all__ = [
 
 _HOMES = {
     "ArrowRBError": "errors",
+    "BatchDataset": "datasets",
     "Checkpoint": "checkpoints",
     "ClosedError": "errors",
     "Collector": "collector",

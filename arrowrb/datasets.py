@@ -1,0 +1,57 @@
+"""Batches of a store for torch's DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from .errors import OptionError, UsageError
+from .samplers import Shuffled
+from .store import Store
+
+
+class BatchDataset(IterableDataset[Any]):
+    """The batches of a store as a dataset: ``DataLoader(BatchDataset(path, batch_size=256), batch_size=None)``.
+
+    Each worker of the DataLoader opens the store for reading and draws batches of its own, by a seed that follows from
+    ``seed`` and its number. Without workers they are drawn in this process. A store that is written to meanwhile is
+    followed. Start workers by spawn: ``multiprocessing_context="spawn"``; a strategy with functions must be importable.
+
+    Args:
+        path: of the store.
+        strategy: see `Store.sampler`.
+        batch_size: see `Store.sampler`.
+        seed: see there; None for another one in each worker.
+        options: the others of `Store.sampler`, except ``name``.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        strategy: Any = None,
+        *,
+        batch_size: int,
+        seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if "name" in options:
+            raise OptionError("name is of no use here: workers keep no priorities. Use Store.sampler.")
+        self._path = Path(path).absolute()
+        self._strategy = strategy
+        self._seed = seed
+        self._options = {"batch_size": batch_size, **options}
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1 and isinstance(self._strategy, Shuffled):
+            raise UsageError("Each worker would draw every transition. Use one worker, or prefetch= without any.")
+        seed = self._seed
+        if seed is not None and worker is not None:
+            seed = int(np.random.SeedSequence(seed, spawn_key=(worker.id,)).generate_state(1, np.uint64)[0])
+        with Store.open(self._path) as store:
+            yield from store.sampler(self._strategy, seed=seed, **self._options)
