@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .arrivals import Watermark, newest_rows, rows_since, watermark_of
@@ -19,10 +20,12 @@ from .samplers import (
     Chains,
     Learning,
     Reading,
+    SequenceView,
     Strategy,
     Stream,
     Uniform,
     Viewing,
+    check_discount,
     check_tiers,
     check_view,
 )
@@ -163,6 +166,7 @@ class Sampling:
         frame_stack: Mapping[str, int] | None = None,
         padding: str = "repeat",
         windows: Mapping[str, tuple[int, int]] | None = None,
+        return_to_go: float | None = None,
         transform: Callable[[dict[str, Any]], Batch] | None = None,
         as_tensordict: bool = False,
         prefetch: int = 0,
@@ -192,6 +196,8 @@ class Sampling:
             windows: values of the steps from ``first`` to ``stop`` (excluded) beside the row's own, by column:
                 ``{"observation": (-1, 1), "action": (0, 16)}`` gives [n, 2, *shape] and [n, 16, *shape]. Steps beyond
                 the episode's ends repeat the one at the end, where ``<name>_is_pad``, bool[n, stop - first], is True.
+            return_to_go: the discount of the rewards to come: adds ``return_to_go``, their discounted sum to the end of
+                the episode, the row's own included, as far as the episode is there; of sequences, at each step.
             transform: called with each batch; what it returns takes its place.
             as_tensordict: batches are TensorDicts, where tensordict is installed.
             prefetch: how many batches are drawn ahead of the one that is asked for. A thread reads them (and transforms
@@ -220,11 +226,15 @@ class Sampling:
             raise OptionError(f"strategy is {chosen!r}, expected a strategy such as arrowrb.Uniform().")
         size, schema = check_batch_size(batch_size), self._engine.schema
         options: dict[str, Any] = {"n_step": n_step, "gamma": gamma, "frame_stack": frame_stack, "windows": windows}
-        view: AnyView = check_view(schema, padding=padding, **options)
+        view: AnyView = check_view(schema, padding=padding, return_to_go=return_to_go, **options)
         if isinstance(stream, Viewing):
-            if not view.plain:
+            if any(options[name] for name in ("n_step", "frame_stack", "windows")):
                 raise OptionError(f"n_step, frame_stack and windows are for transitions, not for {chosen!r}.")
             view = stream.view
+            if return_to_go is not None and not isinstance(view, SequenceView):
+                raise OptionError(f"return_to_go is for transitions and sequences, not for {chosen!r}.")
+            if isinstance(view, SequenceView) and return_to_go is not None:
+                view = replace(view, return_to_go=check_discount("return_to_go", return_to_go))
         loader = Loader(
             schema,
             columns=columns,

@@ -380,3 +380,69 @@ def test_wrong_use(made: Lanes) -> None:
             sampler.update(ids, errors, mask=mask)
     with pytest.raises(OptionError, match="mask tells"):
         store.sampler(arrowrb.Prioritized(), batch_size=2).update(ids, np.zeros(2), mask=np.ones(2))
+
+
+def to_go(lane: list[Step], at: int, gamma: float) -> float:
+    total, factor = 0.0, 1.0
+    for step in lane[at:]:
+        if step.episode != lane[at].episode or not step.acts:
+            break
+        total += factor * step.reward
+        factor *= gamma
+    return total
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9, 0.0])
+@pytest.mark.parametrize(
+    "options",
+    [
+        None,
+        {},
+        {"strict": False, "tails": True, "burn_in": 2},
+        {"across_episodes": True, "tails": True, "bootstrap": True},
+        {"across_episodes": True},
+    ],
+)
+def test_returns_to_go(made: Lanes, options: dict[str, Any] | None, gamma: float) -> None:
+    strategy = arrowrb.Uniform() if options is None else arrowrb.Sequences(5, **options)
+    batch = made.store.sampler(strategy, batch_size=64, seed=1, return_to_go=gamma, prefetch=1).sample()
+    lanes = made.left()
+    expected = {step.row_id: to_go(lane, at, gamma) for lane in lanes for at, step in enumerate(lane) if step.acts}
+    ids, sums = batch["row_id"], batch["return_to_go"]
+    assert sums.shape == ids.shape
+    assert sums.dtype == torch.float64
+    wanted = torch.tensor([expected.get(row_id, 0.0) for row_id in ids.flatten().tolist()], dtype=torch.float64)
+    torch.testing.assert_close(sums.flatten(), wanted, rtol=1e-9, atol=1e-9)
+    assert torch.equal(
+        batch["reward"].flatten() != 0, torch.tensor([each in expected for each in ids.flatten().tolist()])
+    )
+
+
+def test_long_returns_to_go_and_their_options() -> None:
+    schema = arrowrb.Schema.from_spaces(gym.spaces.Discrete(5), gym.spaces.Discrete(2), reward=("float32", (2,)))
+    with Store.temporary(schema) as store:
+        count = 1000
+        rewards = np.arange(2.0 * count, dtype=np.float32).reshape(count, 2) % 7
+        zeros = np.zeros(count, np.int64)
+        row_ids = store.extend(
+            {
+                "observation": zeros, "next_observation": zeros, "action": zeros, "reward": rewards,
+                "terminated": np.arange(count) == count - 1, "truncated": zeros.astype(bool),
+            }
+        )  # fmt: skip
+        batch = store.sampler(batch_size=50, seed=1, return_to_go=1.0).sample()
+        at = np.searchsorted(row_ids, batch["row_id"].numpy())
+        assert batch["return_to_go"].dtype == torch.float32
+        assert np.array_equal(batch["return_to_go"].numpy(), [rewards[each:].sum(0) for each in at])
+    with Store.temporary(SCHEMA) as store:
+        short = {"batch_size": 2, "float64": "float32"}
+        with pytest.raises(OptionError, match=r"return_to_go is 1\.5"):
+            store.sampler(return_to_go=1.5, **short)  # type: ignore[arg-type]
+        arrived = arrowrb.Sequences(2, reward_alignment="arrival")
+        with pytest.raises(OptionError, match="Leave out reward_alignment"):
+            store.sampler(arrived, return_to_go=1.0, **short)  # type: ignore[arg-type]
+        with pytest.raises(OptionError, match="is for transitions and sequences"):
+            store.sampler(arrowrb.Episodes(), return_to_go=1.0, **short)  # type: ignore[arg-type]
+        Lanes(store, np.random.default_rng(0), 1).extend(30, 0.1)
+        batch = store.sampler(return_to_go=1.0, **short).sample()  # type: ignore[arg-type]
+        assert batch["return_to_go"].dtype == batch["reward"].dtype == torch.float32

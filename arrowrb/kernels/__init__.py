@@ -51,6 +51,7 @@ _HOMES: Final = {
     "THERE": "walking",
     "ACTS": "walking",
     "ENDS": "walking",
+    "sum_backwards": "walking",
     "sum_steps": "walking",
     "walk_back": "walking",
     "walk_forward": "walking",

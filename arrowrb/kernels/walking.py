@@ -217,6 +217,32 @@ def link_blocks(
         store_i64(chains[next_slots[i], BEFORE] + other * 8, row_ids[i])
 
 
+@kernel("void(float64[:, :, ::1], boolean[:, ::1], boolean[:, ::1], float64, float64[:, ::1], float64[:, :, ::1])")
+def sum_backwards(rewards: Any, acts: Any, follows: Any, gamma: float, ends: Any, sums: Any) -> None:
+    """Returns to go of sequences, from their last action back.
+
+    Args:
+        rewards: of each step, [n, length, elements].
+        acts: which steps have one.
+        follows: which of them are followed by the next step of the same episode.
+        gamma: the discount.
+        ends: those of the last steps that act, [n, elements].
+        sums: takes the sums; 0 where a step does not act.
+    """
+    for i in range(rewards.shape[0]):
+        for e in range(rewards.shape[2]):
+            total, begun = 0.0, False
+            for j in range(rewards.shape[1] - 1, -1, -1):
+                sums[i, j, e] = 0.0
+                if not acts[i, j]:
+                    continue
+                if not begun:
+                    total, begun = ends[i, e], True
+                else:
+                    total = rewards[i, j, e] + (gamma * total if follows[i, j] else 0.0)
+                sums[i, j, e] = total
+
+
 @inline
 def _put(out: int, to_positions: int, to_row_ids: int, place: int, slot: int, position: int, base: int) -> None:
     """Note a row at a place of a walk."""

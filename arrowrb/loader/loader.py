@@ -53,6 +53,7 @@ class Loader:
         wanted = {entry.name: entry.outputs[0] for entry in entries if entry.name in computed}
         self._computed = {name: wanted.get(name) for name in computed}
         self._length = length
+        self._narrow = float64 == "float32"
         self._outputs = [output for entry in self._entries for output in entry.outputs]
         self._needed = needed_outputs(schema, needs)
         self._items = [schema.columns[output.column].item_bytes for output in (*self._outputs, *self._needed)]
@@ -93,7 +94,8 @@ class Loader:
                 tensor = self._torch.from_numpy(part if output.bfloat16 else part.astype(output.dtype, copy=False))
                 tensor = tensor.bfloat16() if output.bfloat16 else tensor
             else:
-                tensor = self._torch.from_numpy(part)
+                narrow = self._narrow and part.dtype == np.float64
+                tensor = self._torch.from_numpy(part.astype(np.float32) if narrow else part)
             batch[name] = tensor if self._device is None else tensor.to(self._device, copy=True)
         return batch
 

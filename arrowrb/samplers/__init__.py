@@ -13,6 +13,8 @@ from .prioritized import Prioritized
 from .prioritized_sequences import PrioritizedSequences
 from .questions import Asking, Weighted, Where
 from .reading import REWARD, ROW, AnyView, Columns, Drawn, Place, Reading
+from .returns import check_discount
+from .sequence_views import SequenceView
 from .sequences import Sequences
 from .shuffled import Shuffled
 from .strategy import Learning, Once, Strategy, Stream, Viewing, check_tiers, generator_state
@@ -36,6 +38,7 @@ __all__ = [
     "Prioritized",
     "PrioritizedSequences",
     "Reading",
+    "SequenceView",
     "Sequences",
     "Shuffled",
     "Strategy",
@@ -45,6 +48,7 @@ __all__ = [
     "Viewing",
     "Weighted",
     "Where",
+    "check_discount",
     "check_tiers",
     "check_view",
     "generator_state",

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from ..engine import Located, Snapshot
-from ..errors import ColumnError
+from ..errors import ColumnError, OptionError
 from ..schema import Column, Schema
 from .chains import Chains, Steps
 from .reading import REWARD, ROW, Columns, Drawn, Place, Reading
+from .returns import RETURN, as_numbers, as_stored, returns_to_go
 
 if TYPE_CHECKING:
     from .sequences import Sequences
@@ -38,6 +39,7 @@ class SequenceView:
     tails: bool
     arrival: bool
     first_only: tuple[str, ...]
+    return_to_go: float | None = None
 
     @classmethod
     def of(cls, sequences: Sequences) -> SequenceView:
@@ -86,6 +88,8 @@ class SequenceView:
             needs["terminated"] = Place(ROW, self.length)
         if self.arrival:
             needs[REWARD] = Place(ARRIVED, self.length)
+        if self.return_to_go is not None:
+            needs |= {REWARD: Place(ROW, self.length), "episode_id": Place(ROW, self.length)}
         return needs
 
     @property
@@ -96,7 +100,7 @@ class SequenceView:
     @property
     def _plain_steps(self) -> bool:
         """Whether the steps are read as they are."""
-        return self._simple and not self.arrival and not self.first_only
+        return self._simple and not self.arrival and not self.first_only and self.return_to_go is None
 
     @property
     def _whole(self) -> bool:
@@ -105,6 +109,8 @@ class SequenceView:
 
     def places(self, schema: Schema) -> dict[str, Place]:
         """Where observations are read, which final ones have, too, and what is read of the first step alone."""
+        if self.arrival and self.return_to_go is not None:
+            raise OptionError("return_to_go sums rewards that actions led to. Leave out reward_alignment='arrival'.")
         places: dict[str, Place] = {}
         if not self._simple:
             observed = [column.name for column in schema.columns if column.owner == "observation"]
@@ -150,7 +156,11 @@ class SequenceView:
             groups[ARRIVED], late = self._arrived(snapshot, chains, begin, acted)
         if self.first_only:
             groups[FIRST] = begin
-        finish = partial(self._finish, schema.column(REWARD), flags, late)
+        ends = None
+        if self.return_to_go is not None:  # what is beyond the last step that acts
+            last = Located(*np.ascontiguousarray(acted[:, :, -1]))
+            ends = returns_to_go(snapshot, chains, last, self.return_to_go)
+        finish = partial(self._finish, schema.column(REWARD), flags, late, ends)
         return Reading(groups, columns, blanks, finish=finish)
 
     def _arrived(
@@ -162,7 +172,12 @@ class SequenceView:
         return Steps(np.ascontiguousarray(places), before.counts).rows(), before.counts < 2
 
     def _finish(
-        self, reward: Column, flags: NDArray[np.uint8] | None, late: NDArray[np.bool_] | None, needed: Columns
+        self,
+        reward: Column,
+        flags: NDArray[np.uint8] | None,
+        late: NDArray[np.bool_] | None,
+        ends: NDArray[np.float64] | None,
+        needed: Columns,
     ) -> Columns:
         """Which steps are the first or the last of their episodes, and shifted rewards."""
         columns = _find_first(needed)
@@ -182,6 +197,14 @@ class SequenceView:
                 nothing |= flags & kernels.THERE == 0
             rewards[nothing] = 0
             columns[REWARD] = rewards
+        if ends is not None and self.return_to_go is not None:
+            acts = np.ones(is_first.shape, np.bool_) if flags is None else flags & kernels.ACTS != 0
+            follows = np.zeros(acts.shape, np.bool_)
+            follows[:, :-1] = (np.diff(needed["episode_id"], axis=1) == 0) & acts[:, 1:]
+            values = np.ascontiguousarray(as_numbers(reward, needed[REWARD]))
+            sums = np.empty_like(values)
+            kernels.sum_backwards(values, acts, follows, self.return_to_go, ends, sums)
+            columns[RETURN] = as_stored(reward, sums)
         return columns
 
 

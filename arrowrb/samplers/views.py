@@ -20,6 +20,7 @@ from ..errors import ColumnError, OptionError
 from ..schema import Column, Schema
 from .chains import Chains
 from .reading import REWARD, ROW, Columns, Drawn, Place, Reading
+from .returns import RETURN, as_numbers, as_stored, check_discount, returns_to_go
 
 LAST: Final = "last"  # the group of the last rows that are summed
 STEPS: Final = "steps"  # of all of these
@@ -38,6 +39,7 @@ class View:
         frame_stack: observations of so many steps instead of one, by the name of a column.
         padding: what stands for frames before an episode's first: ``"repeat"`` of that one, or ``"zero"``.
         windows: values of the steps from ``first`` to ``stop`` beside the row's own, by the name of a column.
+        return_to_go: the discount of the rewards to the end of the episode; None leaves their sum out.
     """
 
     n_step: int | None = None
@@ -45,6 +47,7 @@ class View:
     frame_stack: Mapping[str, int] = field(default_factory=dict)
     padding: str = "repeat"
     windows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    return_to_go: float | None = None
 
     @property
     def length(self) -> None:
@@ -79,7 +82,7 @@ class View:
     @property
     def plain(self) -> bool:
         """Whether batches are the rows as they are."""
-        return self.n_step is None and not self.frame_stack and not self.windows
+        return self.n_step is None and self.return_to_go is None and not self.frame_stack and not self.windows
 
     def places(self, schema: Schema) -> dict[str, Place]:
         """Where the columns of a batch are read that are not read from the row itself, by name."""
@@ -116,6 +119,9 @@ class View:
                 last, *_ = summed = chains.sum_steps(snapshot, rows, place, self.powers)
                 _, columns["num_steps"], columns["discount"], columns[REWARD] = summed
             groups[LAST] = last
+        if self.return_to_go is not None:
+            sums = returns_to_go(snapshot, chains, rows, self.return_to_go)
+            columns[RETURN] = as_stored(schema.column(REWARD), sums)
         for frames in set(self.frame_stack.values()):
             for name, end, behind in ((f"stack {frames}", rows, 0), (f"next stack {frames}", last, 1)):
                 stack = chains.back(snapshot, end, frames, behind=behind)
@@ -185,10 +191,7 @@ def _window(
 
 def _discounted(spec: Column, counts: NDArray[np.int64], powers: NDArray[np.float64], needed: Columns) -> Columns:
     """The sum of ``powers[k]`` times the k-th reward of the steps, in float64: [n, *shape]."""
-    rewards = needed[REWARD]
-    if spec.dtype == "bfloat16":
-        rewards = (rewards.astype(np.uint32) << 16).view(np.float32)
-    values = rewards.reshape(*rewards.shape[:2], -1).astype(np.float64, copy=False)
+    values = as_numbers(spec, needed[REWARD])
     sums = np.empty((counts.size, values.shape[2]), np.float64)
     kernels.discount(values, counts, powers, sums)
     return {REWARD: sums.reshape(counts.size, *spec.shape)}
@@ -202,6 +205,7 @@ def check_view(
     frame_stack: Any = None,
     padding: Any = "repeat",
     windows: Any = None,
+    return_to_go: Any = None,
 ) -> View:
     """A view of these options, checked; see `Store.sampler`.
 
@@ -211,9 +215,7 @@ def check_view(
     """
     if n_step is not None:
         _check_number("n_step", n_step, 1)
-    real = isinstance(gamma, int | float | np.integer | np.floating) and not isinstance(gamma, bool)
-    if not real or not 0 <= gamma <= 1:
-        raise OptionError(f"gamma is {gamma!r}, expected a number from 0 to 1.")
+    discount = check_discount("gamma", gamma)
     if padding not in PADDINGS:
         raise OptionError(f'padding is {padding!r}, expected "repeat" or "zero".')
     stacks = _check_mapping("frame_stack", frame_stack, '{"observation": 4}')
@@ -234,10 +236,11 @@ def check_view(
         raise OptionError(f"windows has {both[0]!r}, which another option reads otherwise. Leave it out of one.")
     return View(
         None if n_step is None else int(n_step),
-        float(gamma),
+        discount,
         {name: int(frames) for name, frames in stacks.items()},
         padding,
         {name: (int(first), int(stop)) for name, (first, stop) in spans.items()},
+        None if return_to_go is None else check_discount("return_to_go", return_to_go),
     )
 
 
