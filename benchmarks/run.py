@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 SCRIPTS = (
-    *("uniform", "prioritized", "sequences", "extending", "opening"),
+    *("uniform", "strategies", "prioritized", "sequences", "extending", "opening"),
     *("durability", "footprint", "collecting", "tiers"),
 )
 

@@ -58,6 +58,33 @@ def test_dqn_refuses_bad_options(arguments: tuple[str, ...], tmp_path: Path) -> 
     run("examples/dqn_cartpole.py", "--store", tmp_path / "dqn", *arguments, status=2)
 
 
+def test_rainbow_goes_on_with_its_priorities(tmp_path: Path) -> None:
+    command = ("examples/rainbow_cartpole.py", "--store", tmp_path / "store", "--total-frames", 1_280)
+    assert "256 updates" in run(*command, "--target-return", 600, status=1)
+    said = run(*command, "--target-return", 1)
+    assert "Going on from" in said
+    assert "Solved" in said
+    assert list((tmp_path / "store" / "samplers" / "agent").glob("*.priorities"))
+
+
+def test_sac_is_killed_and_goes_on() -> None:
+    said = run("examples/sac_halfcheetah.py", "--short-steps", 2_400)
+    assert "Killed. The store has" in said
+    assert "nothing is damaged" in said
+    assert "steps is lost: True" in said
+    assert "3 greedy episodes return" in said
+
+
+def test_pong_draws_stacks_of_frames_that_are_stored_once(tmp_path: Path) -> None:
+    command = ("examples/dqn_pong.py", "--store", tmp_path / "store", "--frames")
+    assert "two stacks of 4 frames would take 51,200" in run(*command, 1_152)
+    assert "Going on from" in run(*command, 64)
+
+
+def test_recurrent_trains() -> None:
+    assert "Not solved: 640 frames" in run("examples/recurrent.py", "--frames", 640, status=1)
+
+
 def test_own_loop(tmp_path: Path) -> None:
     said = run("examples/own_loop.py", "--store", tmp_path / "store", "--steps", 200)
     assert "next_observation torch.float32  (256, 4)" in said
@@ -75,6 +102,7 @@ def test_two_tiers_checks_all_the_way(env_id: str, frames: int) -> None:
     ("script", "arguments", "said"),
     [
         ("uniform", ("--rows", 5_000, "--rounds", 2, "--batch-sizes", 64, "--no-peers"), "arrowrb, reader"),
+        ("strategies", ("--rows", 20_000, "--rounds", 1, "--steps", 20), "PrioritizedSequences"),
         ("extending", ("--rows", 5_000), "arrowrb, extend"),
         ("opening", ("--rows", 5_000, "--rounds", 1), 'mode="a"'),
         ("durability", ("--rows", 5_000, "--rounds", 1), "The dial of durability"),

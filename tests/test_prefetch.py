@@ -256,17 +256,23 @@ def test_samplers_that_rest_hold_no_segments(store: Store) -> None:
 
 
 SCRIPT = """
-import sys, arrowrb, gymnasium, numpy as np
+import sys, arrowrb, torch
 store = arrowrb.Store.open(sys.argv[1])
-sampler = store.sampler(batch_size=4096, prefetch=64)
+large = torch.ones(1000, 1000)
+def transform(batch):
+    return torch.mm(large, large)  # compiled code, without the GIL
+sampler = store.sampler(batch_size=256, prefetch=64, transform=transform)
 for _ in range(3):
     sampler.sample()
+if sys.argv[2] == "dropped":
+    del sampler
 print("done", flush=True)
 """
 
 
-def test_a_process_ends_while_batches_are_read(still: Store) -> None:
-    command = [sys.executable, "-c", SCRIPT, str(still._engine.path)]
+@pytest.mark.parametrize("how", ["held", "dropped"])
+def test_a_process_ends_while_batches_are_read(still: Store, how: str) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(still._engine.path), how]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"done\n", b"")
 

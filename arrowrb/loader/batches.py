@@ -114,8 +114,8 @@ class Ahead:
         arguments = (reader, self._asked, self._read)
         self._thread = threading.Thread(target=_serve, args=arguments, name="arrowrb-prefetch", daemon=True)
         self._thread.start()
+        _running[self._thread] = self._asked
         weakref.finalize(self, self._asked.put, None).atexit = False
-        _running.add(self)
 
     def ask(self, snapshot: Snapshot, drawn: Drawn, sizes: Sequence[int]) -> None:
         """Ask for batches of these sizes; a snapshot is let go of once they are read."""
@@ -154,12 +154,6 @@ class Ahead:
             raise read
         return read
 
-    def stop(self) -> None:
-        """Let the thread end after what it is reading."""
-        self._asked.put(None)
-        if self._pid == os.getpid():
-            self._thread.join(_LOOK_SECONDS)
-
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
             raise UsageError(
@@ -178,11 +172,13 @@ def _serve(reader: BatchReader, asked: _Asked, read: _Read) -> None:
         del job, snapshot, drawn  # the snapshot's segments may go
 
 
-_running: weakref.WeakSet[Ahead] = weakref.WeakSet()
+_running: weakref.WeakKeyDictionary[threading.Thread, _Asked] = weakref.WeakKeyDictionary()
 
 
 @atexit.register
 def _stop_all() -> None:
-    """A thread that is in compiled code when the interpreter goes would be torn out of it."""
-    for ahead in list(_running):
-        ahead.stop()
+    """A thread that is in compiled code when the interpreter goes would be torn out of it, and the process abort."""
+    for thread, asked in list(_running.items()):
+        asked.put(None)
+        if thread.is_alive():  # not in a child that was forked
+            thread.join(_PATIENCE_SECONDS)
