@@ -17,7 +17,9 @@ from .samplers import (
     ROW,
     AnyView,
     Asking,
+    BlockRows,
     Chains,
+    FromRows,
     Learning,
     Reading,
     SequenceView,
@@ -171,6 +173,7 @@ class Sampling:
         as_tensordict: bool = False,
         prefetch: int = 0,
         tiers: str = "all",
+        cold: str = "exact",
         seed: int | None = None,
         name: str | None = None,
     ) -> Sampler:
@@ -206,6 +209,11 @@ class Sampling:
                 may lag so many batches behind what is written and what `Sampler.update` was told. The batches are the
                 same as without.
             tiers: see `sample`.
+            cold: how rows of the cold tier are drawn by `Uniform` and `Hindsight`, and by `Sequences` that begin at
+                every step. ``"exact"``: independently, whatever has to be decoded. ``"block"``: out of a pool of row
+                groups, of which one goes and another comes when each of its rows was drawn four times in the mean;
+                every transition is as likely as before, but rows of one group come together more often, for a while.
+                The pool takes up to half of the store's ``cache_bytes``.
             seed: the same seed over the same rows draws the same batches, whatever tier they lie in.
             name: under which checkpoints keep where it stands. After `restore`, a sampler of that name goes on there,
                 whatever its seed; batches that had been drawn ahead come first. Priorities of a sampler with a name lie
@@ -218,7 +226,11 @@ class Sampling:
             LockedError: if another process has a sampler of that name.
         """
         chosen: object = Uniform() if strategy is None else strategy
-        if isinstance(chosen, Asking):
+        if cold not in ("exact", "block"):
+            raise OptionError(f'cold is {cold!r}, expected "exact" or "block".')
+        if cold == "block":
+            stream = self._from_blocks(chosen, seed)
+        elif isinstance(chosen, Asking):
             stream = chosen.start_asking(seed, Posing(self._engine))
         elif isinstance(chosen, Strategy):
             stream = chosen.start(seed)
@@ -256,6 +268,18 @@ class Sampling:
                 stream.keep_in(shelf)
         self._named.add(made)
         return made
+
+    def _from_blocks(self, strategy: object, seed: int | None) -> Stream:
+        """A stream that draws cold rows out of a pool of row groups."""
+
+        def choose(own: object) -> BlockRows:
+            if own is not None:
+                raise OptionError(f'cold is "block", but {strategy!r} cannot begin at every transition. Use "exact".')
+            return BlockRows(self._engine.cache.limit)
+
+        if not isinstance(strategy, FromRows):
+            raise OptionError(f'cold is "block", which {strategy!r} cannot draw by. Use "exact".')
+        return strategy.start_from(seed, choose)
 
     def _loader(self, columns: Sequence[str] | None, float64: str, device: Any) -> Loader:
         key = repr((columns, float64, device))

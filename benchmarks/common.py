@@ -76,9 +76,9 @@ def halfcheetah_schema(dtype: str = "float32", **options: Any) -> arrowrb.Schema
     return arrowrb.Schema.from_spaces(*spaces(dtype), reward=("float32", ()), **options)
 
 
-def fill_store(path: Path, transitions: Transitions, schema: arrowrb.Schema) -> arrowrb.Store:
+def fill_store(path: Path, transitions: Transitions, schema: arrowrb.Schema, **options: Any) -> arrowrb.Store:
     """A new store that holds the transitions, open for writing and flushed."""
-    store = arrowrb.Store.create(path, schema)
+    store = arrowrb.Store.create(path, schema, **options)
     for first in range(0, transitions.num_rows, 10 * EPISODE_LENGTH):
         store.extend(transitions.part(first, first + 10 * EPISODE_LENGTH))
     store.flush()

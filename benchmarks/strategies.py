@@ -59,6 +59,34 @@ def compare(store: arrowrb.Store, rounds: int) -> None:
     )
 
 
+def compare_tiers(transitions: Any, folder: Path, rounds: int) -> None:
+    """Print the time of a batch where 95 % of the rows are in Parquet, and few of them in the cache."""
+    schema, rows = halfcheetah_schema(), transitions.num_rows
+    hot_rows = max(1000, rows // 20)
+    cache = rows * schema.row_bytes // 20
+    with fill_store(folder / "two", transitions, schema, hot_rows=hot_rows) as store:
+        store.maintain()
+    with arrowrb.Store.open(folder / "two", cache_bytes=cache) as store, arrowrb.Store.open(folder / "store") as hot:
+        share = store.info().cold_rows / store.info().num_rows
+        samplers = {
+            "all rows mapped": hot.sampler(batch_size=SIZE, seed=1),
+            'cold="exact", prefetch=31': store.sampler(batch_size=SIZE, seed=1, prefetch=31),
+            'cold="block"': store.sampler(batch_size=SIZE, seed=1, cold="block"),
+            'cold="block", prefetch=7': store.sampler(batch_size=SIZE, seed=1, cold="block", prefetch=7),
+        }
+        for sampler in samplers.values():
+            for _ in range(500):
+                sampler.sample()
+        seconds = interleave({name: each.sample for name, each in samplers.items()}, rounds=rounds, repeats=40)
+        yard = np.median(seconds["all rows mapped"])
+        show(
+            f"Batches of {SIZE}, {share:.0%} of {rows:,} rows in Parquet, a cache of a twentieth of them",
+            ("", "median", "10 to 90 %", "to mapped"),
+            [(n, microseconds(each), spread(each), f"{np.median(each) / yard:.2f} x") for n, each in seconds.items()],
+            ['Target at most 4 x for cold="block".'],
+        )
+
+
 def wait(store: arrowrb.Store, steps: int) -> None:
     """Print how much of its time a learner waits."""
     weights = torch.randn(900, 900)
@@ -114,6 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ):
         compare(store, options.rounds)
         wait(store, options.steps)
+        store.flush()
+        compare_tiers(transitions, Path(folder), options.rounds)
 
 
 if __name__ == "__main__":

@@ -16,3 +16,14 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 def no_callbacks_of_the_garbage_collector() -> None:
     """Hypothesis leaves one behind, in which Python swallows a Ctrl-C that falls there."""
     gc.callbacks.clear()
+
+
+LONG = ("test_torture.py", "test_store_model.py", "test_leaks.py", "test_examples.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first, in each half of the list: two processes begin with a half each, and share what is short."""
+    long = [item for item in items if item.path.name in LONG]
+    short = [item for item in items if item.path.name not in LONG]
+    half = len(short) // 2
+    items[:] = [*long[::2], *short[:half], *long[1::2], *short[half:]]

@@ -24,7 +24,7 @@ def open_small(path: Path) -> Store:
     return Store(Engine(path, writable=True, options=WriterOptions(None, limits=Limits(hot_rows=300, max_rows=1000))))
 
 
-@pytest.fixture(params=range(3))
+@pytest.fixture(params=range(2))
 def made(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Path, World, np.random.Generator]:

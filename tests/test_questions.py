@@ -86,8 +86,10 @@ STRATEGIES: dict[str, tuple[Any, int, int]] = {
 }
 
 
-@pytest.mark.parametrize("condition", [GOOD, LONG])
-@pytest.mark.parametrize("kind", [kind for kind in STRATEGIES if kind != "hindsight"])
+@pytest.mark.parametrize(
+    ("kind", "condition"),
+    [(kind, GOOD) for kind in STRATEGIES if kind != "hindsight"] + [("uniform", LONG), ("by priority", LONG)],
+)
 def test_where(made: Made, kind: str, condition: str) -> None:
     """Only rows that meet the condition are drawn, each as often; what comes, moves and goes is followed."""
     strategy, length, period = STRATEGIES[kind]

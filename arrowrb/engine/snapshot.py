@@ -175,14 +175,21 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """What uniform draws draw from; see the draw kernels."""
+    """What uniform draws draw from; see the draw kernels.
+
+    Attributes:
+        start: running sums of the extents' rows, from 0 on.
+        slot: of their segments.
+        first: the position of the first row of each.
+        table: addresses and sizes, as the kernel takes them.
+        held: what lies at these addresses.
+    """
 
     start: NDArray[np.int64]
     slot: NDArray[np.int32]
     first: NDArray[np.int64]
-    guide: NDArray[np.int32]
-    total: int
-    shift: int
+    table: NDArray[np.int64]
+    held: tuple[NDArray[Any], ...] = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +236,10 @@ class Snapshot:
         guide = np.empty(2 * layout.num_extents + 16, np.int32)
         result = np.zeros(2, np.int64)
         count = kernels.build_domain(shapes, self.fills, start, slot, first, guide, result)
-        return Domain(start[: count + 1], slot[:count], first[:count], guide, int(result[0]), int(result[1]))
+        held = (start, slot, first, guide, layout.shapes)
+        addresses = [each.__array_interface__["data"][0] for each in held]
+        table = np.array([*addresses, *result], np.int64)
+        return Domain(start[: count + 1], slot[:count], first[:count], table, held)
 
     def draw_uniform(self, state: NDArray[np.uint64], count: int, *, tiers: str = "all") -> Located:
         """Draw transitions uniformly with replacement.
@@ -242,20 +252,8 @@ class Snapshot:
         if self.num_transitions == 0:
             raise EmptyError("There is no transition to sample: the store is empty. Collect or extend first.")
         domain = self.domain if tiers == "all" else self.hot_domain
-        located = Located.empty(count)
-        found = kernels.draw(
-            state,
-            domain.start,
-            domain.slot,
-            domain.first,
-            domain.guide,
-            domain.total,
-            domain.shift,
-            self.layout.shapes,
-            located.slots,
-            located.positions,
-            located.row_ids,
-        )
+        places = np.empty((3, count), np.int64)
+        found = kernels.draw(state, domain.table, places)
         if found < count:
             if tiers == "hot" and self.layout.cold:
                 raise EmptyError('The hot tier holds no transition: all lie in the cold one. Draw with tiers="all".')
@@ -263,7 +261,7 @@ class Snapshot:
                 f"The commit record speaks of {self.num_transitions:,} transitions, but the segments hold none or "
                 "next to none. The store is damaged."
             )
-        return located
+        return Located(places[0], places[1], places[2])
 
     def locate(self, row_ids: NDArray[np.int64]) -> Located:
         """Find transitions by row id; raises `RowError` for one that is none, or that is not visible here."""

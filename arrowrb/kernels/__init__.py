@@ -65,6 +65,7 @@ _HOMES: Final = {
     "ROUNDS": "shuffling",
     "LEAST_HALF_BITS": "shuffling",
     "draw_shuffled": "shuffling",
+    "draw_blocks": "blocks",
     "draw_listed": "listing",
     "go_back": "listing",
     "mark_rows": "listing",

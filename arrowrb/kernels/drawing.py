@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from .memory import address_of, inline, kernel, load_u8, load_u64, prefetch, store_u64
+from .memory import address_of, inline, kernel, load_i32, load_i64, load_u8, load_u64, prefetch, store_u64
 
 # Fields of a segment's shape.
 ROWS, BLOCK_ROWS, FIRST_FILL, NUM_FILLS, WHOLE, KINDS, ROW_BASE = range(7)
+SHAPE_FIELDS = 7
 _MOST_MISSES = 4096  # at least every fourth row is a transition, so this many in a row never happen by chance
 
 
@@ -102,30 +103,21 @@ def below(state: int, mask: Any, bound: Any) -> Any:
             return value
 
 
-@kernel(
-    "int64(uint64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int64, int64, int64[:, ::1], int64[::1],"
-    " int64[::1], int64[::1])"
-)
-def draw(
-    state: Any,
-    start: Any,
-    slot: Any,
-    first: Any,
-    guide: Any,
-    total: int,
-    shift: int,
-    shapes: Any,
-    slots: Any,
-    positions: Any,
-    row_ids: Any,
-) -> int:
-    """Fill slots, positions and row_ids with uniform draws.
+# Fields of a domain: addresses of its extents' starts, slots and first rows, of the guide and of the segments' shapes;
+# how many rows it has, and the shift of the guide.
+START, SLOT, FIRST, GUIDE, SHAPES, TOTAL, SHIFT = range(7)
+
+
+@kernel("int64(uint64[::1], int64[::1], int64[:, ::1])")
+def draw(state: Any, domain: Any, places: Any) -> int:
+    """Fill slots, positions and row ids, [3, n], with uniform draws from a domain.
 
     Returns how many it found: all, unless many rounds in a row met no transition, so that the domain holds none.
     """
-    wanted = row_ids.shape[0]
+    wanted, total, shift = places.shape[1], domain[TOTAL], domain[SHIFT]
     if total < 1:
         return 0
+    start, slot, first, guide, shapes = domain[START], domain[SLOT], domain[FIRST], domain[GUIDE], domain[SHAPES]
     bound = np.uint64(total)
     mask = mask_of(bound)
     generator = address_of(state)
@@ -133,18 +125,20 @@ def draw(
     while have < wanted and misses < _MOST_MISSES:
         for i in range(have, wanted):
             r = np.int64(below(generator, mask, bound))
-            extent = guide[r >> shift]
-            while start[extent + 1] <= r:
+            extent = np.int64(load_i32(guide + (r >> shift) * 4))
+            while load_i64(start + (extent + 1) * 8) <= r:
                 extent += 1
-            slots[i] = slot[extent]
-            positions[i] = first[extent] + r - start[extent]
-            prefetch(shapes[slots[i], KINDS] + positions[i])
+            s = np.int64(load_i32(slot + extent * 4))
+            p = load_i64(first + extent * 8) + r - load_i64(start + extent * 8)
+            places[0, i], places[1, i] = s, p
+            prefetch(load_i64(shapes + (s * SHAPE_FIELDS + KINDS) * 8) + p)
         kept = have
         for i in range(have, wanted):
-            s, p = slots[i], positions[i]
-            if load_u8(shapes[s, KINDS] + p) == 1:
-                slots[kept], positions[kept] = s, p
-                row_ids[kept] = shapes[s, ROW_BASE] + p
+            s, p = places[0, i], places[1, i]
+            shape = shapes + s * (SHAPE_FIELDS * 8)
+            if load_u8(load_i64(shape + KINDS * 8) + p) == 1:
+                places[0, kept], places[1, kept] = s, p
+                places[2, kept] = load_i64(shape + ROW_BASE * 8) + p
                 kept += 1
         misses = misses + 1 if kept == have else 0
         have = kept

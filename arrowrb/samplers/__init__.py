@@ -6,12 +6,13 @@ kinds, runs), never files.
 
 from __future__ import annotations
 
+from .blocks import BlockRows
 from .chains import Chains
 from .episodes import Episodes
 from .hindsight import Hindsight
 from .prioritized import Prioritized
 from .prioritized_sequences import PrioritizedSequences
-from .questions import Asking, Weighted, Where
+from .questions import Asking, FromRows, Weighted, Where
 from .reading import REWARD, ROW, AnyView, Columns, Drawn, Place, Reading
 from .returns import check_discount
 from .sequence_views import SequenceView
@@ -27,10 +28,12 @@ __all__ = [
     "ROW",
     "AnyView",
     "Asking",
+    "BlockRows",
     "Chains",
     "Columns",
     "Drawn",
     "Episodes",
+    "FromRows",
     "Hindsight",
     "Learning",
     "Once",

@@ -69,7 +69,7 @@ def around_calls(folder: Path, cases: int, part: int, parts: int) -> dict[str, i
         if number % 3 == 0:
             ended["killed again in recovery"] += _kill_recovery(place / "store", 1 + number % _RECOVERY_CALLS)
         attempted, acknowledged, _ = Progress.read(place / "progress")
-        elsewhere(check_left, place / "store", acknowledged, attempted)
+        elsewhere(partial(check_left, again=number % 2 == 0), place / "store", acknowledged, attempted)
         shutil.rmtree(place)
         ended["cases"] += 1
     elsewhere.close()
