@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .engine import Engine, Snapshot
 from .engine.tables import ORDINAL, TIME
-from .errors import EmptyError, OptionError, UsageError
+from .errors import EmptyError, OptionError, RowError, UsageError
 from .info import SamplerInfo
 from .loader import Ahead, Batch, BatchReader, as_row_ids
 from .rows import SHARD_SHIFT
@@ -252,7 +252,10 @@ class Sampler:
         if restored is None:
             return
         row_ids, columns, hidden, sizes = restored
-        there = np.isin(row_ids, snapshot.find(row_ids).row_ids)
+        try:
+            there = np.isin(row_ids, snapshot.find(row_ids).row_ids)
+        except RowError:
+            return  # of another store, or lost with the power: drawn anew
         if not there.all():
             if self._once is None:
                 return  # drawn anew

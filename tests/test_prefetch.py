@@ -214,6 +214,13 @@ def test_tensordicts(still: Store) -> None:
     assert shape == (4,)
     sequences = still.sampler(arrowrb.Sequences(3), batch_size=4, as_tensordict=True, prefetch=1).sample()
     assert sequences["observation", "achieved_goal"].shape == (4, 3, 2)
+    pair = gym.spaces.Tuple((gym.spaces.Discrete(3), GOAL))
+    with Store.temporary(arrowrb.Schema.from_spaces(pair, gym.spaces.Discrete(2))) as nameless:
+        point = (1, np.zeros(2, np.float32))
+        flags = {"terminated": True, "truncated": False}
+        nameless.add(observation=point, action=1, reward=0.0, next_observation=point, **flags)
+        with pytest.raises(OptionError, match="observation is of a Tuple space"):
+            nameless.sampler(batch_size=2, as_tensordict=True).sample()
     with pytest.raises(OptionError, match="as_tensordict is 1"):
         still.sampler(batch_size=4, as_tensordict=1)  # type: ignore[arg-type]
 

@@ -271,6 +271,8 @@ def test_wrong_questions(made: Made) -> None:
         ("SELECT row_id, 1 AS weight FROM transitions UNION ALL SELECT row_id, 2 FROM transitions", "twice"),
         ("SELECT row_id, NULL::DOUBLE AS weight FROM transitions", "weight is NULL"),
         ("SELECT 'x' AS row_id, 1 AS weight", "row_id is string"),
+        ("SELECT row_id, 1 AS weight FROM steps", "names no transition"),
+        ("SELECT 1099511627776 AS row_id, 1 AS weight", "names no transition"),
     ):
         with pytest.raises(QueryError, match=text):
             store.sampler(arrowrb.Weighted(query), batch_size=2).sample()

@@ -281,11 +281,13 @@ class Snapshot:
         return Located(slots, positions, row_ids)
 
     def find(self, row_ids: NDArray[np.int64]) -> Located:
-        """Those of these transitions that are still there."""
+        """Those of these transitions whose segments are still there; raises `RowError` for a row that never was one."""
         slots, positions, sources = (np.empty(row_ids.size, np.int64) for _ in range(3))
         layout = self.layout
         tables = (layout.shard_table, layout.slot_table, SHARD_SHIFT, POSITION_BITS, layout.shapes, self.fills)
-        found = max(kernels.sift(row_ids, *tables, slots, positions, sources), 0)
+        found = kernels.sift(row_ids, *tables, slots, positions, sources)
+        if found < 0:
+            raise RowError(f"Row id {row_ids[-1 - found]} names no transition of this store: never written, or a tail.")
         return Located(slots[:found], positions[:found], row_ids[sources[:found]])
 
     def gather(self, located: Located, outputs: NDArray[np.int64]) -> None:

@@ -44,11 +44,20 @@ def check_transform(transform: Any, as_tensordict: Any) -> Callable[[dict[str, A
         ) from None
 
     def to_tensordict(batch: dict[str, Any]) -> Batch:
+        _refuse_tuples(batch)
         counts = {len(each) for each in batch.values() if hasattr(each, "shape")}
         made = tensordict.TensorDict(batch, batch_size=sorted(counts) if len(counts) == 1 else [])
         return made if transform is None else transform(made)
 
     return to_tensordict
+
+
+def _refuse_tuples(batch: dict[str, Any], path: str = "") -> None:
+    for name, value in batch.items():
+        if isinstance(value, tuple):
+            raise OptionError(f"as_tensordict is True, but {path}{name} is of a Tuple space, which has no names.")
+        if isinstance(value, dict):
+            _refuse_tuples(value, f"{path}{name}.")
 
 
 class BatchReader:

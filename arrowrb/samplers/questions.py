@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..engine import Located, Snapshot
 from ..engine.tables import ORDINAL
-from ..errors import OptionError, QueryError
+from ..errors import OptionError, QueryError, RowError
 from ..rows import SHARD_SHIFT
 from .sources import Both, Choose, Listed, News, Source, nothing_to_draw
 from .strategy import Stream
@@ -266,7 +266,10 @@ class WeightedRows:
             raise QueryError(
                 f"The query names row {row_ids[twice[0]]} twice. Give each row one weight: GROUP BY row_id."
             )
-        there = snapshot.find(row_ids)
+        try:
+            there = snapshot.find(row_ids)
+        except RowError as error:
+            raise QueryError(f"The query gives a weight to what is drawn by nobody. {error}") from None
         ordinals = snapshot.read(there, [(ORDINAL, 0)])[ORDINAL, 0]
         known = ordinals <= np.array(until, np.int64)[there.row_ids >> SHARD_SHIFT]
         named = np.ascontiguousarray(there.row_ids[known])
