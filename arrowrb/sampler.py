@@ -188,8 +188,11 @@ class Sampler:
         """The next batch; None at the end of a strategy that has one."""
         snapshot = self._engine.snapshot()
         if self.prefetch == 0 and not self._ready and self._restored is None:
-            drawn = self.draw(self.batch_size)
-            return self.read(drawn) if drawn.rows.row_ids.size else None
+            drawn = self._stream.draw(snapshot, self.batch_size, tiers=self._tiers)
+            if drawn.rows.row_ids.size == 0:
+                return None
+            self._tally.add(drawn)
+            return self._reader.read(snapshot, drawn)
         if self._restored is not None:
             self._read_restored(snapshot)
         if self.prefetch:
@@ -213,7 +216,7 @@ class Sampler:
         """Rows for a batch; not for users."""
         snapshot = self._engine.snapshot()
         drawn = self._stream.draw(snapshot, count, tiers=self._tiers)
-        return drawn if drawn.snapshot is not None else drawn._replace(snapshot=snapshot)
+        return Drawn(drawn.rows, drawn.columns, drawn.hidden, drawn.snapshot or snapshot)
 
     def read(self, drawn: Drawn) -> Batch:
         """The batch of rows; not for users."""

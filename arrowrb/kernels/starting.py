@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .drawing import ROW_BASE, below, mask_of
+from .listing import search_sums
 from .memory import address_of, inline, kernel, load_i32, load_i64, load_u8, store_i32, store_i64
 from .walking import BEFORE, BEHIND, CONTINUED, SHAPE_BYTES, SHAPES, TRANSITION
 from .world import (
@@ -141,23 +142,7 @@ def sum_starts(counts: Any, changed: Any, blocks: Any, starts: Any, last_starts:
         starts[s], last_starts[s] = total, last_total
 
 
-@inline
-def _search(until: int, count: int, value: int) -> int:
-    """The first place whose running sum is more than a value."""
-    low, high = 0, count - 1
-    while low < high:
-        middle = (low + high) // 2
-        if value < load_i64(until + middle * 8):
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
-@kernel(
-    "void(uint64[::1], int64[::1], int64[:, ::1], int64[::1], int64[::1], int64, boolean, int64[::1], int64[::1],"
-    " int64[::1])"
-)
+@kernel("void(uint64[::1], int64[::1], int64[:, ::1], int64[::1], int64[::1], int64, boolean, int64[:, ::1])")
 def draw_starts(
     state: Any,
     world_table: Any,
@@ -166,23 +151,22 @@ def draw_starts(
     blocks: Any,
     length: int,
     by_episode: bool,
-    slots: Any,
-    positions: Any,
-    row_ids: Any,
+    places: Any,
 ) -> None:
     """Draw starts uniformly, with replacement; or with ``by_episode`` an episode uniformly, then a start of it.
 
-    ``until`` are the running sums of the slots' starts, or last starts; the last of them is not 0.
+    ``until`` are the running sums of the slots' starts, or last starts; the last of them is not 0. ``places`` takes
+    slots, positions and row ids, [3, n].
     """
     generator, world, shapes = address_of(state), address_of(world_table), world_table[SHAPES]
     bound = np.uint64(until[until.shape[0] - 1])
     field = LAST_STARTS_UNTIL if by_episode else STARTS_UNTIL
-    for i in range(slots.shape[0]):
+    for i in range(places.shape[1]):
         r = np.int64(below(generator, mask_of(bound), bound))
-        slot = _search(address_of(until), until.shape[0], r)
+        slot = search_sums(address_of(until), until.shape[0], r)
         if slot > 0:
             r -= until[slot - 1]
-        block = _search(counts[slot, field], blocks[slot], r)
+        block = search_sums(counts[slot, field], blocks[slot], r)
         if block > 0:
             r -= load_i64(counts[slot, field] + (block - 1) * 8)
         _, _, position = _find(world, slot, block, length, by_episode, r)
@@ -194,5 +178,5 @@ def draw_starts(
             many = np.uint64(total)
             for _ in range(np.int64(below(generator, mask_of(many), many))):
                 slot, position = step_back(world, slot, position)
-        slots[i], positions[i] = slot, position
-        row_ids[i] = load_i64(shapes + slot * SHAPE_BYTES + ROW_BASE * 8) + position
+        places[0, i], places[1, i] = slot, position
+        places[2, i] = load_i64(shapes + slot * SHAPE_BYTES + ROW_BASE * 8) + position

@@ -81,6 +81,7 @@ class BatchReader:
     ) -> None:
         self._schema = schema
         self._view = view
+        self._plain, self._ragged, self._padded = view.plain, view.ragged, view.padded
         self._chains = chains
         self._loader = loader
         self._transform = transform
@@ -88,19 +89,19 @@ class BatchReader:
     def read(self, snapshot: Snapshot, drawn: Drawn) -> Batch:
         """One batch of all that was drawn."""
         batch = self._loader.load(drawn.snapshot or snapshot, self._reading(snapshot, drawn))
-        if self._view.ragged and self._view.padded:
+        if self._padded:
             batch = pad(batch, drawn.hidden["length"])
         return batch if self._transform is None else self._transform(batch)
 
     def read_many(self, snapshot: Snapshot, drawn: Drawn, sizes: Sequence[int]) -> list[Batch]:
         """Batches of these sizes of all that was drawn, in order, read in one go."""
-        if self._view.ragged:  # each has a shape of its own
+        if self._ragged:  # each has a shape of its own
             return [self.read(snapshot, part) for part in drawn.split(sizes)]
         batches = self._loader.load_many(drawn.snapshot or snapshot, self._reading(snapshot, drawn), sizes)
         return batches if self._transform is None else [self._transform(batch) for batch in batches]
 
     def _reading(self, snapshot: Snapshot, drawn: Drawn) -> Reading:
-        if self._view.plain:
+        if self._plain:
             return Reading({ROW: drawn.rows}, drawn.columns)
         reading = self._view.read(drawn.snapshot or snapshot, self._chains, drawn, self._schema)
         if not drawn.columns:

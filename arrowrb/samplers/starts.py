@@ -122,7 +122,7 @@ class Starts:
             until = np.cumsum(totals)
         if until.size == 0 or until[-1] == 0:
             return None
-        located = Located.empty(count)
+        places = np.empty((3, count), np.int64)
         kernels.draw_starts(
             state,
             self._chains.world(snapshot),
@@ -131,8 +131,6 @@ class Starts:
             self._blocks,
             self.length,
             by_episode,
-            located.slots,
-            located.positions,
-            located.row_ids,
+            places,
         )
-        return located
+        return Located(places[0], places[1], places[2])
