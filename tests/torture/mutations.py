@@ -30,7 +30,7 @@ SHARD = Path("shards/00000")
 
 def mutated_files(folder: Path, cases: int, part: int, parts: int) -> dict[str, int]:
     """So many damages of each kind of file; a child opens what is left, so that a death would be seen."""
-    small_segments(16, 1, hot=6)
+    small_segments(16, 1, hot=7)
     whole = make(folder / "whole")
     truth = read_all(whole) | read_all(whole, 1)
     kinds = kinds_of_files(whole)
@@ -58,9 +58,9 @@ def make(folder: Path) -> Path:
     store = folder / "store"
 
     def job() -> None:
-        opened = open_writer(store, most_rows=150)
+        opened = open_writer(store, most_rows=250)
         sampler = learner(opened)
-        number = write(opened, Progress(folder / "progress"), 400, 50, sampler=sampler)
+        number = write(opened, Progress(folder / "progress"), 500, 50, sampler=sampler)
         opened.checkpoint("point", tensors={"weight": np.arange(30.0)}, state={"number": number})
         write(opened, Progress(folder / "progress"), 60, 30)
         os._exit(0)
