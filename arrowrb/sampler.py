@@ -17,7 +17,7 @@ from .errors import EmptyError, OptionError, RowError, UsageError
 from .info import SamplerInfo
 from .loader import Ahead, Batch, BatchReader, as_row_ids
 from .rows import SHARD_SHIFT
-from .samplers import Columns, Drawn, Learning, Once, Stream, check_tiers
+from .samplers import Columns, Drawn, Joining, Learning, Once, Stream, check_tiers
 
 _Restored = tuple[NDArray[np.int64], Columns, Columns, list[int]]
 _MOST_ROWS: Final = (1 << 31) - 1  # of a batch
@@ -42,11 +42,11 @@ class _Tally:
         self.wait_seconds = 0.0
         self._last = np.zeros(0, np.int64)
 
-    def add(self, drawn: Drawn) -> None:
+    def add(self, row_ids: NDArray[np.int64]) -> None:
         """Note a batch that is handed out."""
-        self._last = drawn.rows.row_ids
+        self._last = row_ids
         self.num_batches += 1
-        self.num_rows += self._last.size
+        self.num_rows += row_ids.size
 
     def info(self, num_ignored: int, num_skipped: int) -> SamplerInfo:
         """The counts now."""
@@ -81,6 +81,29 @@ class _Tally:
         return sum(record.num_transitions for record in snapshot.records)
 
 
+class _Group:
+    """Batches that were drawn together, and not all handed out yet."""
+
+    __slots__ = ("_drawn", "_first", "_sizes")
+
+    def __init__(self, drawn: Drawn, sizes: list[int]) -> None:
+        self._drawn = drawn
+        self._sizes = deque(sizes)
+        self._first = 0
+
+    def pop(self) -> NDArray[np.int64]:
+        """The row ids of the next batch, which is handed out now."""
+        first, self._first = self._first, self._first + self._sizes.popleft()
+        return self._drawn.rows.row_ids[first : self._first]
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def rest(self) -> tuple[Drawn, list[int]]:
+        """The rows of the batches that are left, and how many each has."""
+        return self._drawn.part(slice(self._first, None)), list(self._sizes)
+
+
 class Sampler:
     """An endless stream of batches from a store; made by `Store.sampler`.
 
@@ -108,13 +131,16 @@ class Sampler:
         self._once = stream if isinstance(stream, Once) else None
         self._reader = reader
         self._tiers = check_tiers(tiers)
-        self._drawn: deque[Drawn] = deque()  # of batches that were drawn, and not handed out
+        self._joins = isinstance(stream, Joining) and stream.joins
+        self._groups: deque[_Group] = deque()  # of batches that were drawn, and not handed out
+        self._num_ahead = 0  # how many these are
         self._ready: deque[Batch] = deque()  # those of them that were read
         self._restored: _Restored | None = None  # what had been drawn ahead in a state that it goes on from
         self._ahead: Ahead | None = None
         self.name = name
         self.batch_size = batch_size
         self.prefetch = int(prefetch)
+        self._fewest = (self.prefetch + 1) // 2 if prefetch else -1  # with no more than so many, others are drawn
         self._tally = _Tally(engine)
 
     def state_dict(self) -> dict[str, Any]:
@@ -124,8 +150,9 @@ class Sampler:
         of the store keep it of every sampler that has a name.
         """
         row_ids, columns, hidden, sizes = self._restored or (np.zeros(0, np.int64), {}, {}, [])
-        if self._drawn:
-            drawn, sizes = Drawn.joined(list(self._drawn)), [each.rows.row_ids.size for each in self._drawn]
+        if self._groups:
+            rest = [group.rest() for group in self._groups]
+            drawn, sizes = Drawn.joined([each for each, _ in rest]), [size for _, part in rest for size in part]
             row_ids, columns, hidden = drawn.rows.row_ids, drawn.columns, drawn.hidden
         state = {
             "stream": self._stream.save(self._engine.snapshot()),
@@ -186,26 +213,36 @@ class Sampler:
 
     def _next(self) -> Batch | None:
         """The next batch; None at the end of a strategy that has one."""
-        snapshot = self._engine.snapshot()
-        if self.prefetch == 0 and not self._ready and self._restored is None:
-            drawn = self._stream.draw(snapshot, self.batch_size, tiers=self._tiers)
-            if drawn.rows.row_ids.size == 0:
+        if not self._ready or self._num_ahead <= self._fewest:
+            snapshot = self._engine.snapshot()
+            if self.prefetch == 0 and not self._ready and self._restored is None:
+                drawn = self._stream.draw(snapshot, self.batch_size, tiers=self._tiers)
+                if drawn.rows.row_ids.size == 0:
+                    return None
+                self._tally.add(drawn.rows.row_ids)
+                return self._reader.read(snapshot, drawn)
+            if not self._prepare(snapshot):
                 return None
-            self._tally.add(drawn)
-            return self._reader.read(snapshot, drawn)
+        else:
+            self._engine.check_open()
+        group = self._groups[0]
+        self._tally.add(group.pop())
+        if not group:
+            self._groups.popleft()
+        self._num_ahead -= 1
+        return self._ready.popleft()
+
+    def _prepare(self, snapshot: Snapshot) -> bool:
+        """Draw batches ahead where few are left, and wait for the next one. Returns whether there is one."""
         if self._restored is not None:
             self._read_restored(snapshot)
-        if self.prefetch:
+        if self.prefetch and self._num_ahead <= self._fewest:
             self._draw_ahead(snapshot)
-        if not self._ready and self._drawn:
+        if not self._ready and self._groups:
             begin = time.perf_counter()
-            batches = self._take()
-            self._ready.extend(batches)
+            self._ready.extend(self._take())
             self._tally.wait_seconds += time.perf_counter() - begin
-        if not self._ready:
-            return None
-        self._tally.add(self._drawn.popleft())
-        return self._ready.popleft()
+        return bool(self._ready)
 
     @property
     def learns(self) -> bool:
@@ -220,17 +257,19 @@ class Sampler:
 
     def read(self, drawn: Drawn) -> Batch:
         """The batch of rows; not for users."""
-        self._tally.add(drawn)
+        self._tally.add(drawn.rows.row_ids)
         return self._reader.read(drawn.snapshot or self._engine.snapshot(), drawn)
 
     def _draw_ahead(self, snapshot: Snapshot) -> None:
-        """Draw until there are ``prefetch`` batches beside the one that is asked for, once half of them are gone.
+        """Draw until there are ``prefetch`` batches beside the one that is asked for; done once half of them are gone.
 
         So several are read in one go, and what lies in Parquet is decoded once for all of them. Each is a draw of its
-        own, so that the rows do not depend on how many are drawn ahead.
+        own, or the same as if it were, so that the rows do not depend on how many are drawn ahead.
         """
-        missing = self.prefetch + 1 - len(self._drawn)
-        if missing * 2 < self.prefetch + 1:
+        missing = self.prefetch + 1 - self._num_ahead
+        if self._joins:
+            drawn = self._stream.draw(snapshot, self.batch_size * missing, tiers=self._tiers)
+            self._ask(snapshot, drawn, [self.batch_size] * missing)
             return
         every: list[Drawn] = []
         while len(every) < missing:
@@ -239,7 +278,8 @@ class Sampler:
                 break
             every.append(drawn)
         for _, group in groupby(every, key=lambda each: id(each.snapshot)):
-            self._ask(snapshot, list(group))
+            parts = list(group)
+            self._ask(snapshot, Drawn.joined(parts), [each.rows.row_ids.size for each in parts])
 
     def _take(self) -> list[Batch]:
         """The batches that were asked for first. After an error all that was drawn ahead is drawn anew."""
@@ -268,22 +308,28 @@ class Sampler:
             row_ids, sizes = np.ascontiguousarray(row_ids[there]), [size for size in sizes if size]
         if not sizes:
             return
-        drawn = Drawn(snapshot.locate(row_ids), columns, hidden).split(sizes)
+        drawn = Drawn(snapshot.locate(row_ids), columns, hidden)
         if self.prefetch:
-            self._ask(snapshot, drawn)
+            self._ask(snapshot, drawn, sizes)
         else:
-            self._drawn.extend(drawn)
-            self._ready.extend(self._reader.read_many(snapshot, Drawn.joined(drawn), sizes))
+            self._note(drawn, sizes)
+            self._ready.extend(self._reader.read_many(snapshot, drawn, sizes))
 
-    def _ask(self, snapshot: Snapshot, every: list[Drawn]) -> None:
-        """Let the thread read batches."""
-        self._drawn.extend(every)
+    def _ask(self, snapshot: Snapshot, drawn: Drawn, sizes: list[int]) -> None:
+        """Let the thread read batches of these sizes."""
+        self._note(drawn, sizes)
         self._ahead = self._ahead or Ahead(self._reader)
-        self._ahead.ask(snapshot, Drawn.joined(every), [each.rows.row_ids.size for each in every])
+        self._ahead.ask(snapshot, drawn, sizes)
+
+    def _note(self, drawn: Drawn, sizes: list[int]) -> None:
+        """Batches of these sizes are on their way."""
+        self._groups.append(_Group(drawn, sizes))
+        self._num_ahead += len(sizes)
 
     def clear(self) -> None:
         """Drop the batches that are drawn ahead: the next one is drawn from what there is now."""
-        self._drawn.clear()
+        self._groups.clear()
+        self._num_ahead = 0
         self._ready.clear()
         self._restored = None
         if self._ahead is not None:

@@ -91,7 +91,7 @@ def wait(store: arrowrb.Store, steps: int) -> None:
     """Print how much of its time a learner waits."""
     weights = torch.randn(900, 900)
     rows = []
-    for name, prefetch in (("read when asked for", 0), ("prefetch=4", 4), ("prefetch=16", 16)):
+    for name, prefetch in (("read when asked for", 0), ("prefetch=4", 4), ("prefetch=16", 16), ("prefetch=64", 64)):
         sampler = store.sampler(batch_size=SIZE, seed=1, prefetch=prefetch)
         for _ in range(50):
             sampler.sample()

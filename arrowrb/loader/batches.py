@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 from ..engine import Snapshot
@@ -24,7 +24,7 @@ _LOOK_SECONDS: Final = 5.0
 Batch = Any
 """A dict of tensors, or what a user's function makes of it."""
 
-_Asked = queue.SimpleQueue[tuple[int, Snapshot, Drawn, Sequence[int]] | None]
+_Asked = queue.SimpleQueue[tuple[int, Snapshot, Drawn, list[int]] | None]
 _Read = queue.SimpleQueue[tuple[int, list[Batch] | Exception]]
 
 
@@ -93,7 +93,7 @@ class BatchReader:
             batch = pad(batch, drawn.hidden["length"])
         return batch if self._transform is None else self._transform(batch)
 
-    def read_many(self, snapshot: Snapshot, drawn: Drawn, sizes: Sequence[int]) -> list[Batch]:
+    def read_many(self, snapshot: Snapshot, drawn: Drawn, sizes: list[int]) -> list[Batch]:
         """Batches of these sizes of all that was drawn, in order, read in one go."""
         if self._ragged:  # each has a shape of its own
             return [self.read(snapshot, part) for part in drawn.split(sizes)]
@@ -127,7 +127,7 @@ class Ahead:
         _running[self._thread] = self._asked
         weakref.finalize(self, self._asked.put, None).atexit = False
 
-    def ask(self, snapshot: Snapshot, drawn: Drawn, sizes: Sequence[int]) -> None:
+    def ask(self, snapshot: Snapshot, drawn: Drawn, sizes: list[int]) -> None:
         """Ask for batches of these sizes; a snapshot is let go of once they are read."""
         self._check_process()
         self._newest += 1

@@ -74,14 +74,14 @@ class Loader:
         slab = self._read(snapshot, reading)
         return self._add(self._assemble(slab.tensors), _all_columns(slab, reading), 0, self._count)
 
-    def load_many(self, snapshot: Snapshot, reading: Reading, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    def load_many(self, snapshot: Snapshot, reading: Reading, sizes: list[int]) -> list[dict[str, Any]]:
         """Read rows for several batches of these sizes in one go; their tensors are parts of one slab."""
         slab = self._read(snapshot, reading)
-        columns, batches = _all_columns(slab, reading), []
-        for size, stop in zip(sizes, accumulate(sizes), strict=True):
-            parts = [tensor[stop - size : stop] for tensor in slab.tensors]
-            batches.append(self._add(self._assemble(parts), columns, stop - size, stop))
-        return batches
+        columns, stops = _all_columns(slab, reading), accumulate(sizes)
+        return [
+            self._add(self._assemble(tensors), columns, stop - size, stop)
+            for tensors, size, stop in zip(slab.split(self._torch, sizes), sizes, stops, strict=True)
+        ]
 
     def _add(self, batch: dict[str, Any], columns: Columns, first: int, stop: int) -> dict[str, Any]:
         """Add columns that were not read from the store."""

@@ -20,7 +20,18 @@ class Slab:
     anybody still holds the batch, a part of it, or a view of either. ``needed`` are columns that no batch shows.
     """
 
-    __slots__ = ("_idle_count", "_storage", "address", "needed", "row_ids", "size", "tables", "tensors")
+    __slots__ = (
+        "_idle_count",
+        "_parts",
+        "_sizes",
+        "_storage",
+        "address",
+        "needed",
+        "row_ids",
+        "size",
+        "tables",
+        "tensors",
+    )
 
     tables: dict[str, NDArray[np.int64]]  # what the gather kernel reads, with targets in this slab, by group
 
@@ -50,9 +61,22 @@ class Slab:
         row_ids = whole[offsets[-1] :].view(torch.int64)[:num_ids].view(shape)
         self.tensors.append(row_ids)
         self.row_ids: NDArray[np.int64] = memory[offsets[-1] :].view(np.int64)[:num_ids]
+        self._sizes: list[int] = []
+        self._parts: list[tuple[Any, ...]] = []
         self._storage = whole.untyped_storage()
         del whole, part, row_ids  # from here on only what the slab keeps counts
         self._idle_count = _users(torch, self._storage)
+
+    def split(self, torch: Any, sizes: list[int]) -> list[tuple[Any, ...]]:
+        """The tensors of batches of these sizes, one behind the other; made once, as that takes longer than aliases."""
+        if sizes != self._sizes:
+            users = _users(torch, self._storage)
+            self._parts.clear()
+            self._parts = list(zip(*(tensor.split(sizes) for tensor in self.tensors), strict=True))
+            self._sizes = list(sizes)
+            if self._idle_count:
+                self._idle_count += _users(torch, self._storage) - users
+        return self._parts
 
     def idle(self, torch: Any) -> bool:
         """Whether nobody but this slab refers to its memory."""

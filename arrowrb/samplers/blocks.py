@@ -38,6 +38,8 @@ class BlockRows:
         cache_bytes: of the cache of decoded row groups.
     """
 
+    joins = False
+
     def __init__(self, cache_bytes: int) -> None:
         self._cache_bytes = cache_bytes
         self._pool: list[Place] = []

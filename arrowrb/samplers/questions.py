@@ -226,6 +226,8 @@ class WeightedRows:
         every: see `Weighted`.
     """
 
+    joins = False
+
     def __init__(self, own: Source | None, question: Question, every: int) -> None:
         self._question = question
         self._timetable = _Timetable(every)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -49,17 +50,17 @@ class Drawn(NamedTuple):
 
     def split(self, sizes: Sequence[int]) -> list[Drawn]:
         """Parts of these numbers of rows, in order."""
-        stops = np.cumsum(sizes).tolist()
-        parts = [slice(stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
-        return [
-            Drawn(
-                Located(self.rows.slots[part], self.rows.positions[part], self.rows.row_ids[part]),
-                {name: each[part] for name, each in self.columns.items()},
-                {name: each[part] for name, each in self.hidden.items()},
-                self.snapshot,
-            )
-            for part in parts
-        ]
+        stops = accumulate(sizes)
+        return [self.part(slice(stop - size, stop)) for size, stop in zip(sizes, stops, strict=True)]
+
+    def part(self, part: slice) -> Drawn:
+        """Some of the rows."""
+        return Drawn(
+            Located(self.rows.slots[part], self.rows.positions[part], self.rows.row_ids[part]),
+            {name: each[part] for name, each in self.columns.items()},
+            {name: each[part] for name, each in self.hidden.items()},
+            self.snapshot,
+        )
 
 
 @dataclass(frozen=True, slots=True)

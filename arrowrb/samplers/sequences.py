@@ -138,6 +138,13 @@ class SequencesStream:
         elif strategy.over == "episodes" or strategy.least > 1:
             self._starts = Starts(strategy.least, self.chains)
 
+    @property
+    def joins(self) -> bool:
+        """Whether one draw of many rows is the same as several of fewer."""
+        if self._strategy.across_episodes and self._strategy.strict:
+            return False
+        return self._starts is not None or self._rows.joins
+
     def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Drawn:
         """Choose the first steps of ``count`` sequences."""
         if self._strategy.across_episodes and self._strategy.strict:

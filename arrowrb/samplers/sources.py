@@ -52,7 +52,13 @@ class Source(Protocol):
 
 
 class Rows(Protocol):
-    """Draws of rows from some set. Not thread-safe."""
+    """Draws of rows from some set. Not thread-safe.
+
+    Attributes:
+        joins: one draw of many rows is the same as several of fewer, one after the other.
+    """
+
+    joins: bool
 
     def draw(self, snapshot: Snapshot, state: NDArray[np.uint64], count: int, *, tiers: str) -> Located:
         """Draw transitions, with replacement; ``state`` is the generator's, advanced in place.
@@ -77,6 +83,8 @@ Choose = Callable[[Source | None], Rows]
 
 class AllRows:
     """All transitions."""
+
+    joins = True
 
     def draw(self, snapshot: Snapshot, state: NDArray[np.uint64], count: int, *, tiers: str) -> Located:
         """Draw transitions uniformly, with replacement."""
@@ -213,6 +221,8 @@ class Listed:
 
     Lists are sorted, so that draws depend on the rows, not on when they were named.
     """
+
+    joins = True
 
     def __init__(self, source: Source, nothing: str = "No transition can be drawn.") -> None:
         self._source = source

@@ -65,6 +65,16 @@ class Learning(Protocol):
 
 
 @runtime_checkable
+class Joining(Protocol):
+    """A stream that may say that one draw of many rows is the same as several of fewer, one after the other."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether it is."""
+        ...
+
+
+@runtime_checkable
 class Once(Protocol):
     """A stream that draws each row once."""
 

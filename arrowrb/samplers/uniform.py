@@ -21,6 +21,11 @@ class _UniformStream:
         self._state = generator_state(seed)
         self._rows = rows
 
+    @property
+    def joins(self) -> bool:
+        """Whether one draw of many rows is the same as several of fewer."""
+        return self._rows.joins
+
     def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Drawn:
         """Choose ``count`` transitions, with replacement."""
         return Drawn(self._rows.draw(snapshot, self._state, count, tiers=tiers))
