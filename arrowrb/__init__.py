@@ -8,8 +8,8 @@ The map of the house; each row imports only from rows below it, and names on one
     upkeep, sampling                                what is about all of a store; batches by index
     named, mixture                                  samplers that checkpoints keep; several at once
     export/, sampler                                data sets of Parquet files; streams of batches
-    info, sql/, loader/, recorder, arrivals         counts; questions; batches; a user's own loop; what is new
-    samplers/                                       which rows to draw
+    tally, sql/, loader/, recorder, arrivals        counts; questions; batches; a user's own loop; what is new
+    info, samplers/                                 what is told of a store; which rows to draw
     engine/                                         shards that are written or followed, and snapshots of them
     writer, recovery, sizing, retention             commits; what a dead writer left; how large segments are; limits
     tiers/, checkpoints                             where segments live: mapped Arrow IPC, Parquet; named points

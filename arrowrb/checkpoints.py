@@ -51,6 +51,11 @@ class Mark:
         counts = (record.watermark, record.num_transitions, record.num_episodes, record.next_episode)
         return cls(shard, *counts, record.num_breaks, next_segment)
 
+    @classmethod
+    def at(cls, shard: int, watermark: int) -> Mark:
+        """The mark of a commit of which no more is known; there are at most so many transitions and episodes."""
+        return cls(shard, watermark, watermark, watermark, watermark, 0, 1 << 62)
+
     def bound(self, record: Record) -> Record:
         """The commit that this is the mark of; that record itself where it is an older one, which power loss left."""
         if record.watermark <= self.watermark:

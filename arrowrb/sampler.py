@@ -11,13 +11,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Engine, Snapshot
-from .engine.tables import ORDINAL, TIME
+from .engine import Engine, SampleLog, Snapshot
 from .errors import EmptyError, OptionError, RowError, UsageError
 from .info import SamplerInfo
 from .loader import Ahead, Batch, BatchReader, as_row_ids
 from .rows import SHARD_SHIFT
-from .samplers import Columns, Drawn, Joining, Learning, Once, Stream, check_tiers
+from .samplers import Chains, Columns, Drawn, Joining, Learning, Once, Stream, check_tiers
+from .tally import Tally, watermarks_of
 
 _Restored = tuple[NDArray[np.int64], Columns, Columns, list[int]]
 _MOST_ROWS: Final = (1 << 31) - 1  # of a batch
@@ -30,66 +30,28 @@ def check_batch_size(value: Any) -> int:
     return int(value)
 
 
-class _Tally:
-    """Counts what a sampler gives, from when it was made."""
+_NONE: Final = np.zeros(0, np.int64)
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._begin = time.monotonic()
-        self._cold = self._cold_reads()
-        self._num_committed = self._committed(engine.snapshot())
-        self.num_batches = self.num_rows = 0
-        self.wait_seconds = 0.0
-        self._last = np.zeros(0, np.int64)
 
-    def add(self, row_ids: NDArray[np.int64]) -> None:
-        """Note a batch that is handed out."""
-        self._last = row_ids
-        self.num_batches += 1
-        self.num_rows += row_ids.size
-
-    def info(self, num_ignored: int, num_skipped: int) -> SamplerInfo:
-        """The counts now."""
-        snapshot, seconds = self._engine.snapshot(), time.monotonic() - self._begin
-        hits, misses = self._cold_reads()
-        age_seconds = age_rows = None
-        rows = snapshot.find(self._last)
-        if rows.row_ids.size:
-            values = snapshot.read(rows, [(ORDINAL, 0), (TIME, 0)])
-            newest = np.array([record.watermark for record in snapshot.records])[rows.row_ids >> SHARD_SHIFT]
-            age_rows = float(np.mean(newest - values[ORDINAL, 0]))
-            age_seconds = float(time.time() - np.mean(values[TIME, 0]) / 1e6)
-        return SamplerInfo(
-            num_batches=self.num_batches,
-            num_rows=self.num_rows,
-            seconds=seconds,
-            num_committed=self._committed(snapshot) - self._num_committed,
-            wait_seconds=self.wait_seconds,
-            cold_hits=hits - self._cold[0],
-            cold_misses=misses - self._cold[1],
-            num_ignored=num_ignored,
-            num_skipped=num_skipped,
-            age_rows=age_rows,
-            age_seconds=age_seconds,
-        )
-
-    def _cold_reads(self) -> tuple[int, int]:
-        return self._engine.cache.num_hits, self._engine.cache.num_misses
-
-    @staticmethod
-    def _committed(snapshot: Snapshot) -> int:
-        return sum(record.num_transitions for record in snapshot.records)
+def _shards(drawn: Drawn) -> NDArray[np.int64]:
+    """Of each row."""
+    return drawn.rows.row_ids >> SHARD_SHIFT
 
 
 class _Group:
     """Batches that were drawn together, and not all handed out yet."""
 
-    __slots__ = ("_drawn", "_first", "_sizes")
+    __slots__ = ("_drawn", "_first", "_sizes", "watermarks")
 
-    def __init__(self, drawn: Drawn, sizes: list[int]) -> None:
+    def __init__(self, drawn: Drawn, sizes: list[int], watermarks: NDArray[np.int64]) -> None:
         self._drawn = drawn
+        self.watermarks = watermarks  # of each shard, when they were drawn
         self._sizes = deque(sizes)
         self._first = 0
+
+    def first(self) -> Drawn:
+        """The next batch's rows."""
+        return self._drawn.part(slice(self._first, self._first + self._sizes[0]))
 
     def pop(self) -> NDArray[np.int64]:
         """The row ids of the next batch, which is handed out now."""
@@ -141,7 +103,49 @@ class Sampler:
         self.batch_size = batch_size
         self.prefetch = int(prefetch)
         self._fewest = (self.prefetch + 1) // 2 if prefetch else -1  # with no more than so many, others are drawn
-        self._tally = _Tally(engine)
+        self._tally = Tally(engine)
+        self._log: SampleLog | None = None
+
+    def keep_log(self, log: SampleLog) -> None:
+        """Not for users: see `Store.sampler`."""
+        self._log = log
+
+    @property
+    def num_logged(self) -> int:
+        """The number of the newest batch in its log, counted from 1; 0 where there is none, and without a log."""
+        return 0 if self._log is None else self._log.newest
+
+    def redraw(self, batch: int, *, name: str | None = None) -> Batch:
+        """A batch out of a sampler's log once more: the same values, as long as its rows are there.
+
+        It is read as this sampler reads batches, which therefore has to have the strategy and options of the one that
+        drew it. The rows are read as that one saw them: steps that came later are left out, and weights are those of
+        then.
+
+        Args:
+            batch: its number, counted from 1, as the view ``samples`` of `Store.sql` shows it.
+            name: of the sampler whose log it is in; by default this one's own. It may be at work meanwhile.
+
+        Raises:
+            RowError: if it is not in the log, or a row of it is no longer there.
+            OptionError: if there is no name, or another strategy has drawn it.
+        """
+        name = self.name if name is None else name
+        if name is None:
+            raise OptionError("The sampler has no name, and so no log. Give the name of the one that drew the batch.")
+        logged, snapshot = self._engine.logged_batch(name, batch)
+        try:
+            rows = snapshot.locate(logged.row_ids)
+        except RowError:
+            raise RowError(f"Batch {batch:,} of sampler {name!r} has rows that retention has dropped since.") from None
+        drawn = Drawn(rows, logged.columns, logged.hidden, snapshot)
+        try:
+            return self._reader.read(snapshot, drawn, chains=Chains())
+        except KeyError as missing:
+            raise OptionError(
+                f"Batch {batch:,} of sampler {name!r} was drawn by another strategy: its log has no {missing}. Make "
+                "this sampler as that one."
+            ) from None
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands: nested dicts of plain values and NumPy arrays, from which `load_state_dict` goes on.
@@ -219,13 +223,19 @@ class Sampler:
                 drawn = self._stream.draw(snapshot, self.batch_size, tiers=self._tiers)
                 if drawn.rows.row_ids.size == 0:
                     return None
-                self._tally.add(drawn.rows.row_ids)
-                return self._reader.read(snapshot, drawn)
-            if not self._prepare(snapshot):
+                if self._log is None:
+                    self._tally.add(drawn.rows.row_ids)
+                    return self._reader.read(snapshot, drawn)
+                self._note(snapshot, drawn, [drawn.rows.row_ids.size])
+                self._ready.append(self._reader.read(snapshot, drawn))
+            elif not self._prepare(snapshot):
                 return None
         else:
             self._engine.check_open()
         group = self._groups[0]
+        if self._log is not None:  # first, so that a batch which finds no room in it is the next one again
+            drawn = group.first()
+            self._log.append(drawn.rows.row_ids, group.watermarks[_shards(drawn)], drawn.columns, drawn.hidden)
         self._tally.add(group.pop())
         if not group:
             self._groups.popleft()
@@ -258,6 +268,9 @@ class Sampler:
     def read(self, drawn: Drawn) -> Batch:
         """The batch of rows; not for users."""
         self._tally.add(drawn.rows.row_ids)
+        if self._log is not None:
+            watermarks = watermarks_of(drawn.snapshot or self._engine.snapshot())[_shards(drawn)]
+            self._log.append(drawn.rows.row_ids, watermarks, drawn.columns, drawn.hidden)
         return self._reader.read(drawn.snapshot or self._engine.snapshot(), drawn)
 
     def _draw_ahead(self, snapshot: Snapshot) -> None:
@@ -312,18 +325,19 @@ class Sampler:
         if self.prefetch:
             self._ask(snapshot, drawn, sizes)
         else:
-            self._note(drawn, sizes)
+            self._note(snapshot, drawn, sizes)
             self._ready.extend(self._reader.read_many(snapshot, drawn, sizes))
 
     def _ask(self, snapshot: Snapshot, drawn: Drawn, sizes: list[int]) -> None:
         """Let the thread read batches of these sizes."""
-        self._note(drawn, sizes)
+        self._note(snapshot, drawn, sizes)
         self._ahead = self._ahead or Ahead(self._reader)
         self._ahead.ask(snapshot, drawn, sizes)
 
-    def _note(self, drawn: Drawn, sizes: list[int]) -> None:
+    def _note(self, snapshot: Snapshot, drawn: Drawn, sizes: list[int]) -> None:
         """Batches of these sizes are on their way."""
-        self._groups.append(_Group(drawn, sizes))
+        watermarks = _NONE if self._log is None else watermarks_of(drawn.snapshot or snapshot)
+        self._groups.append(_Group(drawn, sizes, watermarks))
         self._num_ahead += len(sizes)
 
     def clear(self) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from .arrivals import Watermark, newest_rows, rows_since, watermark_of
-from .engine import Engine
+from .engine import Engine, PriorityFiles, SampleLog
 from .errors import OptionError
 from .loader import Batch, BatchReader, Loader, as_row_ids, check_transform
 from .named import NamedSamplers
@@ -176,6 +178,7 @@ class Sampling:
         cold: str = "exact",
         seed: int | None = None,
         name: str | None = None,
+        log: bool | int = False,
     ) -> Sampler:
         """An endless stream of batches: ``for batch in store.sampler(batch_size=256): ...``.
 
@@ -220,6 +223,9 @@ class Sampling:
                 in files of the store (``samplers/<name>``): they survive the process, and whoever makes a sampler of
                 that name next goes on with them, in any process that may write there, but one at a time. Without a
                 name they are kept in memory.
+            log: keep a log of which rows went into which batch, with what weight, beside these (about 40 bytes a row):
+                what `store.sql` shows as ``samples``, and `Sampler.redraw` reads again. True keeps all of it, a number
+                about so many of its newest rows. It survives the process; of a power failure, but the newest.
 
         Raises:
             OptionError: if an option is out of range, or a sampler of that name is there.
@@ -262,12 +268,28 @@ class Sampling:
         reader = BatchReader(schema, view, chains, loader, check_transform(transform, as_tensordict))
         made = Sampler(self._engine, stream, reader, size, prefetch=prefetch, tiers=tiers, name=name)
         self._named.check(made)
-        if name is not None and isinstance(stream, Learning):
-            shelf = self._engine.priority_files(name)
-            if shelf is not None:
-                stream.keep_in(shelf)
+        self._keep_files(made, stream, name, log)
         self._named.add(made)
         return made
+
+    def _keep_files(self, sampler: Sampler, stream: Stream, name: str | None, log: bool | int) -> None:
+        """Let a sampler that has a name keep on disk what it is to keep."""
+        keep: Any = log
+        if not isinstance(keep, bool) and (not isinstance(keep, int | np.integer) or keep < 1):
+            raise OptionError(f"log is {log!r}, expected True, False, or how many rows to keep.")
+        if log and name is None:
+            raise OptionError("log is kept under the sampler's name. Give it a name, such as name='learner'.")
+        if name is None or not (isinstance(stream, Learning) or log):
+            return
+        folder = self._engine.sampler_folder(name)
+        if folder is None:
+            if log:
+                raise OptionError("A store as it was at a checkpoint keeps no log. Open it without at.")
+            return
+        if isinstance(stream, Learning):
+            stream.keep_in(PriorityFiles(folder))
+        if log:
+            sampler.keep_log(SampleLog(folder, None if log is True else int(log)))
 
     def _from_blocks(self, strategy: object, seed: int | None) -> Stream:
         """A stream that draws cold rows out of a pool of row groups."""

@@ -17,7 +17,9 @@ sealing         what is known for good of a closed segment
 shard_reader    following a writer through its files
 past            a shard as it was at an earlier commit
 background      the writer's threads
-priority_files  what a named sampler keeps of rows, in a folder of its own
+sampler_folders what named samplers keep, each in a folder of its own:
+priority_files  priorities,
+sample_logs     and which rows went into which batch
 engine          all shards of a store
 backup          copying a store beside its writer
 checks          what is held against what in rows
@@ -39,6 +41,8 @@ from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_cache_bytes, chec
 from .paths import enclosing_store, is_store, outside_stores
 from .priority_files import PriorityFiles, check_values
 from .repairing import Lost, Repaired, repair
+from .sample_logs import SampleLog, read_samples
+from .sampler_folders import SamplerFolder
 from .snapshot import Located, SegmentView, Snapshot
 from .verifying import Verified, verify
 
@@ -53,6 +57,8 @@ __all__ = [
     "PriorityFiles",
     "Problem",
     "Repaired",
+    "SampleLog",
+    "SamplerFolder",
     "SegmentView",
     "Snapshot",
     "Verified",
@@ -68,6 +74,7 @@ __all__ = [
     "now_microseconds",
     "outside_stores",
     "read_edges",
+    "read_samples",
     "read_store_file",
     "remove_store",
     "repair",

@@ -32,7 +32,9 @@ from .paths import (
     outside_stores,
     shard_paths,
 )
-from .priority_files import files_of, sampler_folders
+from .priority_files import files_of
+from .sample_logs import log_files
+from .sampler_folders import sampler_folders
 from .tables import KIND, ORDINAL
 
 _TRIES: Final = 20
@@ -121,13 +123,13 @@ def back_up(store: Path, store_id: str, schema: Schema, target: Path) -> BackedU
 
 
 def _copy_sampler(source: Path, copy: Path, copying: _Copying) -> None:
-    """Copy priorities, which may change meanwhile: each row's is one that it was given."""
+    """Copy priorities and log, which may change meanwhile: each priority is one that was given, each batch whole."""
     copy.mkdir(parents=True)
-    for path in files_of(source):
+    for path in (*files_of(source), *log_files(source).values()):
         try:
             descriptor = files.open_file(path)
         except FileNotFoundError:
-            continue  # of a segment that has gone meanwhile
+            continue  # it has gone meanwhile
         with open(descriptor, "rb") as file:
             copying.copy(file.fileno(), copy / path.name)
     for folder in (copy, copy.parent):

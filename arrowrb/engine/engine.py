@@ -35,13 +35,15 @@ from ..interrupts import Uninterrupted
 from ..manifest import Manifest
 from ..network import check_local
 from ..retention import Action
+from ..rows import SHARD_SHIFT
 from ..seeds import SeedEntry
 from ..writer import MAX_LANES
 from .creating import read_store_file
 from .options import DEFAULT_CACHE_BYTES, WriterOptions
 from .paths import list_shards, shard_paths
-from .priority_files import PriorityFiles
 from .reading import GroupCache
+from .sample_logs import Logged, read_batch
+from .sampler_folders import SamplerFolder
 from .shard_reader import ShardReader
 from .shard_writer import ShardWriter
 from .snapshot import Layout, Snapshot
@@ -66,7 +68,7 @@ class Engine:
         options: WriterOptions | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         clock: Callable[[], int] = now_microseconds,
-        at: str | None = None,
+        at: str | Sequence[Mark] | None = None,
     ) -> None:
         files.check_platform()
         self.path = path
@@ -81,11 +83,11 @@ class Engine:
         self._layout: tuple[tuple[int, ...], Layout] | None = None
         self._snapshot: Snapshot | None = None
         self._marks: list[object] = []
-        self._shelves: weakref.WeakSet[PriorityFiles] = weakref.WeakSet()
+        self._folders: weakref.WeakSet[SamplerFolder] = weakref.WeakSet()
         self._warned = False
         self.cache = GroupCache(cache_bytes)
         self.writer_shard: ShardWriter | None = None
-        self._at = None if at is None else checkpoints.read(path, self.file.store_id, at)
+        self._at = checkpoints.read(path, self.file.store_id, at).marks if isinstance(at, str) else at
         numbers = list_shards(path)
         if not numbers:
             raise CorruptError(f"{path} has no shard: the store is damaged.")
@@ -103,7 +105,7 @@ class Engine:
             self._guard = self.writer_shard.guard
 
     def _follow(self, numbers: Sequence[int]) -> list[ShardReader]:
-        marks = {} if self._at is None else {mark.shard: mark for mark in self._at.marks}
+        marks = {mark.shard: mark for mark in self._at or ()}
         readers = []
         for number in numbers:
             until = None if self._at is None else marks.get(number, Mark.of(number, Record(), 0))
@@ -354,8 +356,8 @@ class Engine:
             for entry in seeds.read(shard_paths(self.path, shard).seeds, record.watermark)
         ]
 
-    def priority_files(self, name: str) -> PriorityFiles | None:
-        """Where the sampler of this name keeps priorities; None for a store as it was at a checkpoint.
+    def sampler_folder(self, name: str) -> SamplerFolder | None:
+        """What belongs to the sampler of this name; None for a store as it was at a checkpoint.
 
         Raises:
             LockedError: if a sampler of this name is at work, here or in another process.
@@ -364,9 +366,23 @@ class Engine:
         if self._at is not None:
             return None
         check_local(self.path)
-        made = PriorityFiles(self.path, self.file.store_id, name, durable=self._durable)
-        self._shelves.add(made)
+        made = SamplerFolder(self.path, self.file.store_id, name, durable=self._durable)
+        self._folders.add(made)
         return made
+
+    def logged_batch(self, sampler: str, number: int) -> tuple[Logged, Snapshot]:
+        """A batch out of a sampler's log, and what it was drawn from, as far as that is still there.
+
+        Raises:
+            RowError: if the log has no such batch.
+        """
+        self.check_open()
+        logged = read_batch(self.path, self.file.store_id, sampler, number)
+        shards, first = np.unique(logged.row_ids >> SHARD_SHIFT, return_index=True)
+        marks = zip(shards.tolist(), logged.watermarks[first].tolist(), strict=True)
+        at = [Mark.at(shard, watermark) for shard, watermark in marks]
+        with contextlib.closing(Engine(self.path, writable=False, at=at)) as engine:
+            return logged, engine.snapshot()
 
     def close(self) -> None:
         """Close the store; snapshots that are held stay readable. Does nothing when called again.
@@ -378,8 +394,8 @@ class Engine:
                 self.closed = True
                 self._snapshot = None
                 self._layout = None
-            for shelf in list(self._shelves):
-                shelf.close()
+            for folder in list(self._folders):
+                folder.close()
             shard = self.writer_shard
             if shard is not None and not shard.released and os.getpid() == self._pid:
                 shard.close()

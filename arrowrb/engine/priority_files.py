@@ -1,12 +1,12 @@
-"""The folder of a named sampler: raw priorities, one mapped file a segment, beside the segments and never in them.
+"""The raw priorities of a named sampler: one mapped file a segment, beside the segments and never in them.
 
-``samplers/<name>`` belongs to whoever holds its lock, a writer of the store or not. A file is made whole, with all its
-space allocated and its header durable, before it takes its name; from then on its values are written in place, four
-bytes at a time. So whatever moment a process dies at, every row has a priority that it was given, or 0: none yet. After
-a power failure a row may have an older one. Files of segments that are gone are removed when the sampler notices.
+A file is made whole, with all its space allocated and its header durable, before it takes its name; from then on its
+values are written in place, four bytes at a time. So whatever moment a process dies at, every row has a priority that
+it was given, or 0: none yet. After a power failure a row may have an older one. Files of segments that are gone are
+removed when the sampler notices.
 
-A crash leaves at most: a hidden file that is not whole, or files of segments that are gone. The next holder removes
-both.
+A crash leaves at most: a hidden file that is not whole, or files of segments that are gone. The next holder of the
+folder removes both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import contextlib
 import os
 import re
 import struct
-import weakref
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,9 +23,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import checkpoints, files
+from .. import files
 from ..errors import ArrowRBError, CorruptError
-from .paths import SAMPLERS
+from .sampler_folders import SamplerFolder, sampler_folders
 
 _MAGIC: Final = b"ARRBPRIO"
 _VERSION: Final = 1
@@ -110,13 +109,6 @@ def _checked_largest(path: Path, cell: NDArray[np.float64]) -> float:
     return float(cell[0])
 
 
-def sampler_folders(store: Path) -> list[Path]:
-    """The folders of the named samplers that a store has had."""
-    folder = store / SAMPLERS
-    with files.explaining(folder, "looking for samplers"):
-        return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-
-
 def find_damaged(store: Path, store_id: str, rows: Mapping[Key, int]) -> Iterator[tuple[Path, str]]:
     """Files of samplers that cannot be used, and why; a sampler may be at work meanwhile.
 
@@ -145,48 +137,17 @@ def files_of(folder: Path) -> Iterator[Path]:
 
 
 class PriorityFiles:
-    """The raw priorities of one sampler, kept on disk. Holds the folder's lock until `close`."""
+    """The raw priorities of one sampler, kept on disk."""
 
-    def __init__(self, store: Path, store_id: str, name: str, *, durable: bool) -> None:
-        """Take the folder; makes it where there is none.
-
-        Raises:
-            LockedError: if another process, or another sampler of this one, has it.
-        """
-        self._folder = store / SAMPLERS / checkpoints.check_name(name)
-        self._store_id = store_id
-        self._durable = durable
-        self._make_folders()
-        self._lock = files.Lock(
-            self._folder / "lock",
-            self._folder / "writer.json",
-            what=f"The sampler {name!r} of {store} is in use",
-            remedy="Close it there, or choose another name.",
-        )
-        self._release = weakref.finalize(self, self._lock.release)
-        try:
-            with files.explaining(self._folder, "removing what an earlier sampler left"):
-                for path in self._folder.glob(".*.tmp"):
-                    path.unlink()
-            path, header = self._folder / _LARGEST, _largest_header(store_id)
-            if not os.path.lexists(path):
-                _make(path, header, _START + 8, durable=durable)
-            self._cell = _map(path, header, 1, np.float64, writable=True)
-            if _checked_largest(path, self._cell) == 0:
-                self._cell[0] = 1.0
-        except BaseException:
-            self.close()
-            raise
-
-    def _make_folders(self) -> None:
-        for folder in (self._folder.parent, self._folder):
-            with files.explaining(folder, "making the folder of a sampler"):
-                if folder.is_symlink():
-                    raise CorruptError(f"{folder} is a link. A store consists of plain files and folders only.")
-                if not folder.is_dir():
-                    folder.mkdir(exist_ok=True)
-                    if self._durable:
-                        files.sync_directory(folder.parent)
+    def __init__(self, folder: SamplerFolder) -> None:
+        """Keep them in a folder that is held."""
+        self._folder = folder
+        path, header = folder.path / _LARGEST, _largest_header(folder.store_id)
+        if not os.path.lexists(path):
+            _make(path, header, _START + 8, durable=folder.durable)
+        self._cell = _map(path, header, 1, np.float64, writable=True)
+        if _checked_largest(path, self._cell) == 0:
+            self._cell[0] = 1.0
 
     @property
     def largest(self) -> float:
@@ -204,21 +165,18 @@ class PriorityFiles:
             CorruptError: if the file is damaged.
             FullError: if there is no room for it.
         """
-        path, header = self._folder / name_of(key), _header(self._store_id, key, rows)
+        path, header = self._folder.path / name_of(key), _header(self._folder.store_id, key, rows)
         if not os.path.lexists(path):
-            _make(path, header, _START + 4 * rows, durable=self._durable)
+            _make(path, header, _START + 4 * rows, durable=self._folder.durable)
         raw = _map(path, header, rows, np.float32, writable=True)
         check_values(raw, path)
         return raw
 
     def retain(self, keys: set[Key]) -> None:
         """Remove the files of all other segments."""
-        with files.explaining(self._folder, "removing priorities of segments that are gone"):
-            for path in list(self._folder.iterdir()):
+        folder = self._folder.path
+        with files.explaining(folder, "removing priorities of segments that are gone"):
+            for path in list(folder.iterdir()):
                 key = key_of(path.name)
                 if key is not None and key not in keys:
                     path.unlink()
-
-    def close(self) -> None:
-        """Let go of the folder. May be called again."""
-        self._release()

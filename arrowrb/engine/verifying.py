@@ -23,6 +23,7 @@ from .. import manifest as manifests
 from ..errors import ArrowRBError, StoreNotFoundError
 from ..manifest import FileEntry, Manifest, SegmentEntry
 from ..schema import Schema
+from . import priority_files, sample_logs
 from .checks import (
     Memory,
     Places,
@@ -40,7 +41,6 @@ from .checks import (
 from .creating import read_store_file
 from .inspecting import Inspected, inspect_shard
 from .paths import STORE_FILE, list_shards, shard_paths
-from .priority_files import find_damaged
 from .snapshot import SegmentView
 from .tables import read_table
 
@@ -103,8 +103,9 @@ def verify(path: Path, *, progress: Callable[[int, int], None] | None = None) ->
         if shard.manifest is not None
         for entry in shard.manifest.segments
     }
-    for damaged, why in find_damaged(path, store_id, rows) if store_id else ():
-        problems.append(Problem(-1, -1, why, str(damaged.relative_to(path))))
+    if store_id:
+        found = (*priority_files.find_damaged(path, store_id, rows), *sample_logs.find_damaged(path, store_id))
+        problems += [Problem(-1, -1, why, str(damaged.relative_to(path))) for damaged, why in found]
     return Verified(tuple(problems), total, num_rows, num_bytes)
 
 

@@ -61,7 +61,7 @@ def _refuse_tuples(batch: dict[str, Any], path: str = "") -> None:
 
 
 class BatchReader:
-    """Reads batches of one make. Not thread-safe.
+    """Reads batches of one make. Thread-safe: one batch at a time.
 
     Args:
         schema: of the store.
@@ -85,10 +85,12 @@ class BatchReader:
         self._chains = chains
         self._loader = loader
         self._transform = transform
+        self._lock = threading.Lock()  # a batch may be read again while others are read ahead
 
-    def read(self, snapshot: Snapshot, drawn: Drawn) -> Batch:
-        """One batch of all that was drawn."""
-        batch = self._loader.load(drawn.snapshot or snapshot, self._reading(snapshot, drawn))
+    def read(self, snapshot: Snapshot, drawn: Drawn, *, chains: Chains | None = None) -> Batch:
+        """One batch of all that was drawn; with chains of its own where the snapshot is an older one."""
+        with self._lock:
+            batch = self._loader.load(drawn.snapshot or snapshot, self._reading(snapshot, drawn, chains))
         if self._padded:
             batch = pad(batch, drawn.hidden["length"])
         return batch if self._transform is None else self._transform(batch)
@@ -97,13 +99,14 @@ class BatchReader:
         """Batches of these sizes of all that was drawn, in order, read in one go."""
         if self._ragged:  # each has a shape of its own
             return [self.read(snapshot, part) for part in drawn.split(sizes)]
-        batches = self._loader.load_many(drawn.snapshot or snapshot, self._reading(snapshot, drawn), sizes)
+        with self._lock:
+            batches = self._loader.load_many(drawn.snapshot or snapshot, self._reading(snapshot, drawn), sizes)
         return batches if self._transform is None else [self._transform(batch) for batch in batches]
 
-    def _reading(self, snapshot: Snapshot, drawn: Drawn) -> Reading:
+    def _reading(self, snapshot: Snapshot, drawn: Drawn, chains: Chains | None = None) -> Reading:
         if self._plain:
             return Reading({ROW: drawn.rows}, drawn.columns)
-        reading = self._view.read(drawn.snapshot or snapshot, self._chains, drawn, self._schema)
+        reading = self._view.read(drawn.snapshot or snapshot, chains or self._chains, drawn, self._schema)
         if not drawn.columns:
             return reading
         columns = {**reading.columns, **drawn.columns}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
-from ..engine import Engine, Snapshot
+from ..engine import Engine, Snapshot, read_samples
 from ..errors import OptionError, QueryError, StoreError
 from . import database
 from .ahead import Ahead, let_go, sweep
@@ -284,6 +284,9 @@ def _register(engine: Engine, snapshot: Snapshot, cursor: Any, view: str, ahead:
         return
     if view == "segments":
         cursor.register(view, build_segments(snapshot))
+        return
+    if view == "samples":
+        cursor.register(view, read_samples(engine.path, engine.file.store_id))
         return
     tables = tables_of(snapshot.layout)
     shows_next = view == "transitions"

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArrowRBError, CorruptError
 from ..files import PAGE, Mapping, allocate, explaining, sync_descriptor, write_at
-from ..schema import Column, Schema
+from ..schema import Column
 
 _PADDING: Final = b"arrowrb.padding"
 _IDENTITY: Final = b"arrowrb.segment"
@@ -30,7 +30,21 @@ _MAGIC: Final = b"ARROW1\0\0"
 _READING_ERRORS: Final = (pa.ArrowException, ArrowRBError, OSError, ValueError, LookupError, OverflowError)
 
 
-def file_schema(schema: Schema, identity: str, block_rows: int, padding: int = 0) -> pa.Schema:
+class Fields(Protocol):
+    """What a file has columns of: a schema, for one."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Each, in order."""
+        ...
+
+    @property
+    def arrow_schema(self) -> pa.Schema:
+        """The same, as they lie in files."""
+        ...
+
+
+def file_schema(schema: Fields, identity: str, block_rows: int, padding: int = 0) -> pa.Schema:
     """The Arrow schema of a segment's file, which names the segment and its blocks' rows in its metadata."""
     told = {_IDENTITY: identity.encode(), _BLOCK_ROWS: str(block_rows).encode(), _PADDING: b"." * padding}
     return schema.arrow_schema.with_metadata(told)
@@ -110,7 +124,7 @@ def _write_skeleton(batch: pa.RecordBatch, descriptor: int | None) -> int:
     return skeleton.position
 
 
-def create(path: Path, schema: Schema, identity: str, rows: int, block_rows: int, *, sync: bool) -> int:
+def create(path: Path, schema: Fields, identity: str, rows: int, block_rows: int, *, sync: bool) -> int:
     """Create a segment file with all its space allocated; returns its size.
 
     Only the metadata is written: allocated space reads as zeros, and syncing it costs little. The file takes its name
@@ -177,7 +191,7 @@ class HotSegment:
 
 
 def open_segment(
-    path: Path, schema: Schema, identity: str, rows: int, size: int, *, writable: bool = False
+    path: Path, schema: Fields, identity: str, rows: int, size: int, *, writable: bool = False
 ) -> HotSegment:
     """Map a segment's file and check that it is what the manifest says."""
     mapping = Mapping(path, writable=writable, size=size)
@@ -200,6 +214,19 @@ def open_segment(
         told = " ".join(str(error).split()).rstrip(".")
         raise CorruptError(f"Segment {path.name} cannot be used: {told}.") from None
     return HotSegment(mapping, schema.columns, rows, offsets)
+
+
+def read_fields(path: Path) -> pa.Schema:
+    """The columns that a file says it has.
+
+    Raises:
+        CorruptError: if it does not say.
+    """
+    mapping = Mapping(path)
+    try:
+        return pa.ipc.open_file(pa.foreign_buffer(mapping.address, mapping.size, base=mapping)).schema
+    except _READING_ERRORS as error:
+        raise CorruptError(f"Segment {path.name} cannot be used: {' '.join(str(error).split())}.") from None
 
 
 def read_shape(path: Path) -> tuple[int, int, int]:

@@ -86,8 +86,8 @@ def committed(store: Store) -> int:
 
 
 def learner(store: Store) -> arrowrb.Sampler:
-    """A sampler that keeps priorities in files."""
-    return store.sampler(arrowrb.Prioritized(), batch_size=8, seed=1, name="learner")
+    """A sampler that keeps priorities and a log in files."""
+    return store.sampler(arrowrb.Prioritized(), batch_size=8, seed=1, name="learner", log=True)
 
 
 def priorities_of(numbers: np.ndarray) -> np.ndarray:
@@ -106,6 +106,12 @@ def check_priorities(store: Store) -> None:
     raw = sampler.state_dict()["stream"]["priorities"]["raw"]
     kept = np.array([raw[f"{each >> 48}-{each >> 24 & 0xFFFFFF}"][each & 0xFFFFFF] for each in ids.tolist()])
     assert np.isin(kept[kept != priorities_of(numbers)], [1.0, *range(2, 9)]).all()
+
+
+def check_log(store: Store) -> None:
+    """That each batch in it is whole."""
+    sizes = store.sql("SELECT count(*), max(place) + 1, count(weight) FROM samples GROUP BY batch").fetchall()
+    assert set(sizes) <= {(8, 8, 8)}
 
 
 def write(
@@ -294,6 +300,7 @@ def check_left(path: Path, low: int, high: int, *, again: bool = True, reader: b
         settle(writer)
         assert check(writer) == seen + EXTRA_ROWS
         check_priorities(writer)
+        check_log(writer)
         for point in writer.checkpoints():
             if point.name == "point":
                 assert writer.restore(point.name)[1] == point.num_transitions
