@@ -33,9 +33,10 @@ def check_batch_size(value: Any) -> int:
 _NONE: Final = np.zeros(0, np.int64)
 
 
-def _shards(drawn: Drawn) -> NDArray[np.int64]:
-    """Of each row."""
-    return drawn.rows.row_ids >> SHARD_SHIFT
+def _write(log: SampleLog, drawn: Drawn, watermarks: NDArray[np.int64]) -> None:
+    """Log a batch, drawn when the shards were at these watermarks."""
+    row_ids = drawn.rows.row_ids
+    log.append(row_ids, watermarks[row_ids >> SHARD_SHIFT], drawn.columns, drawn.hidden)
 
 
 class _Group:
@@ -234,8 +235,7 @@ class Sampler:
             self._engine.check_open()
         group = self._groups[0]
         if self._log is not None:  # first, so that a batch which finds no room in it is the next one again
-            drawn = group.first()
-            self._log.append(drawn.rows.row_ids, group.watermarks[_shards(drawn)], drawn.columns, drawn.hidden)
+            _write(self._log, group.first(), group.watermarks)
         self._tally.add(group.pop())
         if not group:
             self._groups.popleft()
@@ -269,8 +269,7 @@ class Sampler:
         """The batch of rows; not for users."""
         self._tally.add(drawn.rows.row_ids)
         if self._log is not None:
-            watermarks = watermarks_of(drawn.snapshot or self._engine.snapshot())[_shards(drawn)]
-            self._log.append(drawn.rows.row_ids, watermarks, drawn.columns, drawn.hidden)
+            _write(self._log, drawn, watermarks_of(drawn.snapshot or self._engine.snapshot()))
         return self._reader.read(drawn.snapshot or self._engine.snapshot(), drawn)
 
     def _draw_ahead(self, snapshot: Snapshot) -> None:

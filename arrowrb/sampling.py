@@ -286,10 +286,14 @@ class Sampling:
             if log:
                 raise OptionError("A store as it was at a checkpoint keeps no log. Open it without at.")
             return
-        if isinstance(stream, Learning):
-            stream.keep_in(PriorityFiles(folder))
-        if log:
-            sampler.keep_log(SampleLog(folder, None if log is True else int(log)))
+        try:
+            if isinstance(stream, Learning):
+                stream.keep_in(PriorityFiles(folder))
+            if log:
+                sampler.keep_log(SampleLog(folder, None if log is True else int(log)))
+        except BaseException:
+            folder.close()  # not when the error goes, which somebody may hold
+            raise
 
     def _from_blocks(self, strategy: object, seed: int | None) -> Stream:
         """A stream that draws cold rows out of a pool of row groups."""

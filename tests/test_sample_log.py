@@ -241,6 +241,23 @@ def test_damage(tmp_path: Path) -> None:
         learner(store).sample()
 
 
+@pytest.mark.parametrize("name", [sample_logs.name_of(1), "largest"])
+def test_a_folder_is_let_go_of_where_it_cannot_be_used(tmp_path: Path, name: str) -> None:
+    """While somebody still holds the error."""
+    path = tmp_path / "store"
+    fill(path)
+    draw(path, 1)
+    damaged = path / "samplers" / "learner" / name
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:10])
+    with Store.open(path) as store:
+        with pytest.raises(CorruptError) as held:
+            learner(store)
+        damaged.write_bytes(whole)
+        assert learner(store).num_logged == 1
+        assert held.value is not None
+
+
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that finds no room in the log is the next one again."""
     path = tmp_path / "store"

@@ -65,7 +65,7 @@ def rebuild_manifest(paths: ShardPaths, schema: Schema, store_id: str) -> tuple[
 
 def _hot_entry(paths: ShardPaths, schema: Schema, store_id: str, number: int) -> SegmentEntry:
     path = paths.segments / segment_name(number)
-    rows, block_rows, size = hot.read_shape(path)
+    _, rows, block_rows, size = hot.read_shape(path)
     hot.open_segment(path, schema, identity(store_id, paths.number, number), rows, size)
     return SegmentEntry(number, rows, block_rows, "hot", path.name, size)
 

@@ -107,14 +107,20 @@ def _identity(store_id: str, sampler: str, number: int) -> str:
     return f"{store_id}/{sampler}/samples/{number}"
 
 
+def _end(values: NDArray[Any]) -> int:
+    """Behind the last value that is not zero."""
+    found = np.flatnonzero(values)
+    return int(found[-1]) + 1 if found.size else 0
+
+
 class _Chunk:
     """One mapped file of a log."""
 
     def __init__(self, path: Path, identity: str, *, writable: bool = False) -> None:
-        rows, _, size = hot.read_shape(path)
-        fields = _read_fields(path)
+        schema, rows, _, size = hot.read_shape(path)
+        fields = _fields_of(schema, path)
         self._segment = hot.open_segment(path, fields, identity, rows, size, writable=writable)
-        self.path, self.fields, self.rows = path, fields, rows
+        self.fields, self.rows = fields, rows
         self.columns = {column.name: self._segment.column(place) for place, column in enumerate(fields.columns)}
 
     @property
@@ -135,11 +141,11 @@ class _Chunk:
 
     def right(self) -> NDArray[np.bool_]:
         """Which rows agree with their checks, up to the last that does."""
-        stop = int(np.flatnonzero(self.columns["check"])[-1]) + 1 if self.columns["check"].any() else 0
+        stop = _end(self.columns["check"])
         right: NDArray[np.bool_] = (self.checks(0, stop) == self.columns["check"][:stop]) & (
             self.columns["batch"][:stop] > 0
         )
-        return right[: int(np.flatnonzero(right)[-1]) + 1] if right.any() else right[:0]
+        return right[: _end(right)]
 
     def whole(self) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
         """Which rows are those of batches that are whole, up to the last of these; and their places in the batch."""
@@ -152,7 +158,7 @@ class _Chunk:
         whole = np.logical_and.reduceat(right, first) & (counts == size[first])
         place = np.arange(right.size) - first.repeat(counts)
         kept = whole.repeat(counts)
-        stop = int(np.flatnonzero(kept)[-1]) + 1 if kept.any() else 0
+        stop = _end(kept)
         return kept[:stop], place[:stop].astype(np.int32)
 
     def find_wrong(self, *, is_newest: bool) -> int | None:
@@ -177,10 +183,10 @@ class _Chunk:
         return whole.size
 
 
-def _read_fields(path: Path) -> _Fields:
+def _fields_of(schema: pa.Schema, path: Path) -> _Fields:
     """The columns of a log's file, which have to be such as a log has."""
     columns = []
-    for field in hot.read_fields(path):
+    for field in schema:
         told = field.metadata or {}
         try:
             dtype, shape = told[b"dtype"].decode(), json.loads(told[b"shape"])
@@ -241,12 +247,10 @@ class SampleLog:
                 "and make the sampler in them."
             )
         beside = {**told, **{_HIDDEN + name: values for name, values in hidden.items()}}
-        fields, count = _Fields.of(beside), row_ids.size
-        if self._chunk is None or self._chunk.fields != fields or self._filled + count > self._chunk.rows:
-            self._begin_file(fields, count)
-        chunk, first, stop = self._chunk, self._filled, self._filled + count
-        if chunk is None:
-            raise CorruptError(f"{self._folder.path}: a file was begun, and is not there.")
+        fields, count, chunk = _Fields.of(beside), row_ids.size, self._chunk
+        if chunk is None or chunk.fields != fields or self._filled + count > chunk.rows:
+            chunk = self._begin_file(fields, count)
+        first, stop = self._filled, self._filled + count
         own = (self._newest + 1, count, row_ids, watermarks)
         for (name, _), values in zip(_OWN, own, strict=True):
             chunk.columns[name][first:stop] = values
@@ -256,24 +260,28 @@ class SampleLog:
         self._filled, self._newest = stop, self._newest + 1
         return self._newest
 
-    def _begin_file(self, fields: _Fields, count: int) -> None:
+    def _begin_file(self, fields: _Fields, count: int) -> _Chunk:
         number, folder = self._number + 1, self._folder
         before, path = folder.path / name_of(number - 2), folder.path / name_of(number)
         if folder.durable and before.exists():
             files.sync_file(before)
         rows = max(count, min(_MOST_ROWS, _LEAST_ROWS << min(number - 1, 32)))
         hot.create(path, fields, _identity(folder.store_id, folder.path.name, number), rows, rows, sync=folder.durable)
-        self._chunk = self._open(number, path)
+        chunk = self._chunk = self._open(number, path)
         self._number, self._filled = number, 0
-        if self._keep is None:
-            return
+        if self._keep is not None:
+            self._drop_oldest(self._keep)
+        return chunk
+
+    def _drop_oldest(self, keep: int) -> None:
+        """Remove files, as long as the others have so many rows."""
         kept = 0
-        for each, old in reversed(log_files(folder.path).items()):
-            if kept >= self._keep:
-                with files.explaining(old, "removing a log's oldest part"):
-                    old.unlink()
-            elif each != number:
-                kept += self._open(each, old).whole()[0].size
+        for number, path in reversed(log_files(self._folder.path).items()):
+            if kept >= keep:
+                with files.explaining(path, "removing a log's oldest part"):
+                    path.unlink()
+            else:
+                kept += self._open(number, path).whole()[0].size
 
 
 def _chunks(folder: Path, store_id: str) -> Iterator[_Chunk]:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -216,21 +216,17 @@ def open_segment(
     return HotSegment(mapping, schema.columns, rows, offsets)
 
 
-def read_fields(path: Path) -> pa.Schema:
-    """The columns that a file says it has.
+class Shape(NamedTuple):
+    """What a segment's file says of itself."""
 
-    Raises:
-        CorruptError: if it does not say.
-    """
-    mapping = Mapping(path)
-    try:
-        return pa.ipc.open_file(pa.foreign_buffer(mapping.address, mapping.size, base=mapping)).schema
-    except _READING_ERRORS as error:
-        raise CorruptError(f"Segment {path.name} cannot be used: {' '.join(str(error).split())}.") from None
+    schema: pa.Schema
+    rows: int
+    block_rows: int
+    num_bytes: int
 
 
-def read_shape(path: Path) -> tuple[int, int, int]:
-    """Rows, rows of a block, and bytes of a segment's file, by the file alone: for where no manifest tells.
+def read_shape(path: Path) -> Shape:
+    """Its shape, by the file alone: for where no manifest tells.
 
     Raises:
         CorruptError: if it does not say.
@@ -238,13 +234,14 @@ def read_shape(path: Path) -> tuple[int, int, int]:
     mapping = Mapping(path)
     try:
         reader = pa.ipc.open_file(pa.foreign_buffer(mapping.address, mapping.size, base=mapping))
-        block_rows = (reader.schema.metadata or {}).get(_BLOCK_ROWS, b"")
+        schema = reader.schema
+        block_rows = (schema.metadata or {}).get(_BLOCK_ROWS, b"")
         rows = reader.get_batch(0).num_rows
     except _READING_ERRORS as error:
         raise CorruptError(f"Segment {path.name} cannot be used: {' '.join(str(error).split())}.") from None
     if not block_rows.isdigit() or int(block_rows) < 2 or rows % int(block_rows):
         raise CorruptError(f"Segment {path.name} does not say how it is divided.")
-    return rows, int(block_rows), mapping.size
+    return Shape(schema, rows, int(block_rows), mapping.size)
 
 
 def from_columns(path: Path, columns: tuple[Column, ...], arrays: Sequence[NDArray[Any]]) -> HotSegment:
