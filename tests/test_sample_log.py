@@ -241,6 +241,33 @@ def test_damage(tmp_path: Path) -> None:
         learner(store).sample()
 
 
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    fill(path)
+    draw(path, 1)
+    whole = file_of(path).read_bytes()
+    file_of(path).write_bytes(whole.replace(b"watermark", b"water\xdfark"))
+    assert "none of a log" in str(arrowrb.verify(path).problems[0])
+    with Store.open(path) as store, pytest.raises(CorruptError, match="none of a log"):
+        samples_of(store, "learner")
+
+
+def test_damage_to_all_batches_is_told(tmp_path: Path) -> None:
+    """Where none is left, they are more than one that was begun."""
+    path = tmp_path / "store"
+    fill(path)
+    draw(path)
+    whole = file_of(path).read_bytes()
+    for name in ("batch", "batch_size", "row_id", "weight", "check"):
+        chunk = sample_logs._Chunk(file_of(path), identity(path), writable=True)
+        chunk.columns[name][:160] = np.arange(160, 0, -1)
+        del chunk
+        with Store.open(path) as store:
+            assert samples_of(store, "learner") == {}
+        assert "does not agree with its check" in str(arrowrb.verify(path).problems[0])
+        file_of(path).write_bytes(whole)
+
+
 @pytest.mark.parametrize("name", [sample_logs.name_of(1), "largest"])
 def test_a_folder_is_let_go_of_where_it_cannot_be_used(tmp_path: Path, name: str) -> None:
     """While somebody still holds the error."""

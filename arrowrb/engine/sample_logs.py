@@ -162,16 +162,21 @@ class _Chunk:
         return kept[:stop], place[:stop].astype(np.int32)
 
     def find_wrong(self, *, is_newest: bool) -> int | None:
-        """The first row that holds something, and is none of a batch that is whole."""
+        """The first row that holds something, and is none of a batch that is whole.
+
+        Args:
+            is_newest: among the log's files: then one more batch may have been begun behind those that are whole.
+        """
         whole, _ = self.whole()
         wrong = np.zeros(self.rows, np.bool_)
         for values in self.columns.values():
             wrong |= values != 0
         wrong[: whole.size] &= ~whole
-        begun = int(wrong[whole.size :].sum())
-        most = int(self.columns["batch_size"][: whole.size][whole].max(initial=0)) or begun
-        if is_newest and begun <= most:
-            wrong[whole.size :] = False
+        begun = np.flatnonzero(wrong[whole.size :]) + whole.size
+        sizes, numbers = self.columns["batch_size"][begun], self.columns["batch"][begun]
+        most = int(sizes.max(initial=0)) or begun.size
+        if is_newest and begun.size <= most and np.unique(numbers[numbers != 0]).size <= 1:
+            wrong[begun] = False
         return int(wrong.argmax()) if wrong.any() else None
 
     def clear(self) -> int:
@@ -186,17 +191,15 @@ class _Chunk:
 def _fields_of(schema: pa.Schema, path: Path) -> _Fields:
     """The columns of a log's file, which have to be such as a log has."""
     columns = []
-    for field in schema:
-        told = field.metadata or {}
-        try:
-            dtype, shape = told[b"dtype"].decode(), json.loads(told[b"shape"])
-            column = Column(field.name, dtype, (), "row")
-            fits = shape == [] and field.type == column.arrow_type
-        except (KeyError, ValueError, RecursionError):
-            fits = False
-        if not fits:
-            raise CorruptError(f"{path} is damaged: column {field.name!r} is none of a log. {_REMEDY}")
-        columns.append(column)
+    try:
+        for field in schema:
+            told = field.metadata or {}
+            column = Column(field.name, told[b"dtype"].decode(), (), "row")
+            if json.loads(told[b"shape"]) != [] or field.type != column.arrow_type:
+                raise ValueError(column.name)
+            columns.append(column)
+    except (KeyError, ValueError, RecursionError) as error:  # names that are no text among them
+        raise CorruptError(f"{path} is damaged: a column is none of a log ({error!r}). {_REMEDY}") from None
     told_names = [(column.name, column.dtype) for column in columns]
     if tuple(told_names[: len(_OWN)]) != _OWN or told_names[-1] != _CHECK:
         raise CorruptError(f"{path} is damaged: its columns are not those of a log. {_REMEDY}")

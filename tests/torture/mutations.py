@@ -94,6 +94,7 @@ def kinds_of_files(store: Path) -> dict[str, Path]:
         "point": next((store / "checkpoints").glob("*.safetensors")),
         "priorities": max((store / "samplers" / "learner").glob("*.priorities")),
         "largest priority": store / "samplers" / "learner" / "largest",
+        "sample log": store / "samplers" / "learner" / "samples-00000001.arrow",
     }
     assert all(path.is_file() for path in kinds.values())
     return kinds
@@ -162,6 +163,7 @@ def read_all(path: Path, which: int = 0) -> dict[str, Any]:
         if which % 2:
             seen: dict[str, Any] = {
                 "priorities": _priorities(store),
+                "samples": set(store.sql("SELECT * FROM samples").fetchall()),
                 "episodes": store.sql("SELECT * FROM episodes ORDER BY episode_id").arrow(),
                 "point": [repr(part) for part in store.restore("point")],
             }
@@ -187,6 +189,9 @@ def _look(path: Path, truth: dict[str, Any], kind: str, which: int) -> str:
         refused = True
     if found:
         wrong = [name for name, value in seen.items() if value != truth[name]]
+        if kind == "sample log" and wrong == ["samples"] and seen["samples"] < truth["samples"]:
+            assert len(truth["samples"] - seen["samples"]) == 8, "verify misses more than the newest batch"
+            return "harmless"
         # Of what is still written to there are no checksums.
         live = kind == "open segment" or ("priorit" in kind and wrong == ["priorities"])
         assert live or not wrong, f"verify finds nothing, but {wrong} are others"
