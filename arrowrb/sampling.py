@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,14 +23,13 @@ from .samplers import (
     FromRows,
     Learning,
     Reading,
-    SequenceView,
     Strategy,
     Stream,
     Uniform,
     Viewing,
-    check_discount,
     check_tiers,
     check_view,
+    with_history,
 )
 from .sql import Posing
 
@@ -169,6 +167,7 @@ class Sampling:
         gamma: float = 0.99,
         frame_stack: Mapping[str, int] | None = None,
         padding: str = "repeat",
+        strict: bool = False,
         windows: Mapping[str, tuple[int, int]] | None = None,
         return_to_go: float | None = None,
         transform: Callable[[dict[str, Any]], Batch] | None = None,
@@ -181,6 +180,10 @@ class Sampling:
         log: bool | int = False,
     ) -> Sampler:
         """An endless stream of batches: ``for batch in store.sampler(batch_size=256): ...``.
+
+        Of sequences and episodes, ``n_step``, ``frame_stack``, ``windows`` and ``return_to_go`` are at each step,
+        [batch_size, steps, ...]; where no transition is at a step, what they give of it is zero. Under a goal in
+        hindsight ``n_step`` sums the rewards of that goal, up to a step that reaches it.
 
         Args:
             strategy: how to draw: `Uniform()`, the default, `Prioritized(...)`, `Sequences(...)`,
@@ -199,6 +202,8 @@ class Sampling:
                 [n, 4, *shape], the newest last; likewise ``next_observation``. Never out of another episode.
             padding: for frames before the first of an episode, or before the first that retention has left:
                 ``"repeat"`` that one, or ``"zero"``.
+            strict: leave out transitions (sequences, by their first step) of which retention has dropped steps that
+                their frame stacks or windows would show; else the oldest one that is left stands for these.
             windows: values of the steps from ``first`` to ``stop`` (excluded) beside the row's own, by column:
                 ``{"observation": (-1, 1), "action": (0, 16)}`` gives [n, 2, *shape] and [n, 16, *shape]. Steps beyond
                 the episode's ends repeat the one at the end, where ``<name>_is_pad``, bool[n, stop - first], is True.
@@ -207,7 +212,7 @@ class Sampling:
             transform: called with each batch; what it returns takes its place.
             as_tensordict: batches are TensorDicts, where tensordict is installed.
             prefetch: how many batches are drawn ahead of the one that is asked for. A thread reads them (and transforms
-                them), so that a batch is there when it is asked for: 4 is good for that. Half of them are read in one
+                them), so that a batch is there when it is asked for: 16 is good for that. Half of them are read in one
                 go, and what lies in Parquet is decoded once for all of these: 63 is good where much does. Each batch
                 may lag so many batches behind what is written and what `Sampler.update` was told. The batches are the
                 same as without.
@@ -231,7 +236,21 @@ class Sampling:
             OptionError: if an option is out of range, or a sampler of that name is there.
             LockedError: if another process has a sampler of that name.
         """
+        size, schema = check_batch_size(batch_size), self._engine.schema
+        view = check_view(
+            schema,
+            n_step=n_step,
+            gamma=gamma,
+            frame_stack=frame_stack,
+            padding=padding,
+            windows=windows,
+            return_to_go=return_to_go,
+        )
         chosen: object = Uniform() if strategy is None else strategy
+        if not isinstance(strict, bool):
+            raise OptionError(f"strict is {strict!r}, expected True or False.")
+        if strict:
+            chosen = with_history(chosen, view)
         if cold not in ("exact", "block"):
             raise OptionError(f'cold is {cold!r}, expected "exact" or "block".')
         if cold == "block":
@@ -242,30 +261,20 @@ class Sampling:
             stream = chosen.start(seed)
         else:
             raise OptionError(f"strategy is {chosen!r}, expected a strategy such as arrowrb.Uniform().")
-        size, schema = check_batch_size(batch_size), self._engine.schema
-        options: dict[str, Any] = {"n_step": n_step, "gamma": gamma, "frame_stack": frame_stack, "windows": windows}
-        view: AnyView = check_view(schema, padding=padding, return_to_go=return_to_go, **options)
-        if isinstance(stream, Viewing):
-            if any(options[name] for name in ("n_step", "frame_stack", "windows")):
-                raise OptionError(f"n_step, frame_stack and windows are for transitions, not for {chosen!r}.")
-            view = stream.view
-            if return_to_go is not None and not isinstance(view, SequenceView):
-                raise OptionError(f"return_to_go is for transitions and sequences, not for {chosen!r}.")
-            if isinstance(view, SequenceView) and return_to_go is not None:
-                view = replace(view, return_to_go=check_discount("return_to_go", return_to_go))
+        read: AnyView = stream.view.combined(view) if isinstance(stream, Viewing) else view
         loader = Loader(
             schema,
             columns=columns,
             float64=float64,
             device=device,
-            places=view.places(schema),
-            computed=view.computed,
-            needs=view.needs,
-            length=view.length,
+            places=read.places(schema),
+            computed=read.computed,
+            needs=read.needs,
+            length=read.length,
         )
         # What a thread reads goes by chains of its own.
         chains = stream.chains if isinstance(stream, Viewing) and not prefetch else Chains()
-        reader = BatchReader(schema, view, chains, loader, check_transform(transform, as_tensordict))
+        reader = BatchReader(schema, read, chains, loader, check_transform(transform, as_tensordict))
         made = Sampler(self._engine, stream, reader, size, prefetch=prefetch, tiers=tiers, name=name)
         self._named.check(made)
         self._keep_files(made, stream, name, log)

@@ -100,8 +100,6 @@ def test_states_and_options(made: Store) -> None:
     assert few["reward"].shape == (int(few["length"].sum()),)
     with pytest.raises(OptionError, match="packed is 1"):
         arrowrb.Episodes(packed=1)  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="are for transitions"):
-        made.sampler(arrowrb.Episodes(), batch_size=3, n_step=3)
 
 
 def test_nothing_to_draw() -> None:

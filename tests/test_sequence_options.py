@@ -441,8 +441,6 @@ def test_long_returns_to_go_and_their_options() -> None:
         arrived = arrowrb.Sequences(2, reward_alignment="arrival")
         with pytest.raises(OptionError, match="Leave out reward_alignment"):
             store.sampler(arrived, return_to_go=1.0, **short)  # type: ignore[arg-type]
-        with pytest.raises(OptionError, match="is for transitions and sequences"):
-            store.sampler(arrowrb.Episodes(), return_to_go=1.0, **short)  # type: ignore[arg-type]
         Lanes(store, np.random.default_rng(0), 1).extend(30, 0.1)
         batch = store.sampler(return_to_go=1.0, **short).sample()  # type: ignore[arg-type]
         assert batch["return_to_go"].dtype == batch["reward"].dtype == torch.float32

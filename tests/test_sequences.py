@@ -217,8 +217,3 @@ def test_columns() -> None:
 def test_wrong_options(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
         arrowrb.Sequences(**options)
-
-
-def test_views_are_for_transitions() -> None:
-    with Store.temporary(plain_schema()) as store, pytest.raises(OptionError, match="for transitions"):
-        store.sampler(arrowrb.Sequences(3), batch_size=2, n_step=3)

@@ -152,7 +152,7 @@ def finish_steps(places: Any, counts: Any, powers: Any, last: Any, discounts: An
     """The last of the rows of each walk, [3, n], and ``powers`` of their counts."""
     for i in range(counts.shape[0]):
         for k in range(3):
-            last[k, i] = places[k, i, places.shape[2] - 1]
+            last[k, i] = places[k, i, counts[i] - 1]
         discounts[i] = powers[counts[i]]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Final
 
 import numpy as np
 
 from ..errors import ColumnError, OptionError
-from ..samplers import LAST, ROW, Place
+from ..samplers import LAST, ROW, Need, Place
 from ..schema import Column, Schema, Tree
 
 FLOAT64_CHOICES: Final = ("keep", "float32")
@@ -131,15 +132,13 @@ def _known_entries(schema: Schema, float64: str, places: Mapping[str, Place], ow
     return known
 
 
-def needed_outputs(schema: Schema, needs: Mapping[str, Place]) -> tuple[Output, ...]:
+def needed_outputs(schema: Schema, needs: Mapping[str, Need]) -> tuple[Output, ...]:
     """Columns that batches do not show, as they are stored."""
     found = []
-    for place, spec in enumerate(schema.columns):
-        if spec.name in needs:
-            repeat = needs[spec.name].repeat
-            shape = spec.shape if repeat is None else (repeat, *spec.shape)
-            size = spec.item_bytes * (repeat or 1)
-            found.append(Output(spec.name, place, needs[spec.name], 0, size, spec.storage, shape, False, False))
+    for name, (column, place) in needs.items():
+        spec = schema.column(column)
+        size, shape = spec.item_bytes * prod(place.dims), (*place.dims, *spec.shape)
+        found.append(Output(name, schema.places[column], place, 0, size, spec.storage, shape, False, False))
     return tuple(found)
 
 
@@ -149,7 +148,7 @@ def _output(column: int, spec: Column, shift: int, float64: str, place: Place) -
     dtype = np.dtype("float32") if cast else spec.storage
     if spec.dtype == "bool":
         dtype = np.dtype(np.bool_)
-    size = spec.num_elements * dtype.itemsize * (place.repeat or 1)
-    shape = spec.shape if place.repeat is None else (place.repeat, *spec.shape)
+    size = spec.num_elements * dtype.itemsize * prod(place.dims)
+    shape = (*place.dims, *spec.shape)
     shift = shift if place.group in (ROW, LAST) else 0  # other groups say themselves which rows are behind
     return Output(name, column, place, shift, size, dtype, shape, cast, spec.dtype == "bfloat16")

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from ..engine import Snapshot
 from ..errors import OptionError
-from ..samplers import ROW, Columns, Place, Reading
+from ..samplers import ROW, Columns, Need, Place, Reading
 from ..schema import Schema
 from .entries import NO_PLACES, batch_entries, needed_outputs
 from .slabs import Slab
 
 _ALIGNMENT: Final = 64
 _KEPT_SLABS: Final = 4
+NO_NEEDS: Final[Mapping[str, Need]] = {}
 
 
 class Loader:
@@ -29,7 +30,7 @@ class Loader:
         device: a torch device that batches are moved to; from pinned memory where CUDA exists.
         places: of the columns that are not read from the rows themselves, by name.
         computed: columns that come with what is to be read, in place of those of the store.
-        needs: columns to read for those that are computed, from which rows.
+        needs: what to read for columns that are computed, by name.
         length: of sequences, where these are drawn: so many rows each.
     """
 
@@ -42,13 +43,13 @@ class Loader:
         device: Any = None,
         places: Mapping[str, Place] = NO_PLACES,
         computed: Collection[str] = (),
-        needs: Mapping[str, Place] = NO_PLACES,
+        needs: Mapping[str, Need] = NO_NEEDS,
         length: int | None = None,
     ) -> None:
         import torch
 
         self._torch = torch
-        entries = batch_entries(schema, columns, float64, places, Place(ROW, length))
+        entries = batch_entries(schema, columns, float64, places, _own_place(length))
         self._entries = tuple(entry for entry in entries if entry.name not in computed)
         wanted = {entry.name: entry.outputs[0] for entry in entries if entry.name in computed}
         self._computed = {name: wanted.get(name) for name in computed}
@@ -109,10 +110,10 @@ class Loader:
         for group, table in slab.tables.items():
             if group in reading.groups:  # else it is not needed
                 snapshot.gather(reading.groups[group], table)
-        for group, blank in reading.blanks.items():
-            self._blank(slab, group, blank)
         for name, (at, values) in reading.patches.items():
             self._patch(slab, name, at, values)
+        for group, blank in reading.blanks.items():
+            self._blank(slab, group, blank)
         slab.row_ids[:] = row_ids
         return slab
 
@@ -120,7 +121,8 @@ class Loader:
         """Put values in place of those of some rows."""
         for output, tensor in zip(self._outputs, slab.tensors, strict=False):
             if output.name == name:
-                tensor[self._torch.from_numpy(at)] = self._torch.from_numpy(values).to(tensor.dtype)
+                each = values.reshape(at.size, *(1 for _ in output.place.dims), *values.shape[1:])
+                tensor[self._torch.from_numpy(at)] = self._torch.from_numpy(each).to(tensor.dtype)
 
     def _blank(self, slab: Slab, group: str, blank: NDArray[np.bool_]) -> None:
         """Zero what stands for rows that there are none of."""
@@ -178,6 +180,11 @@ class Loader:
                 place = stop
         batch["row_id"] = tensors[place]
         return batch
+
+
+def _own_place(length: int | None) -> Place:
+    """Where columns are read that have no other place."""
+    return Place(ROW) if length is None else Place(ROW, (length,))
 
 
 def _all_columns(slab: Slab, reading: Reading) -> Columns:

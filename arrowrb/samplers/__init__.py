@@ -13,7 +13,7 @@ from .hindsight import Hindsight
 from .prioritized import Prioritized
 from .prioritized_sequences import PrioritizedSequences
 from .questions import Asking, FromRows, Weighted, Where
-from .reading import REWARD, ROW, AnyView, Columns, Drawn, Place, Reading
+from .reading import REWARD, ROW, AnyView, Columns, Drawn, Need, Place, Reading
 from .returns import check_discount
 from .sequence_views import SequenceView
 from .sequences import Sequences
@@ -21,6 +21,7 @@ from .shuffled import Shuffled
 from .strategy import Joining, Learning, Once, Strategy, Stream, Viewing, check_tiers, generator_state
 from .uniform import Uniform
 from .views import LAST, View, check_view
+from .whole import with_history
 
 __all__ = [
     "LAST",
@@ -37,6 +38,7 @@ __all__ = [
     "Hindsight",
     "Joining",
     "Learning",
+    "Need",
     "Once",
     "Place",
     "Prioritized",
@@ -56,4 +58,5 @@ __all__ = [
     "check_tiers",
     "check_view",
     "generator_state",
+    "with_history",
 ]

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import kernels
 from ..engine import Located, Snapshot
 from ..engine.tables import STEP
 from ..errors import OptionError
-from ..schema import Schema
+from ..schema import Column, Schema
 from .chains import Chains
-from .reading import ROW, Columns, Drawn, Place, Reading
+from .reading import REWARD, ROW, AnyView, Columns, Drawn, Need, Place, Reading
+from .returns import RETURN, as_numbers, as_stored
 from .sources import nothing_to_draw
 from .starts import Starts
+from .stepwise import StepwiseView
 from .strategy import check_generator, generator_state
+from .views import View
 
 _MOST_MISSES: Final = 1000
 
@@ -97,29 +102,50 @@ class EpisodesView:
     """All steps of episodes, one behind the other."""
 
     padded: bool
+    return_to_go: float | None = None
     plain = False
     ragged = True
     computed: tuple[str, ...] = ()
     length = None
 
+    def combined(self, view: View) -> AnyView:
+        """With options of transitions, at each step."""
+        return StepwiseView.of(replace(self, return_to_go=view.return_to_go), view)
+
     @property
-    def needs(self) -> Mapping[str, Place]:
+    def needs(self) -> Mapping[str, Need]:
         """Steps are counted from 0 in an episode."""
-        return {"step": Place()}
+        names = ["step"] if self.return_to_go is None else ["step", REWARD]
+        return {name: Need(name, Place()) for name in names}
 
     def places(self, schema: Schema) -> dict[str, Place]:  # noqa: ARG002
         """All columns are read from the steps."""
         return {}
 
-    def read(self, snapshot: Snapshot, chains: Chains, drawn: Drawn, schema: Schema) -> Reading:  # noqa: ARG002
+    def read(self, snapshot: Snapshot, chains: Chains, drawn: Drawn, schema: Schema) -> Reading:
         """The steps of the episodes that begin at these rows."""
         lengths = drawn.hidden["length"]
         steps = chains.forward(snapshot, drawn.rows, int(lengths.max()))
         there = np.flatnonzero(np.arange(steps.places.shape[2]) < lengths[:, None])
         every = steps.rows()
         rows = Located(every.slots[there], every.positions[there], every.row_ids[there])
-        return Reading({ROW: rows}, {"length": lengths}, finish=_find_first)
+        finish = partial(self._finish, schema.column(REWARD), np.cumsum(lengths) - 1)
+        return Reading({ROW: rows}, {"length": lengths}, finish=finish)
 
+    def _finish(self, reward: Column, ends: NDArray[np.int64], needed: Columns) -> Columns:
+        """Which steps are the first of their episodes, and the returns to go.
 
-def _find_first(needed: Columns) -> Columns:
-    return {"is_first": needed["step"] == 0}
+        Args:
+            reward: the column.
+            ends: the last steps of the episodes.
+            needed: what was read.
+        """
+        columns: dict[str, NDArray[Any]] = {"is_first": needed["step"] == 0}
+        if self.return_to_go is not None:
+            values = np.ascontiguousarray(as_numbers(reward, needed[REWARD][None]))
+            acts, follows = np.ones((2, *values.shape[:2]), np.bool_)
+            follows[0, ends] = False
+            sums = np.empty_like(values)
+            kernels.sum_backwards(values, acts, follows, self.return_to_go, values[:, -1].copy(), sums)
+            columns[RETURN] = as_stored(reward, sums[0])
+        return columns

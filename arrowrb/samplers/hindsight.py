@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -14,9 +15,10 @@ from ..engine import Located, Snapshot
 from ..errors import ColumnError, OptionError
 from ..schema import Schema
 from .chains import Chains
-from .reading import REWARD, ROW, Drawn, Place, Reading
+from .reading import REWARD, AnyView, Columns, Drawn, Need, Place, Reading
 from .sources import Choose, Rows, all_rows
-from .strategy import check_generator, generator_state
+from .strategy import StrategyView, check_generator, generator_state
+from .views import View, discounted
 
 GOALS: Final = ("future", "final", "episode")  # as the kernel numbers them
 Goal = Callable[[NDArray[Any], NDArray[Any]], Any]
@@ -81,7 +83,7 @@ class HindsightStream:
         self._state = generator_state(seed)
         self._goals = generator_state(seed, 1)
         self.chains = Chains()
-        self.view = HindsightView(strategy)
+        self.view: StrategyView = HindsightView(strategy)
 
     def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Drawn:
         """Choose ``count`` transitions uniformly, and draw which of them get other goals."""
@@ -103,19 +105,39 @@ class HindsightStream:
 
 
 class HindsightView:
-    """Transitions, some of them with another goal."""
+    """Transitions, some of them with another goal.
 
-    plain, ragged, padded, computed, length = False, False, False, (), None
-    needs: Mapping[str, Place] = {}
+    With ``n_step`` all rewards that are summed are those under the other goal, up to a step that it ends.
+    """
 
-    def __init__(self, strategy: Hindsight) -> None:
+    plain, ragged, padded, length = False, False, False, None
+
+    def __init__(self, strategy: Hindsight, view: View | None = None) -> None:
         self._strategy = strategy
+        self._view = view or View()
+
+    def combined(self, view: View) -> AnyView:
+        """With options of transitions."""
+        if view.return_to_go is not None:
+            raise OptionError("return_to_go is the sum of rewards under the goal that there was. Leave it out.")
+        return HindsightView(self._strategy, view)
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """Sums of rewards."""
+        return self._view.computed
+
+    @property
+    def needs(self) -> Mapping[str, Need]:
+        """The rewards that are summed of transitions with their own goal."""
+        return self._view.needs
 
     def places(self, schema: Schema) -> dict[str, Place]:
-        """All columns are read from the rows themselves.
+        """Where the columns of a batch are read that are not read from the row itself, by name.
 
         Raises:
             ColumnError: if the observation has no goals of one dtype and shape.
+            OptionError: if a window would show what is computed anew.
         """
         achieved, desired = (self._column(schema, name) for name in (self._strategy.achieved, self._strategy.desired))
         one, other = schema.columns[achieved], schema.columns[desired]
@@ -124,7 +146,10 @@ class HindsightView:
                 f"{one.name} is {one.dtype}{list(one.shape)} and {other.name} is {other.dtype}{list(other.shape)}, "
                 "expected the same: one becomes the other."
             )
-        return {}
+        for name in self._view.windows:
+            if name in (REWARD, "terminated") or f"{other.name}.".startswith(f"{name}."):
+                raise OptionError(f"windows has {name!r}, which depends on the goal. Give the other columns.")
+        return self._view.places(schema)
 
     def _column(self, schema: Schema, name: str) -> int:
         names = [column.name for column in schema.columns]
@@ -136,9 +161,10 @@ class HindsightView:
     def read(self, snapshot: Snapshot, chains: Chains, drawn: Drawn, schema: Schema) -> Reading:
         """The rows, and what is to be put in place of what they hold."""
         strategy, rows, chosen = self._strategy, drawn.rows, drawn.hidden["relabelled"]
-        columns, at = {"relabelled": chosen}, np.flatnonzero(chosen)
+        at = np.flatnonzero(chosen)
         if at.size == 0:
-            return Reading({ROW: rows}, columns)
+            reading = self._view.read_rows(snapshot, chains, rows, schema)
+            return reading._replace(columns={**reading.columns, "relabelled": chosen})
         at_rows = Located(rows.slots[at], rows.positions[at], rows.row_ids[at])
         goals = Located(np.empty(at.size, np.int64), np.empty(at.size, np.int64), at_rows.row_ids)
         kernels.find_goals(
@@ -152,15 +178,43 @@ class HindsightView:
         )
         place = self._column(schema, strategy.achieved)
         desired = snapshot.read(goals, [(place, 0)])[place, 0]
-        reached = snapshot.read(at_rows, [(place, 1)])[place, 1]
-        spec = schema.column(REWARD)
-        reward = _checked("reward", strategy.reward(reached.copy(), desired.copy()), (at.size, *spec.shape))
-        ended: Any = np.zeros(at.size, np.bool_)
+        steps = chains.forward(snapshot, at_rows, self._view.n_step or 1)
+        there = np.arange(steps.places.shape[2]) < steps.counts[:, None]
+        reached = snapshot.read(Located(*np.ascontiguousarray(steps.places[:, there])), [(place, 1)])[place, 1]
+        reward, ended = self._judge(reached, np.repeat(desired, steps.counts, axis=0), schema.column(REWARD).shape)
+        rewards, ends = np.zeros((*there.shape, *reward.shape[1:]), reward.dtype), np.zeros(there.shape, np.bool_)
+        rewards[there], ends[there] = reward, ended
+        counts = np.minimum(steps.counts, np.where(ends.any(1), ends.argmax(1) + 1, there.shape[1]))
+        name, at_last = f"observation.{strategy.desired}", ends[np.arange(at.size), counts - 1]
+        patches = {name: (at, desired), f"next_{name}": (at, desired), "terminated": (at, at_last)}
+        if self._view.n_step is None:
+            reading = self._view.read_rows(snapshot, chains, rows, schema)
+            patches[REWARD] = (at, rewards[:, 0])
+        else:
+            most = np.full(rows.slots.size, self._view.n_step)
+            most[at] = counts
+            reading = self._view.read_rows(snapshot, chains, rows, schema, most=most)
+            sums = discounted(schema.column(REWARD), rewards, counts, self._view.powers)
+            reading = reading._replace(finish=partial(_with_sums, reading, at, sums))
+        return reading._replace(columns={**reading.columns, "relabelled": chosen}, patches=patches)
+
+    def _judge(
+        self, reached: NDArray[Any], desired: NDArray[Any], shape: tuple[int, ...]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Rewards of transitions under other goals, and whether they terminate."""
+        strategy, count = self._strategy, len(reached)
+        reward = _checked("reward", strategy.reward(reached.copy(), desired.copy()), (count, *shape))
+        ended: Any = np.zeros(count, np.bool_)
         if strategy.terminated is not None:
-            ended = _checked("terminated", strategy.terminated(reached.copy(), desired.copy()), (at.size,)) != 0
-        name = f"observation.{strategy.desired}"
-        patches = {name: (at, desired), f"next_{name}": (at, desired), REWARD: (at, reward), "terminated": (at, ended)}
-        return Reading({ROW: rows}, columns, patches=patches)
+            ended = _checked("terminated", strategy.terminated(reached.copy(), desired.copy()), (count,)) != 0
+        return reward, ended
+
+
+def _with_sums(reading: Reading, at: NDArray[np.int64], sums: NDArray[np.float64], needed: Columns) -> Columns:
+    """Sums of rewards, of which some are known already."""
+    columns = {} if reading.finish is None else dict(reading.finish(needed))
+    columns[REWARD][at] = sums
+    return columns
 
 
 def _checked(name: str, values: Any, shape: tuple[int, ...]) -> NDArray[Any]:

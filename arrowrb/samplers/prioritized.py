@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..engine import PriorityFiles, Snapshot
+from ..engine import Located, PriorityFiles, Snapshot
 from ..errors import ColumnError, EmptyError, OptionError, UsageError
+from .history import WholeHistory
 from .reading import Drawn
 from .sources import Source
 from .strategy import check_generator, generator_state
 from .sum_tree import SumTree
 
 NORMALIZERS: Final = ("store", "batch")
+_MOST_MISSES: Final = 1000
 
 
 def number(name: str, value: Any, low: float, high: float) -> float:
@@ -96,6 +98,7 @@ class PrioritizedStream:
 
     Attributes:
         num_ignored: updates of rows that were gone by then.
+        history: leaves out rows that lack theirs, where it is given.
     """
 
     extra_columns: tuple[str, ...] = ("weight",)
@@ -108,6 +111,7 @@ class PrioritizedStream:
         self._tree = SumTree(strategy.alpha, source=source)
         self._pid = os.getpid()
         self.num_ignored = 0
+        self.history: WholeHistory | None = None
 
     def keep_in(self, files: PriorityFiles) -> None:
         """Keep the priorities in files, and go on from those that are there."""
@@ -116,14 +120,34 @@ class PrioritizedStream:
     def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Drawn:
         """Choose ``count`` transitions by priority; with their importance weights as ``weight``."""
         self._check_process()
-        located, masses, least = self._tree.draw(snapshot, self._state, count, hot_only=tiers == "hot")
-        if located.row_ids.size < count:
-            self._refuse_nothing(snapshot, tiers)
+        located, masses, least = self._draw(snapshot, count, tiers)
         weights = np.empty(count, np.float32)
         leasts = masses if self._strategy.normalizer == "batch" else least
         kernels.weigh(masses, leasts, self._strategy.beta_at(self._num_batches), weights)
         self._num_batches += 1
         return Drawn(located, {"weight": weights})
+
+    def _draw(
+        self, snapshot: Snapshot, count: int, tiers: str
+    ) -> tuple[Located, NDArray[np.float32], NDArray[np.float32]]:
+        """Rows, their masses, and the least ones; see `SumTree.draw`."""
+        parts: list[tuple[NDArray[Any], ...]] = []
+        have = misses = 0
+        while True:
+            rows, masses, least = self._tree.draw(snapshot, self._state, count - have, hot_only=tiers == "hot")
+            if rows.row_ids.size < count - have:
+                self._refuse_nothing(snapshot, tiers)
+            if self.history is None:
+                return rows, masses, least
+            right = self.history.keep(snapshot, rows)
+            parts.append((rows.slots[right], rows.positions[right], rows.row_ids[right], masses[right]))
+            have += right.size
+            if have == count:
+                *places, masses = (np.concatenate(each) for each in zip(*parts, strict=True))
+                return Located(*places), masses, least
+            misses = 0 if right.size else misses + 1
+            if misses == _MOST_MISSES:
+                raise self.history.refuse_nothing()
 
     def _refuse_nothing(self, snapshot: Snapshot, tiers: str) -> None:
         if snapshot.num_transitions == 0:

@@ -15,7 +15,8 @@ from ..engine import Located, Snapshot
 from ..schema import Schema
 from .chains import Chains
 
-ROW: Final = "row"  # the group of the rows that were drawn
+ROW: Final = "row"  # the group of the rows that were drawn, or of the steps that these stand for
+OBSERVED: Final = "observed"  # of the rows whose observations are read, final ones included, where these are others
 REWARD: Final = "reward"
 
 Columns = Mapping[str, NDArray[Any]]
@@ -69,23 +70,34 @@ class Place:
 
     Attributes:
         group: the rows.
-        repeat: how many of them for each row that was drawn, which become a dimension; None: one, without.
+        dims: how many of them for each row that was drawn, as the dimensions that these become; one without.
     """
 
     group: str = ROW
-    repeat: int | None = None
+    dims: tuple[int, ...] = ()
+
+    def within(self, dims: tuple[int, ...]) -> Place:
+        """The same for each of several rows."""
+        return Place(self.group, (*dims, *self.dims))
+
+
+class Need(NamedTuple):
+    """A column of the store that is read to compute others, which batches do not show."""
+
+    column: str
+    place: Place
 
 
 class Reading(NamedTuple):
     """The rows to read a batch from, and what is known of them already.
 
     Attributes:
-        groups: rows by group, ``repeat`` for each that was drawn.
+        groups: rows by group, as many for each that was drawn as their places' dimensions have.
         columns: other columns of the batch, by name.
         blanks: places of a group that are to be zero, bool[rows].
         patches: what is put in place of what some rows hold, by the name of a column, or of a leaf of one: which of
             the rows, int64[n], and the values, [n, *shape].
-        finish: makes more columns of the batch out of those that the view needs, by name.
+        finish: makes more columns of the batch out of those that the view needs, by the name of the need.
     """
 
     groups: Mapping[str, Located]
@@ -128,8 +140,8 @@ class AnyView(Protocol):
         ...
 
     @property
-    def needs(self) -> Mapping[str, Place]:
-        """Columns of the store that are read to compute others, by name; batches do not show them."""
+    def needs(self) -> Mapping[str, Need]:
+        """What is read to compute columns, by names of its own."""
         ...
 
     def places(self, schema: Schema) -> dict[str, Place]:

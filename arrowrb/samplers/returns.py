@@ -30,10 +30,16 @@ def check_discount(name: str, value: Any) -> float:
     return float(value)
 
 
+def widened(values: NDArray[Any]) -> NDArray[Any]:
+    """The bits of bfloat16 as float32."""
+    wide: NDArray[Any] = (values.astype(np.uint32) << 16).view(np.float32)
+    return wide
+
+
 def as_numbers(spec: Column, rewards: NDArray[Any]) -> NDArray[np.float64]:
     """Rewards as they are stored as float64[n, length, elements]."""
     if spec.dtype == "bfloat16":
-        rewards = (rewards.astype(np.uint32) << 16).view(np.float32)
+        rewards = widened(rewards)
     return rewards.reshape(*rewards.shape[:2], -1).astype(np.float64, copy=False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,14 +15,15 @@ from ..engine import Located, Snapshot
 from ..errors import ColumnError, OptionError
 from ..schema import Column, Schema
 from .chains import Chains, Steps
-from .reading import REWARD, ROW, Columns, Drawn, Place, Reading
-from .returns import RETURN, as_numbers, as_stored, returns_to_go
+from .reading import OBSERVED, REWARD, ROW, AnyView, Columns, Drawn, Need, Place, Reading
+from .returns import RETURN, as_numbers, as_stored, returns_to_go, widened
+from .stepwise import StepwiseView
+from .views import View
 
 if TYPE_CHECKING:
     from .sequences import Sequences
 
-OBSERVED: Final = "observed"  # the group of the rows whose observations are read, final ones included
-ARRIVED: Final = "arrived"  # of those whose rewards came with these observations
+ARRIVED: Final = "arrived"  # the group of the rows whose rewards came with the observations
 FIRST: Final = "first"  # of the first ones
 _NO_COLUMNS: Final[Columns] = {}
 
@@ -55,6 +56,16 @@ class SequenceView:
             sequences.first_only,
         )
 
+    def combined(self, view: View) -> AnyView:
+        """With options of transitions, at each step."""
+        if view.windows and (self.tails or self.bootstrap):
+            raise OptionError(
+                "windows are beside transitions, but tails and bootstrap add steps that are none. Leave one out."
+            )
+        if view.n_step is not None and self.arrival:
+            raise OptionError("n_step sums rewards that actions led to. Leave out reward_alignment='arrival'.")
+        return StepwiseView.of(replace(self, return_to_go=view.return_to_go), view)
+
     @property
     def ragged(self) -> bool:
         """A row stands for a fixed number."""
@@ -81,15 +92,14 @@ class SequenceView:
         return self.steps + self.bootstrap
 
     @property
-    def needs(self) -> Mapping[str, Place]:
+    def needs(self) -> Mapping[str, Need]:
         """Steps are counted from 0 in an episode; a tail goes by how the step before it ended."""
-        needs = {"step": Place(ROW, self.length)}
-        if self.tails:
-            needs["terminated"] = Place(ROW, self.length)
-        if self.arrival:
-            needs[REWARD] = Place(ARRIVED, self.length)
+        names = ["step", *(["terminated"] if self.tails else [])]
         if self.return_to_go is not None:
-            needs |= {REWARD: Place(ROW, self.length), "episode_id": Place(ROW, self.length)}
+            names += [REWARD, "episode_id"]
+        needs = {name: Need(name, Place(ROW, (self.length,))) for name in names}
+        if self.arrival:
+            needs[ARRIVED] = Need(REWARD, Place(ARRIVED, (self.length,)))
         return needs
 
     @property
@@ -114,7 +124,7 @@ class SequenceView:
         places: dict[str, Place] = {}
         if not self._simple:
             observed = [column.name for column in schema.columns if column.owner == "observation"]
-            places = {name: Place(OBSERVED, self.length) for name in observed}
+            places = {name: Place(OBSERVED, (self.length,)) for name in observed}
         for name in self.first_only:
             names = [column.name for column in schema.columns if column.name == name or _is_part(column.name, name)]
             if not names:
@@ -188,9 +198,9 @@ class SequenceView:
             columns["is_last"] = flags & kernels.ENDS != 0
             columns["is_terminal"] = columns["is_last"] & (needed["terminated"] != 0)
         if late is not None:
-            rewards = needed[REWARD].copy()
+            rewards = needed[ARRIVED].copy()
             if reward.dtype == "bfloat16":
-                rewards = (rewards.astype(np.uint32) << 16).view(np.float32)
+                rewards = widened(rewards)
             nothing = is_first.copy()
             nothing[:, 0] |= late
             if flags is not None:

@@ -12,6 +12,7 @@ from ..engine import PriorityFiles, Snapshot
 from ..errors import OptionError
 from .chains import Chains
 from .reading import AnyView, Drawn
+from .views import View
 
 
 class Stream(Protocol):
@@ -81,11 +82,23 @@ class Once(Protocol):
     num_skipped: int
 
 
+class StrategyView(AnyView, Protocol):
+    """What a strategy has of its own to say of what is read."""
+
+    def combined(self, view: View) -> AnyView:
+        """With options of transitions.
+
+        Raises:
+            OptionError: if they do not go together.
+        """
+        ...
+
+
 @runtime_checkable
 class Viewing(Protocol):
     """A stream that says itself what a batch reads for the rows that it draws."""
 
-    view: AnyView
+    view: StrategyView
     chains: Chains
 
 

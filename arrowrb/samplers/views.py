@@ -18,9 +18,9 @@ from .. import kernels
 from ..engine import Located, Snapshot
 from ..errors import ColumnError, OptionError
 from ..schema import Column, Schema
-from .chains import Chains
-from .reading import REWARD, ROW, Columns, Drawn, Place, Reading
-from .returns import RETURN, as_numbers, as_stored, check_discount, returns_to_go
+from .chains import Chains, Steps
+from .reading import REWARD, ROW, Columns, Drawn, Need, Place, Reading
+from .returns import RETURN, as_stored, check_discount, returns_to_go, widened
 
 LAST: Final = "last"  # the group of the last rows that are summed
 STEPS: Final = "steps"  # of all of these
@@ -60,9 +60,9 @@ class View:
         return () if self.n_step is None else (REWARD,)
 
     @property
-    def needs(self) -> Mapping[str, Place]:
+    def needs(self) -> Mapping[str, Need]:
         """The rewards that are summed."""
-        return {} if self.n_step is None else {REWARD: Place(STEPS, self.n_step)}
+        return {} if self.n_step is None else {STEPS: Need(REWARD, Place(STEPS, (self.n_step,)))}
 
     @cached_property
     def powers(self) -> NDArray[np.float64]:
@@ -92,17 +92,39 @@ class View:
             places |= {**behind, "terminated": Place(LAST), "truncated": Place(LAST)}
         for name, frames in self.frame_stack.items():
             for column in _columns_of(schema, name, "observation"):
-                places[column] = Place(f"stack {frames}", frames)
-                places[NEXT + column] = Place(f"next stack {frames}", frames)
+                places[column] = Place(f"stack {frames}", (frames,))
+                places[NEXT + column] = Place(f"next stack {frames}", (frames,))
         for name, (first, stop) in self.windows.items():
             for column in _columns_of(schema, name, None):
                 observed = schema.column(column).owner == "observation"
-                places[column] = Place(_window_group(first, stop, observed), stop - first)
+                places[column] = Place(_window_group(first, stop, observed), (stop - first,))
         return places
 
     def read(self, snapshot: Snapshot, chains: Chains, drawn: Drawn, schema: Schema) -> Reading:
         """The rows that a batch of these rows is read from."""
-        rows = last = drawn.rows
+        return self.read_rows(snapshot, chains, drawn.rows, schema)
+
+    def read_rows(
+        self,
+        snapshot: Snapshot,
+        chains: Chains,
+        rows: Located,
+        schema: Schema,
+        *,
+        observed: Located | None = None,
+        most: NDArray[np.int64] | None = None,
+    ) -> Reading:
+        """The rows that a batch of these rows is read from.
+
+        Args:
+            snapshot: what they are in.
+            chains: what follows what.
+            rows: transitions.
+            schema: of the store.
+            observed: where their observations are; by default there, too.
+            most: how many steps of each are summed at most.
+        """
+        last = rows
         groups: dict[str, Located] = {ROW: rows}
         columns: dict[str, NDArray[Any]] = {}
         blanks: dict[str, NDArray[np.bool_]] = {}
@@ -110,11 +132,14 @@ class View:
         if self.n_step is not None:
             place = schema.places[REWARD]
             spec = schema.columns[place]
-            if snapshot.layout.cold or spec.shape or spec.dtype not in ("float32", "float64"):
+            odd = bool(spec.shape) or spec.dtype not in ("float32", "float64")
+            if snapshot.layout.cold or odd or most is not None:
                 steps = chains.forward(snapshot, rows, self.n_step)
+                if most is not None:
+                    steps = Steps(steps.places, np.minimum(steps.counts, most))
                 last, columns["discount"] = steps.finish(self.powers)
                 groups[STEPS], columns["num_steps"] = steps.rows(), steps.counts
-                finish = partial(_discounted, spec, steps.counts, self.powers)
+                finish = partial(_summed, spec, steps.counts, self.powers)
             else:
                 last, *_ = summed = chains.sum_steps(snapshot, rows, place, self.powers)
                 _, columns["num_steps"], columns["discount"], columns[REWARD] = summed
@@ -123,7 +148,7 @@ class View:
             sums = returns_to_go(snapshot, chains, rows, self.return_to_go)
             columns[RETURN] = as_stored(schema.column(REWARD), sums)
         for frames in set(self.frame_stack.values()):
-            for name, end, behind in ((f"stack {frames}", rows, 0), (f"next stack {frames}", last, 1)):
+            for name, end, behind in ((f"stack {frames}", observed or rows, 0), (f"next stack {frames}", last, 1)):
                 stack = chains.back(snapshot, end, frames, behind=behind)
                 groups[name] = stack.rows()
                 if self.padding == "zero":
@@ -131,10 +156,10 @@ class View:
         pads: dict[str, NDArray[np.bool_]] = {}
         for name, (first, stop) in self.windows.items():
             for column in _columns_of(schema, name, None):
-                observed = schema.column(column).owner == "observation"
-                group = _window_group(first, stop, observed)
+                final = schema.column(column).owner == "observation"
+                group = _window_group(first, stop, final)
                 if group not in groups:
-                    groups[group], pads[group] = _window(snapshot, chains, rows, first, stop, observed)
+                    groups[group], pads[group] = _window(snapshot, chains, rows, first, stop, final)
                 columns[f"{name}_is_pad"] = pads[group].reshape(-1, stop - first)
         return Reading(groups, columns, blanks, finish=finish)
 
@@ -189,12 +214,22 @@ def _window(
     ), np.ascontiguousarray(flags).ravel()
 
 
-def _discounted(spec: Column, counts: NDArray[np.int64], powers: NDArray[np.float64], needed: Columns) -> Columns:
-    """The sum of ``powers[k]`` times the k-th reward of the steps, in float64: [n, *shape]."""
-    values = as_numbers(spec, needed[REWARD])
+def _summed(spec: Column, counts: NDArray[np.int64], powers: NDArray[np.float64], needed: Columns) -> Columns:
+    """The discounted sums of the rewards of steps."""
+    rewards = needed[STEPS]
+    if spec.dtype == "bfloat16":
+        rewards = widened(rewards)
+    return {REWARD: discounted(spec, rewards, counts, powers)}
+
+
+def discounted(
+    spec: Column, rewards: NDArray[Any], counts: NDArray[np.int64], powers: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The sum of ``powers[k]`` times the k-th of ``counts`` rewards, [n, steps, *shape], in float64: [n, *shape]."""
+    values = np.ascontiguousarray(rewards.reshape(*rewards.shape[:2], -1), np.float64)
     sums = np.empty((counts.size, values.shape[2]), np.float64)
     kernels.discount(values, counts, powers, sums)
-    return {REWARD: sums.reshape(counts.size, *spec.shape)}
+    return sums.reshape(counts.size, *spec.shape)
 
 
 def check_view(

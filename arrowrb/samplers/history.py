@@ -1,0 +1,40 @@
+"""Which rows have their history: retention drops the steps before others, which frame stacks then cannot show."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engine import Located, Snapshot
+from ..engine.tables import STEP
+from ..errors import EmptyError
+from .chains import Chains
+
+
+class WholeHistory:
+    """Tells rows of which so many steps before are there, or all that the episode ever had. Not thread-safe.
+
+    Args:
+        steps: how many.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._chains = Chains()
+
+    def keep(self, snapshot: Snapshot, rows: Located) -> NDArray[np.int64]:
+        """Which of the rows these are."""
+        there = self._chains.back(snapshot, rows, self._steps + 1).counts - 1
+        short = np.flatnonzero(there < self._steps)
+        if short.size == 0:
+            return np.arange(there.size)
+        at = Located(rows.slots[short], rows.positions[short], rows.row_ids[short])
+        begun = snapshot.read(at, [(STEP, 0)])[STEP, 0]
+        return np.setdiff1d(np.arange(there.size), short[there[short] < begun])
+
+    def refuse_nothing(self) -> EmptyError:
+        """The error where no row has it."""
+        return EmptyError(
+            f"Retention has left no transition with the {self._steps} steps before it (that could be drawn). Keep more "
+            "rows, or leave out strict."
+        )

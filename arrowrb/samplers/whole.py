@@ -1,0 +1,120 @@
+"""Draws that leave out rows of whose history retention has dropped a part, so that their frame stacks are whole.
+
+Few rows are left out, those at the rim of what is there: they are found when they are drawn, and others drawn in place
+of them, so that all that remain are as likely as they were beside each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engine import Located, Snapshot
+from ..errors import OptionError
+from .history import WholeHistory
+from .prioritized import Prioritized, PrioritizedStream
+from .prioritized_sequences import PrioritizedSequences
+from .questions import FromRows, Weighted, Where
+from .reading import Drawn
+from .sequences import Sequences
+from .sources import Choose, Rows, Source, all_rows
+from .strategy import Stream
+from .views import View
+
+_MOST_MISSES: Final = 1000
+
+
+class _WholeRows:
+    """Draws of those rows of some set that have their history."""
+
+    def __init__(self, rows: Rows, history: WholeHistory) -> None:
+        self._rows = rows
+        self._history = history
+        self.joins = False
+
+    def draw(self, snapshot: Snapshot, state: NDArray[np.uint64], count: int, *, tiers: str) -> Located:
+        """Draw rows as the set does, and others for those that have not."""
+        found: list[Drawn] = []
+        have = misses = 0
+        while have < count:
+            rows = self._rows.draw(snapshot, state, count - have, tiers=tiers)
+            right = self._history.keep(snapshot, rows)
+            found.append(Drawn(Located(rows.slots[right], rows.positions[right], rows.row_ids[right])))
+            have += right.size
+            misses = 0 if right.size else misses + 1
+            if misses == _MOST_MISSES:
+                raise self._history.refuse_nothing()
+        return Drawn.joined(found).rows
+
+    def save(self) -> Any:
+        """That of the set."""
+        return self._rows.save()
+
+    def load(self, state: Any) -> None:
+        """As it was."""
+        self._rows.load(state)
+
+
+@dataclass(frozen=True, slots=True)
+class _FromWhole:
+    """A strategy that begins with rows that have their history."""
+
+    strategy: FromRows
+    steps: int
+
+    def start(self, seed: int | None) -> Stream:
+        """A new stream of draws."""
+        return self.start_from(seed, all_rows)
+
+    def start_from(self, seed: int | None, choose: Choose) -> Stream:
+        """A new stream of draws that begins with chosen rows."""
+        return self.strategy.start_from(seed, lambda own: _WholeRows(choose(own), WholeHistory(self.steps)))
+
+
+@dataclass(frozen=True, slots=True)
+class _WithinWhole:
+    """A strategy with priorities that leaves out rows without their history."""
+
+    strategy: Prioritized | PrioritizedSequences
+    steps: int
+
+    def start(self, seed: int | None) -> Stream:
+        """A new stream of draws."""
+        return self._kept(self.strategy.start(seed))
+
+    def start_within(self, seed: int | None, source: Source) -> Stream:
+        """A new stream of draws of the rows of a source."""
+        return self._kept(self.strategy.start_within(seed, source))
+
+    def _kept(self, stream: PrioritizedStream) -> Stream:
+        stream.history = WholeHistory(self.steps)
+        return stream
+
+
+def with_history(strategy: object, view: View) -> object:
+    """A strategy that leaves out rows whose frame stacks and windows retention has left only a part of.
+
+    Raises:
+        OptionError: if it cannot leave out any.
+    """
+    before = [frames - 1 for frames in view.frame_stack.values()] + [-first for first, _ in view.windows.values()]
+    steps = max(before, default=0)
+    if steps < 1:
+        raise OptionError("strict leaves out transitions without whole frame stacks or windows. Give frame_stack.")
+    return _with_history(strategy, steps)
+
+
+def _with_history(strategy: object, steps: int) -> Any:
+    if isinstance(strategy, Where | Weighted):
+        return replace(strategy, strategy=_with_history(strategy.strategy, steps))
+    sequences = strategy.sequences if isinstance(strategy, PrioritizedSequences) else strategy
+    if isinstance(sequences, Sequences):
+        steps += sequences.burn_in
+    if isinstance(strategy, FromRows):
+        return _FromWhole(strategy, steps)
+    if isinstance(strategy, Prioritized | PrioritizedSequences):
+        return _WithinWhole(strategy, steps)
+    raise OptionError(f"strict is True, but {strategy!r} leaves out no rows.")
