@@ -69,7 +69,12 @@ def _array(name: str, value: Any, dtype: Any) -> NDArray[Any]:
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() and value.dtype.itemsize < 4 else value).numpy()
     try:
-        return np.require(value, dtype, ("C", "W"))
+        array = np.asarray(value)
+        if array.dtype.kind == "c":
+            raise TypeError("it is complex")
+        if dtype == np.bool_ and array.dtype.kind != "b" and not np.isin(array, (0, 1)).all():
+            raise TypeError("flags are True or False")
+        return np.require(array, dtype, ("C", "W"))
     except (TypeError, ValueError) as error:
         raise ColumnError(f"{name} is a {type(value).__name__}, expected one number a step: {error}.") from None
 
@@ -77,6 +82,7 @@ def _array(name: str, value: Any, dtype: Any) -> NDArray[Any]:
 def _like(value: Any, array: NDArray[np.float64]) -> Any:
     """Numbers as a tensor or an array of the dtype of a value."""
     if hasattr(value, "detach"):
-        return value.detach().new_tensor(array)
+        like = value.detach()
+        return (like if like.is_floating_point() else like.double()).new_tensor(array)
     dtype = np.asarray(value).dtype
     return array.astype(dtype if dtype.kind == "f" else np.float64)

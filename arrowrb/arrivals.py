@@ -42,6 +42,8 @@ def rows_since(snapshot: Snapshot, mark: Any) -> tuple[Located, NDArray[np.bool_
     before = _check(snapshot, mark)
     found = _find(snapshot, [watermark for watermark, _ in before])
     came = sum(record.num_transitions for record in snapshot.records) - sum(count for _, count in before)
+    if came < found.row_ids.size:
+        raise OptionError(f"mark is {mark!r}, which is no moment of this store. Is it one of another store?")
     rows, ends = _in_order(snapshot, found)
     return rows, ends, watermark_of(snapshot, came - rows.row_ids.size)
 

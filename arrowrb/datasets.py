@@ -21,6 +21,9 @@ class BatchDataset(IterableDataset[Any]):
     ``seed`` and its number. Without workers they are drawn in this process. A store that is written to meanwhile is
     followed. Start workers by spawn: ``multiprocessing_context="spawn"``; a strategy with functions must be importable.
 
+    Each pass over the dataset draws other batches; with a ``seed`` those of a pass are the same in each run. Workers
+    that a DataLoader starts anew for each pass have to be told which one it is: see `set_epoch`.
+
     Args:
         path: of the store.
         strategy: see `Store.sampler`.
@@ -45,13 +48,22 @@ class BatchDataset(IterableDataset[Any]):
         self._strategy = strategy
         self._seed = seed
         self._options = {"batch_size": batch_size, **options}
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell which pass comes next, counted from 0."""
+        if isinstance(epoch, bool) or not isinstance(epoch, int | np.integer) or epoch < 0:
+            raise OptionError(f"epoch is {epoch!r}, expected a whole number from 0 on.")
+        self._epoch = int(epoch)
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         if worker is not None and worker.num_workers > 1 and isinstance(self._strategy, Shuffled):
             raise UsageError("Each worker would draw every transition. Use one worker, or prefetch= without any.")
-        seed = self._seed
-        if seed is not None and worker is not None:
-            seed = int(np.random.SeedSequence(seed, spawn_key=(worker.id,)).generate_state(1, np.uint64)[0])
+        seed, epoch = self._seed, self._epoch
+        self._epoch += 1
+        key = (*(() if worker is None else (worker.id,)), *((epoch,) if epoch else ()))
+        if seed is not None and key:
+            seed = int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
         with Store.open(self._path) as store:
             yield from store.sampler(self._strategy, seed=seed, **self._options)

@@ -11,16 +11,20 @@ import numpy as np
 from .errors import ColumnError, EmptyError, OptionError, UsageError
 from .loader import as_row_ids
 from .sampler import Sampler, check_batch_size
+from .samplers import Drawn
 
 _MISSING: Final = {"weight": 1.0, "relabelled": False}  # of parts that have none
 _LARGEST_DENOMINATOR: Final = 10**6
+_TOLERANCE: Final = Fraction(1, 10**9)
+_SLACK: Final = Fraction(1, 10**6)  # of the sum of fractions
 
 
 class Mixture:
     """An endless stream of batches, of which samplers give a fraction each: offline data with online data, say.
 
     ``Mixture([(offline, 0.5), (online, 0.5)], batch_size=256)`` gives 128 rows of each. Where a fraction of
-    ``batch_size`` is no whole number, batches differ by a row, so that fractions hold over many.
+    ``batch_size`` is no whole number, batches differ by a row, so that fractions hold over many. Iteration ends with a
+    batch that a part cannot give its share of; what is left of its epochs stays with that sampler.
 
     Batches have the columns of all parts, which have to agree, one part behind the other, and another tensor,
     ``source``, int64[batch_size]: which part each row came from. ``weight`` is 1 in the rows of samplers that have
@@ -46,9 +50,11 @@ class Mixture:
         for number, sampler in enumerate(self._samplers):
             if sampler.prefetch:
                 raise OptionError(f"The sampler of part {number} reads ahead. Make it with prefetch=0.")
-        self._fractions = [_fraction(number, value) for number, (_, value) in enumerate(pairs)]
-        if sum(self._fractions) != 1:
-            raise OptionError(f"The fractions add up to {float(sum(self._fractions)):g}, expected 1.")
+        fractions = [_fraction(number, value) for number, (_, value) in enumerate(pairs)]
+        total = sum(fractions, Fraction(0))
+        if abs(total - 1) > _SLACK:
+            raise OptionError(f"The fractions add up to {float(total)!r}, expected 1.")
+        self._fractions = [fraction / total for fraction in fractions]
         self._owed = [Fraction(0)] * len(pairs)  # rows of each part that earlier batches fell short of
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -63,24 +69,33 @@ class Mixture:
     def sample(self) -> dict[str, Any]:
         """Draw the next batch; see the class.
 
+        Where that fails, nothing is lost: of a part that draws each row once, those that it gave are the next ones.
+
         Raises:
             EmptyError: if a part has nothing to draw, or has come to its end.
             ColumnError: if the columns of parts do not agree.
         """
-        batches, source = [], []
         counts, owed = self._counts()
-        for number, (sampler, count) in enumerate(zip(self._samplers, counts, strict=True)):
-            missing = count
-            while missing:  # an epoch may end in between
-                drawn = sampler.draw(missing)
-                size = drawn.rows.row_ids.size
-                if size == 0:
-                    raise _OverError(f"Part {number} of the mixture has come to its end: its epochs are over.")
-                batches.append((number, sampler.read(drawn)))
-                missing -= size
-            source.append(np.full(count, number, np.int64))
+        every: list[tuple[int, Drawn]] = []
+        try:
+            for number, (sampler, count) in enumerate(zip(self._samplers, counts, strict=True)):
+                missing = count
+                while missing:  # an epoch may end in between
+                    drawn = sampler.draw(missing)
+                    if drawn.rows.row_ids.size == 0:
+                        raise _OverError(f"Part {number} of the mixture has come to its end: its epochs are over.")
+                    every.append((number, drawn))
+                    missing -= drawn.rows.row_ids.size
+            batch = _joined(
+                [(number, self._samplers[number].read(drawn)) for number, drawn in every],
+                np.repeat(np.arange(len(counts)), counts),
+            )
+        except BaseException:
+            for number, sampler in enumerate(self._samplers):
+                sampler.give_back([drawn for part, drawn in every if part == number])
+            raise
         self._owed = owed
-        return _joined(batches, np.concatenate(source))
+        return batch
 
     def _counts(self) -> tuple[list[int], list[Fraction]]:
         """How many rows of each part the next batch has, and what is owed then."""
@@ -111,6 +126,9 @@ class Mixture:
             raise ColumnError(f"source has shape {sources.shape}, expected {ids.shape}: the part of each row.")
         if ids.size and not 0 <= sources.min() <= sources.max() < len(self._samplers):
             raise ColumnError(f"source names a part that is none, expected 0 to {len(self._samplers) - 1}.")
+        for name, values in (("td_error", td_error), ("priority", priority), ("mask", mask)):
+            if values is not None and (np.ndim(values) == 0 or len(values) != ids.size):
+                raise ColumnError(f"{name} has not {ids.size} entries, expected one for each of the row ids.")
         learning = [number for number, sampler in enumerate(self._samplers) if sampler.learns]
         if not learning:
             raise UsageError("No sampler of the mixture keeps priorities. Make one with arrowrb.Prioritized().")
@@ -132,9 +150,13 @@ class Mixture:
         Raises:
             OptionError: if it is that of another mixture.
         """
+        state = state if isinstance(state, Mapping) else {}
         owed, parts = state.get("owed"), state.get("parts")
         lists = isinstance(owed, list) and isinstance(parts, list) and len(owed) == len(parts) == len(self._samplers)
-        pairs = lists and all(isinstance(each, list) and len(each) == 2 and each[1] for each in owed or [])
+        pairs = lists and all(
+            isinstance(each, list) and len(each) == 2 and all(isinstance(n, int) for n in each) and each[1]
+            for each in owed or []
+        )
         if not pairs or owed is None or parts is None:
             raise OptionError(f"The state is not one of a mixture of {len(self._samplers)} samplers.")
         for sampler, part in zip(self._samplers, parts, strict=True):
@@ -150,7 +172,9 @@ def _fraction(number: int, value: Any) -> Fraction:
     real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not real or not 0 < value <= 1:
         raise OptionError(f"The fraction of part {number} is {value!r}, expected a number above 0, up to 1.")
-    return Fraction(float(value)).limit_denominator(_LARGEST_DENOMINATOR)
+    exact = Fraction(float(value))
+    simple = exact.limit_denominator(_LARGEST_DENOMINATOR)  # 0.1 is a tenth
+    return simple if abs(simple - exact) < _TOLERANCE * exact else exact
 
 
 def _of_rows(values: Any, at: Any) -> Any:

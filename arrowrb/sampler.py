@@ -6,12 +6,12 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Engine, SampleLog, Snapshot
+from .engine import Engine, Located, SampleLog, Snapshot
 from .errors import EmptyError, OptionError, RowError, UsageError
 from .info import SamplerInfo
 from .loader import Ahead, Batch, BatchReader, as_row_ids
@@ -19,8 +19,23 @@ from .rows import SHARD_SHIFT
 from .samplers import Chains, Columns, Drawn, Joining, Learning, Once, Stream, check_tiers
 from .tally import Tally, watermarks_of
 
-_Restored = tuple[NDArray[np.int64], Columns, Columns, list[int]]
 _MOST_ROWS: Final = (1 << 31) - 1  # of a batch
+_MOST_AHEAD: Final = 1 << 16
+_END: Final = object()  # in place of a batch, where there is no further one
+
+
+class _Rest(NamedTuple):
+    """Batches that were drawn, and are still to be read: their rows, what was drawn with these, and their sizes."""
+
+    row_ids: NDArray[np.int64]
+    columns: Columns
+    hidden: Columns
+    sizes: list[int]
+
+    @classmethod
+    def of(cls, drawn: Drawn, sizes: list[int]) -> _Rest:
+        """Those of some rows."""
+        return cls(drawn.rows.row_ids.copy(), drawn.columns, drawn.hidden, sizes)
 
 
 def check_batch_size(value: Any) -> int:
@@ -86,8 +101,9 @@ class Sampler:
         name: str | None = None,
     ) -> None:
         """Not for users: see `Store.sampler`."""
-        if isinstance(prefetch, bool) or not isinstance(prefetch, int | np.integer) or prefetch < 0:
-            raise OptionError(f"prefetch is {prefetch!r}, expected a number of batches from 0 on.")
+        whole = isinstance(prefetch, int | np.integer) and not isinstance(prefetch, bool)
+        if not whole or not 0 <= prefetch <= _MOST_AHEAD:
+            raise OptionError(f"prefetch is {prefetch!r}, expected a number of batches from 0 to {_MOST_AHEAD:,}.")
         self._engine = engine
         self._stream = stream
         self._learning = stream if isinstance(stream, Learning) else None
@@ -98,7 +114,7 @@ class Sampler:
         self._groups: deque[_Group] = deque()  # of batches that were drawn, and not handed out
         self._num_ahead = 0  # how many these are
         self._ready: deque[Batch] = deque()  # those of them that were read
-        self._restored: _Restored | None = None  # what had been drawn ahead in a state that it goes on from
+        self._restored: _Rest | None = None  # what had been drawn before, and comes next
         self._ahead: Ahead | None = None
         self.name = name
         self.batch_size = batch_size
@@ -154,18 +170,22 @@ class Sampler:
         The batches that are drawn ahead are in it by their rows; of a sampler with priorities, these, too. Checkpoints
         of the store keep it of every sampler that has a name.
         """
-        row_ids, columns, hidden, sizes = self._restored or (np.zeros(0, np.int64), {}, {}, [])
-        if self._groups:
-            rest = [group.rest() for group in self._groups]
-            drawn, sizes = Drawn.joined([each for each, _ in rest]), [size for _, part in rest for size in part]
-            row_ids, columns, hidden = drawn.rows.row_ids, drawn.columns, drawn.hidden
+        rest = self._rest() or _Rest(_NONE, {}, {}, [])
         state = {
             "stream": self._stream.save(self._engine.snapshot()),
             "batch_size": self.batch_size,
-            "ahead": row_ids.copy(),
-            "sizes": list(sizes),
+            "ahead": rest.row_ids.copy(),
+            "sizes": list(rest.sizes),
         }
-        return state | {name: dict(told) for name, told in (("columns", columns), ("hidden", hidden)) if told}
+        told = {"columns": rest.columns, "hidden": rest.hidden}
+        return state | {name: dict(each) for name, each in told.items() if each}
+
+    def _rest(self) -> _Rest | None:
+        """The batches that were drawn ahead and not handed out."""
+        if not self._groups:
+            return self._restored
+        rest = [group.rest() for group in self._groups]
+        return _Rest.of(Drawn.joined([each for each, _ in rest]), [size for _, part in rest for size in part])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the sampler stood that gave this state: the same batches follow, if the rows are the same.
@@ -175,6 +195,7 @@ class Sampler:
         Raises:
             OptionError: if it had another strategy or batch size.
         """
+        state = state if isinstance(state, Mapping) else {}
         ahead = state.get("ahead")
         if state.get("batch_size") != self.batch_size or not isinstance(ahead, np.ndarray):
             raise OptionError(
@@ -192,16 +213,16 @@ class Sampler:
         if not whole or not counts or ahead.dtype != np.int64 or ahead.shape != (sum(sizes or []),):
             raise OptionError("The state that the sampler is to go on from is damaged: it holds no whole batches.")
         self._stream.load(stream if isinstance(stream, dict) else {}, self._engine.snapshot())
-        self.clear()
+        self._drop()
         if ahead.size:
-            self._restored = ahead.copy(), columns, hidden, list(sizes or [])
+            self._restored = _Rest(ahead.copy(), columns, hidden, list(sizes or []))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         batch = self._next()
-        if batch is None:
+        if batch is _END:
             raise StopIteration
         return batch
 
@@ -212,25 +233,26 @@ class Sampler:
             EmptyError: if there is nothing to draw, or the strategy has come to its end.
         """
         batch = self._next()
-        if batch is None:
+        if batch is _END:
             raise EmptyError("There is no further batch: all epochs are over. Make another sampler.")
         return batch
 
-    def _next(self) -> Batch | None:
-        """The next batch; None at the end of a strategy that has one."""
+    def _next(self) -> Batch:
+        """The next batch; `_END` at the end of a strategy that has one."""
         if not self._ready or self._num_ahead <= self._fewest:
             snapshot = self._engine.snapshot()
             if self.prefetch == 0 and not self._ready and self._restored is None:
                 drawn = self._stream.draw(snapshot, self.batch_size, tiers=self._tiers)
                 if drawn.rows.row_ids.size == 0:
-                    return None
+                    return _END
+                batch = self._read_now(snapshot, drawn)
                 if self._log is None:
                     self._tally.add(drawn.rows.row_ids)
-                    return self._reader.read(snapshot, drawn)
+                    return batch
                 self._note(snapshot, drawn, [drawn.rows.row_ids.size])
-                self._ready.append(self._reader.read(snapshot, drawn))
+                self._ready.append(batch)
             elif not self._prepare(snapshot):
-                return None
+                return _END
         else:
             self._engine.check_open()
         group = self._groups[0]
@@ -241,6 +263,16 @@ class Sampler:
             self._groups.popleft()
         self._num_ahead -= 1
         return self._ready.popleft()
+
+    def _read_now(self, snapshot: Snapshot, drawn: Drawn) -> Batch:
+        """The batch of rows; of those that are drawn once, the same ones come next where that fails."""
+        if self._once is None:
+            return self._reader.read(snapshot, drawn)
+        try:
+            return self._reader.read(snapshot, drawn)
+        except BaseException:
+            self._restored = _Rest.of(drawn, [drawn.rows.row_ids.size])
+            raise
 
     def _prepare(self, snapshot: Snapshot) -> bool:
         """Draw batches ahead where few are left, and wait for the next one. Returns whether there is one."""
@@ -262,8 +294,26 @@ class Sampler:
     def draw(self, count: int) -> Drawn:
         """Rows for a batch; not for users."""
         snapshot = self._engine.snapshot()
+        if self._restored is not None:
+            (rest, sizes), self._restored = self._still_there(snapshot, self._restored), None
+            if sizes:
+                if rest.rows.row_ids.size > count:
+                    later = rest.part(slice(count, None))
+                    self._restored = _Rest.of(later, [later.rows.row_ids.size])
+                return rest.part(slice(0, count))
         drawn = self._stream.draw(snapshot, count, tiers=self._tiers)
         return Drawn(drawn.rows, drawn.columns, drawn.hidden, drawn.snapshot or snapshot)
+
+    def give_back(self, every: list[Drawn]) -> None:
+        """Rows that `draw` gave and nobody has got: those that are drawn once come next; not for users."""
+        if self._once is not None and every:
+            drawn = Drawn.joined(every)
+            rest = self._restored
+            if rest is not None:
+                row_ids = np.concatenate([drawn.rows.row_ids, rest.row_ids])
+                self._restored = _Rest(row_ids, {}, {}, [row_ids.size])
+            else:
+                self._restored = _Rest.of(drawn, [drawn.rows.row_ids.size])
 
     def read(self, drawn: Drawn) -> Batch:
         """The batch of rows; not for users."""
@@ -306,26 +356,39 @@ class Sampler:
         restored, self._restored = self._restored, None
         if restored is None:
             return
-        row_ids, columns, hidden, sizes = restored
+        drawn, sizes = self._still_there(snapshot, restored)
+        if not sizes:
+            return
+        if self.prefetch:
+            self._ask(snapshot, drawn, sizes)
+            return
+        try:
+            batches = self._reader.read_many(snapshot, drawn, sizes)
+        except BaseException:
+            self._restored = _Rest.of(drawn, sizes)
+            raise
+        self._note(snapshot, drawn, sizes)
+        self._ready.extend(batches)
+
+    def _still_there(self, snapshot: Snapshot, rest: _Rest) -> tuple[Drawn, list[int]]:
+        """Rows that were drawn before, with the sizes of their batches; none where they are to be drawn anew.
+
+        Of those that are drawn once the ones that are gone are left out, and counted.
+        """
+        none = Drawn(Located.empty(0))
+        row_ids, columns, hidden, sizes = rest
         try:
             there = np.isin(row_ids, snapshot.find(row_ids).row_ids)
         except RowError:
-            return  # of another store, or lost with the power: drawn anew
+            return none, []  # of another store, or lost with the power
         if not there.all():
             if self._once is None:
-                return  # drawn anew
+                return none, []
             self._once.num_skipped += int((~there).sum())
             ends = np.cumsum(sizes)
             sizes = [int(there[end - size : end].sum()) for size, end in zip(sizes, ends.tolist(), strict=True)]
             row_ids, sizes = np.ascontiguousarray(row_ids[there]), [size for size in sizes if size]
-        if not sizes:
-            return
-        drawn = Drawn(snapshot.locate(row_ids), columns, hidden)
-        if self.prefetch:
-            self._ask(snapshot, drawn, sizes)
-        else:
-            self._note(snapshot, drawn, sizes)
-            self._ready.extend(self._reader.read_many(snapshot, drawn, sizes))
+        return (Drawn(snapshot.locate(row_ids), columns, hidden, snapshot), sizes) if sizes else (none, [])
 
     def _ask(self, snapshot: Snapshot, drawn: Drawn, sizes: list[int]) -> None:
         """Let the thread read batches of these sizes."""
@@ -340,7 +403,16 @@ class Sampler:
         self._num_ahead += len(sizes)
 
     def clear(self) -> None:
-        """Drop the batches that are drawn ahead: the next one is drawn from what there is now."""
+        """Drop the batches that are drawn ahead: the next one is drawn from what there is now.
+
+        A strategy that draws each row once gives the rows of these batches again.
+        """
+        rest = self._rest() if self._once is not None else None
+        self._drop()
+        self._restored = rest
+
+    def _drop(self) -> None:
+        """Forget all that was drawn ahead."""
         self._groups.clear()
         self._num_ahead = 0
         self._ready.clear()

@@ -192,7 +192,8 @@ class Sampling:
             columns: see `sample`; likewise `float64`, `device` and `tiers`.
             float64: see `sample`.
             device: see `sample`.
-            n_step: ``reward`` becomes the discounted sum of so many rewards, to the end of the episode at most;
+            n_step: ``reward`` becomes the discounted sum of so many rewards, to the end of the episode at most (float64
+                where rewards are whole numbers);
                 ``next_observation``, its extras, ``terminated`` and ``truncated`` are those of the last step summed.
                 Adds ``num_steps``, int64[n], how many there were, and ``discount``, float32[n], gamma ** num_steps:
                 the target is reward + discount * ~terminated * V(next_observation). Where an episode is still running
@@ -247,6 +248,8 @@ class Sampling:
             return_to_go=return_to_go,
         )
         chosen: object = Uniform() if strategy is None else strategy
+        if isinstance(chosen, type):
+            raise OptionError(f"strategy is the class {chosen.__name__}, expected a value: {chosen.__name__}(...).")
         if not isinstance(strict, bool):
             raise OptionError(f"strict is {strict!r}, expected True or False.")
         if strict:

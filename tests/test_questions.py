@@ -221,8 +221,10 @@ def test_a_state_of_weights_gives_the_same_remainder(made: Made) -> None:
     fresh = made.store.sampler(strategy, batch_size=16, seed=9)
     fresh.load_state_dict(state)
     assert all(torch.equal(fresh.sample()["row_id"], ids) for ids in rest)
-    with pytest.raises(OptionError, match="how far it was asked"):
-        fresh.load_state_dict({**state, "stream": {**state["stream"], "rows": "?"}})
+    question = state["stream"]["rows"]
+    for rows, told in (("?", "asks nothing"), ({**question, "asked": [3]}, r"as far as \[3\]")):
+        with pytest.raises(OptionError, match=told):
+            fresh.load_state_dict({**state, "stream": {**state["stream"], "rows": rows}})
 
 
 def test_tiers_and_checkpoints(made: Made) -> None:

@@ -245,5 +245,5 @@ def test_strict_where_nothing_has_its_history(world: tuple[World, Store]) -> Non
         sampler = store.sampler(
             arrowrb.Where(condition, strategy), batch_size=2, strict=True, frame_stack={"observation": 4}
         )
-        with pytest.raises(EmptyError, match="no transition with the 3 steps before it"):
+        with pytest.raises(EmptyError, match="has dropped nothing that frame stacks"):
             sampler.sample()

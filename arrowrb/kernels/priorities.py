@@ -233,7 +233,7 @@ def set_priorities(
     """Give the first n rows the raw priorities ``values[sources]``, in this order; 0 is kept as `EMPTY`.
 
     Returns:
-        The largest of them.
+        The largest of those that may be drawn.
     """
     every, largest = address_of(trees), np.float32(0)
     for i in range(n):
@@ -242,9 +242,9 @@ def set_priorities(
         prefetch(load_i64(tree + MASS * 8) + positions[i] * 4)
     for i in range(n):
         tree, raw = every + slots[i] * (TREE_FIELDS * 8), values[sources[i]]
-        largest = max(largest, raw)
         admitted = load_i64(tree + ADMITTED * 8)
         if admitted == 0 or load_u8(admitted + positions[i]) != 0:
+            largest = max(largest, raw)
             store_f32(load_i64(tree + MASS * 8) + positions[i] * 4, _mass_of(raw, alpha))
         store_f32(load_i64(tree + RAW * 8) + positions[i] * 4, raw if raw > 0 else EMPTY)
         prefetch(load_i64(tree + SUMS * 8) + positions[i] // LEAVES * 8)

@@ -13,7 +13,7 @@ from ..engine import Snapshot
 from ..errors import OptionError
 from ..samplers import ROW, Columns, Need, Place, Reading
 from ..schema import Schema
-from .entries import NO_PLACES, batch_entries, needed_outputs
+from .entries import NO_PLACES, Output, batch_entries, needed_outputs
 from .slabs import Slab
 
 _ALIGNMENT: Final = 64
@@ -92,13 +92,21 @@ class Loader:
                 output = self._computed[name]
                 if output is None:
                     continue  # not wanted
-                tensor = self._torch.from_numpy(part if output.bfloat16 else part.astype(output.dtype, copy=False))
+                tensor = self._torch.from_numpy(part.astype(self._computed_dtype(output, part), copy=False))
                 tensor = tensor.bfloat16() if output.bfloat16 else tensor
             else:
                 narrow = self._narrow and part.dtype == np.float64
                 tensor = self._torch.from_numpy(part.astype(np.float32) if narrow else part)
             batch[name] = tensor if self._device is None else tensor.to(self._device, copy=True)
         return batch
+
+    def _computed_dtype(self, output: Output, values: NDArray[Any]) -> Any:
+        """That of the column; but sums of whole numbers, times powers of a discount, stay what they are."""
+        if output.bfloat16:
+            return values.dtype
+        if values.dtype.kind == "f" and output.dtype.kind != "f":
+            return np.float32 if self._narrow else values.dtype
+        return output.dtype
 
     def _read(self, snapshot: Snapshot, reading: Reading) -> Slab:
         """Gather rows into a slab."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,12 @@ from ..schema import Column, Schema
 from .chains import Chains
 from .reading import REWARD, ROW, AnyView, Columns, Drawn, Need, Place, Reading
 from .returns import RETURN, as_numbers, as_stored
+from .searching import all_transitions, draw_fitting
 from .sources import nothing_to_draw
 from .starts import Starts
 from .stepwise import StepwiseView
 from .strategy import check_generator, generator_state
 from .views import View
-
-_MOST_MISSES: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +68,29 @@ class EpisodesStream:
 
     def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Drawn:
         """Choose ``count`` episodes; of those in the cold tier ``tiers`` "hot" leaves out all that ended there."""
-        found: list[Drawn] = []
-        have = misses = 0
-        while have < count:
-            rows = self._starts.draw(snapshot, self._state, count - have, by_episode=True, hot_only=tiers == "hot")
-            if rows is None or misses == _MOST_MISSES:
-                raise nothing_to_draw(snapshot, "There is no episode that has ended and is whole. Use complete=False.")
-            lengths, ended = np.empty(rows.slots.size, np.int64), np.empty(rows.slots.size, np.bool_)
-            kernels.bound_episodes(
-                self.chains.world(snapshot), rows.slots, rows.positions, rows.row_ids, lengths, ended
-            )
-            if self._strategy.complete:
-                whole = np.flatnonzero(ended & (snapshot.read(rows, [(STEP, 0)])[STEP, 0] == 0))
-                rows = Located(rows.slots[whole], rows.positions[whole], rows.row_ids[whole])
-                lengths = lengths[whole]
-            misses = 0 if lengths.size else misses + 1
-            have += lengths.size
-            found.append(Drawn(rows, hidden={"length": lengths}))
-        return Drawn.joined(found)
+
+        def trial(missing: int) -> Drawn | None:
+            rows = self._starts.draw(snapshot, self._state, missing, by_episode=True, hot_only=tiers == "hot")
+            return None if rows is None else self._bound(snapshot, rows)
+
+        def every() -> Iterator[Drawn]:
+            for rows in all_transitions(snapshot, tiers=tiers):
+                newest = np.flatnonzero(self.chains.forward(snapshot, rows, 2).counts == 1)
+                yield self._bound(snapshot, Drawn(rows).part(newest).rows)
+
+        drawn = draw_fitting(self._state, count, trial, every)
+        if drawn is None:
+            raise nothing_to_draw(snapshot, "There is no episode that has ended and is whole. Use complete=False.")
+        return drawn
+
+    def _bound(self, snapshot: Snapshot, rows: Located) -> Drawn:
+        """The first steps of the episodes of rows, with how many follow; only whole ones, where that is asked for."""
+        lengths, ended = np.empty(rows.slots.size, np.int64), np.empty(rows.slots.size, np.bool_)
+        kernels.bound_episodes(self.chains.world(snapshot), rows.slots, rows.positions, rows.row_ids, lengths, ended)
+        found = Drawn(rows, hidden={"length": lengths})
+        if self._strategy.complete:
+            found = found.part(np.flatnonzero(ended & (snapshot.read(rows, [(STEP, 0)])[STEP, 0] == 0)))
+        return found
 
     def save(self, snapshot: Snapshot) -> dict[str, Any]:  # noqa: ARG002
         """The generator's state."""

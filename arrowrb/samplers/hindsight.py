@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..engine import Located, Snapshot
 from ..errors import ColumnError, OptionError
-from ..schema import Schema
+from ..schema import Column, Schema
 from .chains import Chains
 from .reading import REWARD, AnyView, Columns, Drawn, Need, Place, Reading
 from .sources import Choose, Rows, all_rows
 from .strategy import StrategyView, check_generator, generator_state
 from .views import View, discounted
 
+_WHOLE: Final = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 GOALS: Final = ("future", "final", "episode")  # as the kernel numbers them
 Goal = Callable[[NDArray[Any], NDArray[Any]], Any]
 
@@ -99,9 +100,10 @@ class HindsightStream:
 
     def load(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:  # noqa: ARG002
         """Go on from a state that `save` gave."""
-        self._state[:] = check_generator(state, "hindsight", "with goals in hindsight")
-        self._goals[:] = check_generator({**state, "generator": state.get("goals")}, "hindsight", "goals")
+        generator = check_generator(state, "hindsight", "with goals in hindsight")
+        goals = check_generator({**state, "generator": state.get("goals")}, "hindsight", "with goals in hindsight")
         self._rows.load(state.get("rows"))
+        self._state[:], self._goals[:] = generator, goals
 
 
 class HindsightView:
@@ -181,7 +183,7 @@ class HindsightView:
         steps = chains.forward(snapshot, at_rows, self._view.n_step or 1)
         there = np.arange(steps.places.shape[2]) < steps.counts[:, None]
         reached = snapshot.read(Located(*np.ascontiguousarray(steps.places[:, there])), [(place, 1)])[place, 1]
-        reward, ended = self._judge(reached, np.repeat(desired, steps.counts, axis=0), schema.column(REWARD).shape)
+        reward, ended = self._judge(reached, np.repeat(desired, steps.counts, axis=0), schema.column(REWARD))
         rewards, ends = np.zeros((*there.shape, *reward.shape[1:]), reward.dtype), np.zeros(there.shape, np.bool_)
         rewards[there], ends[there] = reward, ended
         counts = np.minimum(steps.counts, np.where(ends.any(1), ends.argmax(1) + 1, there.shape[1]))
@@ -199,11 +201,15 @@ class HindsightView:
         return reading._replace(columns={**reading.columns, "relabelled": chosen}, patches=patches)
 
     def _judge(
-        self, reached: NDArray[Any], desired: NDArray[Any], shape: tuple[int, ...]
+        self, reached: NDArray[Any], desired: NDArray[Any], spec: Column
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Rewards of transitions under other goals, and whether they terminate."""
         strategy, count = self._strategy, len(reached)
-        reward = _checked("reward", strategy.reward(reached.copy(), desired.copy()), (count, *shape))
+        reward = _checked("reward", strategy.reward(reached.copy(), desired.copy()), (count, *spec.shape))
+        if self._view.n_step is None and spec.dtype in _WHOLE:
+            wrong = np.flatnonzero((reward.astype(spec.dtype) != reward).reshape(count, -1).any(1))
+            if wrong.size:
+                raise ColumnError(f"reward returned {reward[wrong[0]]}, which the store's {spec.dtype} cannot hold.")
         ended: Any = np.zeros(count, np.bool_)
         if strategy.terminated is not None:
             ended = _checked("terminated", strategy.terminated(reached.copy(), desired.copy()), (count,)) != 0

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engine import Located, Snapshot
 from ..engine.tables import STEP
-from ..errors import EmptyError
 from .chains import Chains
+
+NO_HISTORY: Final = (
+    "Retention has left no transition (that can be drawn) of which it has dropped nothing that frame stacks or windows "
+    "show. Keep more rows, or leave out strict."
+)
 
 
 class WholeHistory:
@@ -31,10 +37,3 @@ class WholeHistory:
         at = Located(rows.slots[short], rows.positions[short], rows.row_ids[short])
         begun = snapshot.read(at, [(STEP, 0)])[STEP, 0]
         return np.setdiff1d(np.arange(there.size), short[there[short] < begun])
-
-    def refuse_nothing(self) -> EmptyError:
-        """The error where no row has it."""
-        return EmptyError(
-            f"Retention has left no transition with the {self._steps} steps before it (that could be drawn). Keep more "
-            "rows, or leave out strict."
-        )

@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..engine import Located, PriorityFiles, Snapshot
 from ..errors import ColumnError, EmptyError, OptionError, UsageError
-from .history import WholeHistory
+from .history import NO_HISTORY, WholeHistory
 from .reading import Drawn
-from .sources import Source
+from .searching import draw_fitting
+from .sources import Source, check_no_state
 from .strategy import check_generator, generator_state
 from .sum_tree import SumTree
 
 NORMALIZERS: Final = ("store", "batch")
-_MOST_MISSES: Final = 1000
+_NONE: Final = np.zeros(0, np.float32)
 
 
 def number(name: str, value: Any, low: float, high: float) -> float:
@@ -102,6 +103,7 @@ class PrioritizedStream:
     """
 
     extra_columns: tuple[str, ...] = ("weight",)
+    kind = "prioritized"
 
     def __init__(self, strategy: Prioritized, seed: int | None, source: Source | None = None) -> None:
         self._source = source
@@ -131,23 +133,20 @@ class PrioritizedStream:
         self, snapshot: Snapshot, count: int, tiers: str
     ) -> tuple[Located, NDArray[np.float32], NDArray[np.float32]]:
         """Rows, their masses, and the least ones; see `SumTree.draw`."""
-        parts: list[tuple[NDArray[Any], ...]] = []
-        have = misses = 0
-        while True:
-            rows, masses, least = self._tree.draw(snapshot, self._state, count - have, hot_only=tiers == "hot")
-            if rows.row_ids.size < count - have:
+        history, least = self.history, _NONE
+
+        def trial(missing: int) -> Drawn:
+            nonlocal least
+            rows, masses, least = self._tree.draw(snapshot, self._state, missing, hot_only=tiers == "hot")
+            if rows.row_ids.size < missing:
                 self._refuse_nothing(snapshot, tiers)
-            if self.history is None:
-                return rows, masses, least
-            right = self.history.keep(snapshot, rows)
-            parts.append((rows.slots[right], rows.positions[right], rows.row_ids[right], masses[right]))
-            have += right.size
-            if have == count:
-                *places, masses = (np.concatenate(each) for each in zip(*parts, strict=True))
-                return Located(*places), masses, least
-            misses = 0 if right.size else misses + 1
-            if misses == _MOST_MISSES:
-                raise self.history.refuse_nothing()
+            drawn = Drawn(rows, {"mass": masses})
+            return drawn if history is None else drawn.part(history.keep(snapshot, rows))
+
+        drawn = trial(count) if history is None else draw_fitting(self._state, count, trial, lambda: ())
+        if drawn is None:
+            raise EmptyError(NO_HISTORY)
+        return drawn.rows, drawn.columns["mass"], least
 
     def _refuse_nothing(self, snapshot: Snapshot, tiers: str) -> None:
         if snapshot.num_transitions == 0:
@@ -185,7 +184,7 @@ class PrioritizedStream:
         """The generator's state, the batches so far, and a copy of all raw priorities."""
         self._check_process()
         return {
-            "strategy": "prioritized",
+            "strategy": self.kind,
             "generator": self._state.copy(),
             "num_batches": self._num_batches,
             "priorities": self._tree.save(snapshot),
@@ -194,12 +193,14 @@ class PrioritizedStream:
 
     def load(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:
         """Go on from a state that `save` gave; rows that came after it are new."""
-        generator = check_generator(state, "prioritized", "by priority")
+        generator = check_generator(state, self.kind, "by priority")
         num_batches, priorities = state.get("num_batches"), state.get("priorities")
         if not isinstance(num_batches, int) or num_batches < 0 or not isinstance(priorities, Mapping):
             raise OptionError("The state that the sampler is to go on from holds no priorities.")
         self._check_process()
-        if self._source is not None:
+        if self._source is None:
+            check_no_state(state.get("rows"))
+        else:
             self._source.load(state.get("rows"))
             self._tree.begin_anew()
         self._tree.load(priorities, snapshot)
@@ -220,6 +221,9 @@ def values_of(name: str, value: Any) -> NDArray[np.float64]:
         if hasattr(value, "detach"):
             value = value.detach().cpu()
             value = (value.float() if value.dtype.itemsize < 4 else value).numpy()  # NumPy has no bfloat16
-        return np.require(value, np.float64, ("C", "W"))
+        array = np.asarray(value)
+        if array.dtype.kind == "c":
+            raise TypeError("it is complex")
+        return np.require(array, np.float64, ("C", "W"))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ColumnError(f"{name} is a {type(value).__name__}, expected one number a row: {error}.") from None

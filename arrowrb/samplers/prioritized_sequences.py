@@ -60,6 +60,8 @@ class PrioritizedSequences:
 class PrioritizedSequencesStream(PrioritizedStream):
     """Draws of starts by priority, and their priorities."""
 
+    kind = "prioritized sequences"
+
     def __init__(self, strategy: PrioritizedSequences, seed: int | None, source: Source | None = None) -> None:
         self._eta = strategy.eta
         self.chains = Chains()

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
 from ..engine import Located, Snapshot
-from ..engine.tables import ORDINAL
-from ..errors import OptionError, QueryError, RowError
-from ..rows import SHARD_SHIFT
+from ..errors import OptionError, QueryError
 from .sources import Both, Choose, Listed, News, Source, nothing_to_draw
 from .strategy import Stream
 from .sum_tree import SumTree
@@ -30,9 +28,11 @@ class Question(Protocol):
     """A question in SQL about the transitions of a store.
 
     Attributes:
+        text: in SQL.
         steady: what it says of a row never changes, so that it need only be asked about rows that are new.
     """
 
+    text: str
     steady: bool
 
     def ask(self, since: Sequence[int], until: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -108,7 +108,7 @@ class Where:
 
     def __post_init__(self) -> None:
         _check("condition", self.condition, self.every)
-        if not isinstance(self.strategy, FromRows | Within):
+        if isinstance(self.strategy, type) or not isinstance(self.strategy, FromRows | Within):
             raise OptionError(f"strategy is {self.strategy!r}, which cannot be restricted by a condition.")
 
     def start_asking(self, seed: int | None, pose: Pose) -> Stream:
@@ -141,7 +141,7 @@ class Weighted:
 
     def __post_init__(self) -> None:
         _check("query", self.query, self.every)
-        if not isinstance(self.strategy, FromRows):
+        if isinstance(self.strategy, type) or not isinstance(self.strategy, FromRows):
             raise OptionError(f"strategy is {self.strategy!r}, which has weights of its own.")
 
     def start_asking(self, seed: int | None, pose: Pose) -> Stream:
@@ -151,40 +151,64 @@ class Weighted:
         return strategy.start_from(seed, lambda own: WeightedRows(own, question, every))
 
 
-class _Timetable:
-    """When a question is asked, and of which rows."""
+class _Due(NamedTuple):
+    """Of which rows a question is to be asked: from where on, how far, and how many were committed by then."""
 
-    def __init__(self, every: int) -> None:
+    since: Marks
+    until: Marks
+    committed: int
+
+
+class _Timetable:
+    """When a question is asked, and of which rows. It has been once `note` says so: what fails is asked again.
+
+    Args:
+        text: the question.
+        every: see `Where`.
+    """
+
+    def __init__(self, text: str, every: int) -> None:
+        self._text = text
         self._every = every
         self._asked: tuple[Marks, int] | None = None  # how far, and how many transitions had been committed then
         self._again: tuple[Marks, int] | None = None  # as far as it is to be asked the next time
 
-    def due(self, snapshot: Snapshot) -> tuple[Marks, Marks] | None:
-        """How far it was asked before, and how far to ask now; None if it is not time yet."""
+    def due(self, snapshot: Snapshot) -> _Due | None:
+        """What to ask now; None if it is not time yet."""
         marks = [record.watermark for record in snapshot.records]
         committed = sum(record.num_transitions for record in snapshot.records)
         if self._again is None and self._asked is not None and committed - self._asked[1] < self._every:
             return None
         since = [] if self._asked is None else self._asked[0]
-        self._asked, self._again = self._again or (marks, committed), None
-        return since + [0] * (len(marks) - len(since)), self._asked[0]
+        return _Due(since + [0] * (len(marks) - len(since)), *(self._again or (marks, committed)))
+
+    def note(self, due: _Due) -> None:
+        """It was asked."""
+        self._asked, self._again = (due.until, due.committed), None
 
     def save(self) -> Any:
-        """A plain value; None if nothing was asked yet."""
-        return None if self._asked is None else [list(self._asked[0]), self._asked[1]]
+        """Plain values: the question, and how far it was asked; None if it was not yet."""
+        asked = self._again if self._asked is None else self._asked
+        return {"question": self._text, "asked": None if asked is None else [list(asked[0]), asked[1]]}
 
     def load(self, state: Any) -> None:
         """Ask anew, as far as it was asked then."""
-        self._asked, self._again = None, None
-        if state is None:
-            return
-        whole = isinstance(state, list | tuple) and len(state) == 2 and isinstance(state[0], list | tuple)
-        if not whole or not all(isinstance(each, int) and each >= 0 for each in (*state[0], state[1])):
+        question = state.get("question") if isinstance(state, dict) else None
+        if question != self._text:
             raise OptionError(
-                f"The state that the sampler is to go on from says {state!r} of its question, expected how far it was "
-                "asked. Make it with the strategy that it had."
+                f"The sampler draws what {self._text!r} says, but the state that it is to go on from is of "
+                f"{'one that asks nothing' if question is None else repr(question)}. Make it with the strategy that it "
+                "had."
             )
-        self._again = list(state[0]), state[1]
+        asked = state.get("asked")
+        whole = isinstance(asked, list | tuple) and len(asked) == 2 and isinstance(asked[0], list | tuple)
+        if asked is not None and not (
+            whole and all(isinstance(each, int) and each >= 0 for each in (*asked[0], asked[1]))
+        ):
+            raise OptionError(
+                f"The state that the sampler is to go on from is damaged: it was asked as far as {asked!r}."
+            )
+        self._asked, self._again = None, None if asked is None else (list(asked[0]), asked[1])
 
 
 class Matching:
@@ -192,7 +216,7 @@ class Matching:
 
     def __init__(self, question: Question, every: int) -> None:
         self._question = question
-        self._timetable = _Timetable(every)
+        self._timetable = _Timetable(question.text, every)
         self._anew = False
 
     def save(self) -> Any:
@@ -209,11 +233,12 @@ class Matching:
         due = self._timetable.due(snapshot)
         if due is None:
             return News()
-        (since, until), anew = due, self._anew or not self._question.steady
-        self._anew = False
-        row_ids, _ = self._question.ask([0] * len(until) if anew else since, until)
+        anew = self._anew or not self._question.steady
+        row_ids, _ = self._question.ask([0] * len(due.until) if anew else due.since, due.until)
         rows = snapshot.find(row_ids)
         found = {slot: rows.positions[rows.slots == slot].astype(np.int32) for slot in np.unique(rows.slots).tolist()}
+        self._timetable.note(due)
+        self._anew = False
         return News(found, anew)
 
 
@@ -230,7 +255,7 @@ class WeightedRows:
 
     def __init__(self, own: Source | None, question: Question, every: int) -> None:
         self._question = question
-        self._timetable = _Timetable(every)
+        self._timetable = _Timetable(question.text, every)
         self._tree = SumTree(1.0, source=own, newest=0.0)
         self._named = np.zeros(0, np.int64)
 
@@ -246,7 +271,8 @@ class WeightedRows:
         """Draw rows by weight, with replacement."""
         due = self._timetable.due(snapshot)
         if due is not None:
-            self._weigh(snapshot, due[1])
+            self._weigh(snapshot, due.until)
+            self._timetable.note(due)
         located, _, _ = self._tree.draw(snapshot, state, count, hot_only=tiers == "hot")
         if located.row_ids.size < count:
             raise nothing_to_draw(snapshot, "The query gives no transition (that can be drawn) a weight above 0.")
@@ -268,15 +294,7 @@ class WeightedRows:
             raise QueryError(
                 f"The query names row {row_ids[twice[0]]} twice. Give each row one weight: GROUP BY row_id."
             )
-        try:
-            there = snapshot.find(row_ids)
-        except RowError as error:
-            raise QueryError(f"The query gives a weight to what is drawn by nobody. {error}") from None
-        ordinals = snapshot.read(there, [(ORDINAL, 0)])[ORDINAL, 0]
-        known = ordinals <= np.array(until, np.int64)[there.row_ids >> SHARD_SHIFT]
-        named = np.ascontiguousarray(there.row_ids[known])
-        raw = np.ascontiguousarray(raw[np.searchsorted(row_ids, named)])
-        gone = np.setdiff1d(self._named, named, assume_unique=True)
+        gone = np.setdiff1d(self._named, row_ids, assume_unique=True)
         self._tree.update(snapshot, gone, np.zeros(gone.size, np.float32))
-        self._tree.update(snapshot, named, raw)
-        self._named = named
+        self._tree.update(snapshot, row_ids, raw)
+        self._named = row_ids

@@ -54,8 +54,8 @@ class Drawn(NamedTuple):
         stops = accumulate(sizes)
         return [self.part(slice(stop - size, stop)) for size, stop in zip(sizes, stops, strict=True)]
 
-    def part(self, part: slice) -> Drawn:
-        """Some of the rows."""
+    def part(self, part: slice | NDArray[np.int64]) -> Drawn:
+        """Some of the rows; by places copies, else views."""
         return Drawn(
             Located(self.rows.slots[part], self.rows.positions[part], self.rows.row_ids[part]),
             {name: each[part] for name, each in self.columns.items()},

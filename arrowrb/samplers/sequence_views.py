@@ -94,7 +94,11 @@ class SequenceView:
     @property
     def needs(self) -> Mapping[str, Need]:
         """Steps are counted from 0 in an episode; a tail goes by how the step before it ended."""
-        names = ["step", *(["terminated"] if self.tails else [])]
+        names = ["step"]
+        if self.tails:
+            names.append("terminated")
+        if self.arrival:
+            names.append("episode_id")
         if self.return_to_go is not None:
             names += [REWARD, "episode_id"]
         needs = {name: Need(name, Place(ROW, (self.length,))) for name in names}
@@ -201,12 +205,16 @@ class SequenceView:
             rewards = needed[ARRIVED].copy()
             if reward.dtype == "bfloat16":
                 rewards = widened(rewards)
-            nothing = is_first.copy()
-            nothing[:, 0] |= late
+            nothing = np.zeros(is_first.shape, np.bool_)  # whose reward is not there
+            nothing[:, 0] = late
+            nothing[:, 1:] = np.diff(needed["episode_id"], axis=1) != 0
+            valid = ~nothing | is_first
+            nothing |= is_first
             if flags is not None:
                 nothing |= flags & kernels.THERE == 0
+                valid &= flags & kernels.THERE != 0
             rewards[nothing] = 0
-            columns[REWARD] = rewards
+            columns |= {REWARD: rewards, f"{REWARD}.valid": valid}
         if ends is not None and self.return_to_go is not None:
             acts = np.ones(is_first.shape, np.bool_) if flags is None else flags & kernels.ACTS != 0
             follows = np.zeros(acts.shape, np.bool_)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from ..engine import Located, Snapshot
 from ..errors import EmptyError, OptionError
 from .chains import Chains
 from .reading import Drawn
+from .searching import all_transitions, draw_fitting
 from .sequence_views import SequenceView
 from .sources import AllRows, Beginnings, Choose, Listed, Rows, Source, nothing_to_draw
 from .starts import Starts
@@ -20,7 +21,6 @@ from .strategy import check_generator, generator_state
 OVER: Final = ("starts", "episodes")
 ALIGNMENTS: Final = ("departure", "arrival")
 _MOST_STEPS: Final = 1 << 20
-_MOST_MISSES: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Sequences:
             terminated. It counts as one of ``length``, but no sequence begins with it.
         reward_alignment: ``"departure"``: a step has the reward that its action led to; ``"arrival"``: that which came
             with its observation, 0 at the first step of an episode. The last reward of an episode then comes with its
-            tail.
+            tail. ``reward.valid``, bool[batch_size, steps], is false where that which came is not there any more.
         first_only: columns that are read of the first step alone, [batch_size, *shape]: the state of a recurrent
             policy, of which a sequence needs no other.
     """
@@ -82,7 +82,8 @@ class Sequences:
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}, expected True or False.")
         names: Any = self.first_only
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        several = isinstance(names, tuple | list | set | frozenset)
+        if not several or not all(isinstance(name, str) for name in names):
             raise OptionError(f"first_only is {names!r}, expected names of columns, such as ('state',).")
         object.__setattr__(self, "first_only", tuple(names))
         if self.across_episodes and self.over == "episodes":
@@ -148,7 +149,7 @@ class SequencesStream:
     def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Drawn:
         """Choose the first steps of ``count`` sequences."""
         if self._strategy.across_episodes and self._strategy.strict:
-            return Drawn(self._draw_across(snapshot, count, tiers))
+            return self._draw_across(snapshot, count, tiers)
         if self._starts is None:
             return Drawn(self._rows.draw(snapshot, self._state, count, tiers=tiers))
         by_episode, hot_only = self._strategy.over == "episodes", tiers == "hot"
@@ -157,20 +158,26 @@ class SequencesStream:
             raise self._nothing(snapshot)
         return Drawn(rows)
 
-    def _draw_across(self, snapshot: Snapshot, count: int, tiers: str) -> Located:
+    def _draw_across(self, snapshot: Snapshot, count: int, tiers: str) -> Drawn:
         """Steps behind which their lanes have enough others: nearly all, so that the rest is drawn anew."""
-        found: list[Drawn] = []
-        have, misses, strategy = 0, 0, self._strategy
-        while have < count:
-            rows = self._rows.draw(snapshot, self._state, count, tiers=tiers)
+
+        def fitting(rows: Located) -> Drawn:
             steps = self.chains.forward(snapshot, rows, strategy.length, across=True, tails=strategy.tails)
-            right = np.flatnonzero(steps.counts == strategy.length)[: count - have]
-            found.append(Drawn(Located(rows.slots[right], rows.positions[right], rows.row_ids[right])))
-            have += right.size
-            misses = 0 if right.size else misses + 1
-            if misses == _MOST_MISSES:
-                raise self._nothing(snapshot)
-        return Drawn.joined(found).rows
+            return Drawn(rows).part(np.flatnonzero(steps.counts == strategy.length))
+
+        def trial(missing: int) -> Drawn:
+            return fitting(self._rows.draw(snapshot, self._state, missing, tiers=tiers))
+
+        def every() -> Iterator[Drawn]:
+            if not isinstance(self._rows, AllRows):
+                return iter(())  # some rows, each as likely as its weight says
+            return (fitting(rows) for rows in all_transitions(snapshot, tiers=tiers))
+
+        strategy = self._strategy
+        drawn = draw_fitting(self._state, count, trial, every)
+        if drawn is None:
+            raise self._nothing(snapshot)
+        return drawn
 
     def _listed(self, own: Source | None) -> Rows:
         return Listed(own, self._why()) if own is not None else AllRows()
@@ -191,5 +198,6 @@ class SequencesStream:
 
     def load(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:  # noqa: ARG002
         """Go on from a state that `save` gave."""
-        self._state[:] = check_generator(state, "sequences", "sequences")
+        generator = check_generator(state, "sequences", "sequences")
         self._rows.load(state.get("rows"))
+        self._state[:] = generator

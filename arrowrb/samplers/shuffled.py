@@ -111,7 +111,7 @@ class ShuffledStream:
         if snapshot.num_transitions == 0 and self._epoch is None:
             raise EmptyError("There is no transition to sample: the store is empty. Collect or extend first.")
         for _ in range(_MOST_SKIPPED):
-            if self._epoch is None and self._num_begun == self._strategy.epochs:
+            if self._epoch is None and self._strategy.epochs is not None and self._num_begun >= self._strategy.epochs:
                 return Drawn(Located.empty(0))
             if self._epoch is None:
                 self._epoch, self._num_begun = self._begin(snapshot, tiers), self._num_begun + 1

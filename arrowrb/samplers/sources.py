@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..engine import Located, Snapshot
 from ..engine.tables import KIND, STEP
-from ..errors import EmptyError
+from ..errors import EmptyError, OptionError
 from ..rows import Kind
 from .chains import Chains, Key, nobody
 
@@ -81,6 +81,19 @@ Choose = Callable[[Source | None], Rows]
 """Makes rows to draw from, out of those that a strategy can begin with (None: out of all)."""
 
 
+def check_no_state(state: Any) -> None:
+    """That a state is one of rows that depend on nothing.
+
+    Raises:
+        OptionError: if it is not.
+    """
+    if state is not None:
+        raise OptionError(
+            "The sampler draws from all rows, but the state that it is to go on from is of one that asks for some by "
+            "SQL, or draws from a pool of row groups. Make it with the strategy that it had."
+        )
+
+
 class AllRows:
     """All transitions."""
 
@@ -96,6 +109,7 @@ class AllRows:
 
     def load(self, state: Any) -> None:
         """Nothing."""
+        check_no_state(state)
 
 
 def all_rows(own: Source | None) -> Rows:
@@ -127,6 +141,7 @@ class Beginnings:
 
     def load(self, state: Any) -> None:
         """Nothing."""
+        check_no_state(state)
 
     def follow(self, snapshot: Snapshot) -> News:
         """The starts to which the last of their steps has come."""
@@ -178,6 +193,8 @@ class Both:
     def __init__(self, one: Source, other: Source) -> None:
         self._sources = (one, other)
         self._flags: dict[Key, NDArray[np.uint8]] = {}
+        self._found: dict[Key, list[Positions]] = {}  # what has not been told yet
+        self._anew = False
 
     def save(self) -> Any:
         """Those of the two."""
@@ -185,7 +202,8 @@ class Both:
 
     def load(self, state: Any) -> None:
         """As they were."""
-        for source, each in zip(self._sources, state, strict=True):
+        states = state if isinstance(state, list) and len(state) == 2 else [None, None]
+        for source, each in zip(self._sources, states, strict=True):
             source.load(each)
 
     def follow(self, snapshot: Snapshot) -> News:
@@ -193,26 +211,26 @@ class Both:
         views = snapshot.layout.views
         keys = [(view.shard, view.entry.number) for view in views]
         self._flags = {key: self._flags[key] for key in keys if key in self._flags}
-        news = News()
-        found: dict[int, list[Positions]] = {}
-        every = [source.follow(snapshot) for source in self._sources]
-        for place, told in enumerate(every):
+        for place, source in enumerate(self._sources):
+            told = source.follow(snapshot)
             if told.anew:
-                news.anew = True
+                self._anew = True
                 for key in self._flags:
                     self._flags[key] &= np.uint8(~(1 << place) & 0xFF)
-        for place, told in enumerate(every):
             for slot, positions in told.rows.items():
                 flags = self._flags.setdefault(keys[slot], np.zeros(views[slot].entry.rows, np.uint8))
                 both = np.empty(positions.size, np.int32)
                 address = flags.__array_interface__["data"][0]
                 count = kernels.mark_rows(address, np.uint8(1 << place), positions, both)
-                found.setdefault(slot, []).append(both[:count])
+                self._found.setdefault(keys[slot], []).append(both[:count])
+        news, found = News(anew=self._anew), self._found
+        self._found, self._anew = {}, False
         if news.anew:
             held = {slot: np.flatnonzero(self._flags[key] == 3) for slot, key in enumerate(keys) if key in self._flags}
             news.rows = {slot: positions.astype(np.int32) for slot, positions in held.items() if positions.size}
         else:
-            news.rows = {slot: np.concatenate(parts) for slot, parts in found.items() if any(map(len, parts))}
+            parts = {slot: found[key] for slot, key in enumerate(keys) if key in found}
+            news.rows = {slot: np.concatenate(each) for slot, each in parts.items() if any(map(len, each))}
         return news
 
 

@@ -113,7 +113,7 @@ class Strategy(Protocol):
 
 def check_tiers(tiers: object) -> str:
     """Which tiers to draw from, checked."""
-    if tiers not in ("all", "hot"):
+    if not isinstance(tiers, str) or tiers not in ("all", "hot"):
         raise OptionError(f'tiers is {tiers!r}, expected "all" or "hot".')
     return str(tiers)
 

@@ -36,8 +36,9 @@ class _UniformStream:
 
     def load(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:  # noqa: ARG002
         """Go on from a state that `save` gave."""
-        self._state[:] = check_generator(state, "uniform", "uniformly")
+        generator = check_generator(state, "uniform", "uniformly")
         self._rows.load(state.get("rows"))
+        self._state[:] = generator
 
 
 @dataclass(frozen=True, slots=True)

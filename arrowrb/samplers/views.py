@@ -266,9 +266,13 @@ def check_view(
                 f"windows[{name!r}] is {span!r}, expected (first, stop): steps beside the row's own, such as (-1, 1)."
             )
         _columns_of(schema, name, None)
-    both = sorted(set(stacks) & set(spans) | ({REWARD} & set(spans) if n_step is not None else set()))
-    if both:
-        raise OptionError(f"windows has {both[0]!r}, which another option reads otherwise. Leave it out of one.")
+    taken = {REWARD, "terminated", "truncated"} if n_step is not None else set()
+    for option, names, owner in (("frame_stack", stacks, "observation"), ("windows", spans, None)):
+        for name in names:
+            columns = set(_columns_of(schema, name, owner))
+            if columns & taken:
+                raise OptionError(f"{option} has {name!r}, which another one reads otherwise. Leave it out of one.")
+            taken |= columns
     return View(
         None if n_step is None else int(n_step),
         discount,

@@ -7,24 +7,23 @@ of them, so that all that remain are as likely as they were beside each other.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engine import Located, Snapshot
-from ..errors import OptionError
-from .history import WholeHistory
+from ..errors import EmptyError, OptionError
+from .history import NO_HISTORY, WholeHistory
 from .prioritized import Prioritized, PrioritizedStream
 from .prioritized_sequences import PrioritizedSequences
 from .questions import FromRows, Weighted, Where
 from .reading import Drawn
+from .searching import draw_fitting
 from .sequences import Sequences
 from .sources import Choose, Rows, Source, all_rows
 from .strategy import Stream
 from .views import View
-
-_MOST_MISSES: Final = 1000
 
 
 class _WholeRows:
@@ -37,17 +36,15 @@ class _WholeRows:
 
     def draw(self, snapshot: Snapshot, state: NDArray[np.uint64], count: int, *, tiers: str) -> Located:
         """Draw rows as the set does, and others for those that have not."""
-        found: list[Drawn] = []
-        have = misses = 0
-        while have < count:
-            rows = self._rows.draw(snapshot, state, count - have, tiers=tiers)
-            right = self._history.keep(snapshot, rows)
-            found.append(Drawn(Located(rows.slots[right], rows.positions[right], rows.row_ids[right])))
-            have += right.size
-            misses = 0 if right.size else misses + 1
-            if misses == _MOST_MISSES:
-                raise self._history.refuse_nothing()
-        return Drawn.joined(found).rows
+
+        def trial(missing: int) -> Drawn:
+            rows = self._rows.draw(snapshot, state, missing, tiers=tiers)
+            return Drawn(rows).part(self._history.keep(snapshot, rows))
+
+        drawn = draw_fitting(state, count, trial, lambda: ())
+        if drawn is None:
+            raise EmptyError(NO_HISTORY)
+        return drawn.rows
 
     def save(self) -> Any:
         """That of the set."""

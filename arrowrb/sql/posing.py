@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..engine import Engine
-from ..errors import QueryError
+from ..engine.tables import ORDINAL
+from ..errors import QueryError, RowError
 from ..rows import SHARD_SHIFT
 from . import database
 from .guard import nodes
@@ -48,18 +49,19 @@ class Condition:
     """Transitions that meet a condition.
 
     Attributes:
+        text: the condition.
         steady: what it says of a row never changes: it goes by nothing else than the row.
     """
 
     def __init__(self, engine: Engine, text: str) -> None:
         check_condition(text)
         self._engine = engine
-        self._text = text
+        self.text = text
         self.steady = _is_steady(text)
         run(engine, self._query("false"))  # unknown columns are told now
 
     def _query(self, bounds: str) -> str:
-        return f"SELECT row_id FROM transitions WHERE ({bounds}) AND (\n{self._text}\n)"
+        return f"SELECT row_id FROM transitions WHERE ({bounds}) AND (\n{self.text}\n)"
 
     def ask(self, since: Sequence[int], until: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Row ids of those with ordinals in these bounds, which are excluded and included; the weights are 1."""
@@ -68,13 +70,17 @@ class Condition:
 
 
 class Weighting:
-    """Rows and weights of a query, which is asked as a whole."""
+    """Rows and weights of a query, which is asked as a whole.
+
+    Attributes:
+        text: the query.
+    """
 
     steady = False
 
     def __init__(self, engine: Engine, text: str) -> None:
         self._engine = engine
-        self._text = text
+        self.text = text
         columns = run(engine, text).columns
         missing = [name for name in ("row_id", "weight") if name not in columns]
         if missing:
@@ -83,11 +89,25 @@ class Weighting:
     def ask(
         self,
         since: Sequence[int],  # noqa: ARG002
-        until: Sequence[int],  # noqa: ARG002
+        until: Sequence[int],
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """All row ids and weights."""
-        table = run(self._engine, self._text).arrow()
-        return _numbers(table, "row_id", np.int64), _numbers(table, "weight", np.float64)
+        """Row ids and weights of those with ordinals up to ``until``; the query sees newer rows, too.
+
+        Raises:
+            QueryError: if it names what is no transition.
+        """
+        table = run(self._engine, self.text).arrow()
+        row_ids, weights = _numbers(table, "row_id", np.int64), _numbers(table, "weight", np.float64)
+        snapshot = self._engine.snapshot()  # has all that the query saw, but for what went since
+        try:
+            there = snapshot.find(row_ids)
+        except RowError as error:
+            raise QueryError(f"The query gives a weight to what is drawn by nobody. {error}") from None
+        most = np.zeros(len(snapshot.records), np.int64)
+        most[: len(until)] = until
+        old = snapshot.read(there, [(ORDINAL, 0)])[ORDINAL, 0] <= most[there.row_ids >> SHARD_SHIFT]
+        named = np.isin(row_ids, there.row_ids[old])
+        return row_ids[named], weights[named]
 
 
 def _bounds(since: Sequence[int], until: Sequence[int]) -> str:
