@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ class BatchDataset(IterableDataset[Any]):
     Each worker of the DataLoader opens the store for reading and draws batches of its own, by a seed that follows from
     ``seed`` and its number. Without workers they are drawn in this process. A store that is written to meanwhile is
     followed. Start workers by spawn: ``multiprocessing_context="spawn"``; a strategy with functions must be importable.
+    `Shuffled` takes one worker at most.
 
     Each pass over the dataset draws other batches; with a ``seed`` those of a pass are the same in each run. Workers
     that a DataLoader starts anew for each pass have to be told which one it is: see `set_epoch`.
@@ -42,6 +44,10 @@ class BatchDataset(IterableDataset[Any]):
         **options: Any,
     ) -> None:
         super().__init__()
+        known = inspect.signature(Store.sampler).parameters
+        unknown = [option for option in options if option not in known or option == "strategy"]
+        if unknown:
+            raise OptionError(f"{unknown[0]!r} is no option of Store.sampler, expected one of {', '.join(known)}.")
         if "name" in options:
             raise OptionError("name is of no use here: workers keep no priorities. Use Store.sampler.")
         self._path = Path(path).absolute()

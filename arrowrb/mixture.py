@@ -191,6 +191,8 @@ def _joined(batches: Sequence[tuple[int, Any]], source: Any) -> dict[str, Any]:
     for number, batch in batches:
         if not isinstance(batch, dict):
             raise ColumnError(f"Part {number} gives a {type(batch).__name__}, expected dicts: transform the mixture's.")
+        if "row_id" not in batch:
+            raise ColumnError(f"The transform of part {number} leaves out row_id, by which the mixture counts rows.")
     names = list(dict.fromkeys(name for _, batch in batches for name in batch))
     joined: dict[str, Any] = {}
     for name in names:

@@ -24,9 +24,13 @@ class NamedSamplers:
         Raises:
             OptionError: if it is.
         """
-        if sampler.name is not None and checkpoints.check_name(sampler.name) in self._live:
+        if sampler.name is None:
+            return
+        other = self._live.get(checkpoints.check_name(sampler.name))
+        if other is not None and not other.closed:
             raise OptionError(
-                f"name is {sampler.name!r}, which another sampler of this store has. Choose another name."
+                f"name is {sampler.name!r}, which another sampler of this store has. Close that one first, or choose "
+                "another name."
             )
 
     def add(self, sampler: Sampler) -> None:
@@ -42,12 +46,15 @@ class NamedSamplers:
 
     def save(self) -> dict[str, Any]:
         """The states of all, those that wait included."""
-        return {**self._waiting, **{name: sampler.state_dict() for name, sampler in self._live.items()}}
+        return {**self._waiting, **{name: sampler.state_dict() for name, sampler in self._open()}}
+
+    def _open(self) -> list[tuple[str, Sampler]]:
+        return [(name, sampler) for name, sampler in self._live.items() if not sampler.closed]
 
     def load(self, states: Mapping[str, Any]) -> None:
         """Let those that are there go on from these states, and the others when they are made."""
         states = dict(states)
-        for name, sampler in self._live.items():
+        for name, sampler in self._open():
             if name in states:
                 sampler.load_state_dict(states.pop(name))
         self._waiting = states

@@ -61,7 +61,7 @@ def _encode(value: Any, root: str, path: tuple[str, ...], tensors: dict[str, Any
     if isinstance(value, list):
         return [_encode(each, root, (*path, str(i)), tensors) for i, each in enumerate(value)]
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        raise OptionError(f"{place} is a named tuple, {type(value).__name__}. Give value._asdict(), or tuple(value).")
+        raise OptionError(f"{place} is a named tuple, {type(value).__name__}. Give tuple(value).")
     if isinstance(value, tuple):
         items = [_encode(each, root, (*path, str(i)), tensors) for i, each in enumerate(value)]
         return {_MARK: "tuple", "items": items}

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Engine, Located, SampleLog, Snapshot
+from .engine import Engine, Located, SampleLog, SamplerFolder, Snapshot
 from .errors import EmptyError, OptionError, RowError, UsageError
 from .info import SamplerInfo
 from .loader import Ahead, Batch, BatchReader, as_row_ids
@@ -38,10 +38,10 @@ class _Rest(NamedTuple):
         return cls(drawn.rows.row_ids.copy(), drawn.columns, drawn.hidden, sizes)
 
 
-def check_batch_size(value: Any) -> int:
+def check_batch_size(value: Any, name: str = "batch_size") -> int:
     """A number of rows, checked."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= _MOST_ROWS:
-        raise OptionError(f"batch_size is {value!r}, expected a whole number of 1 to {_MOST_ROWS:,}.")
+        raise OptionError(f"{name} is {value!r}, expected a whole number of 1 to {_MOST_ROWS:,}.")
     return int(value)
 
 
@@ -122,10 +122,39 @@ class Sampler:
         self._fewest = (self.prefetch + 1) // 2 if prefetch else -1  # with no more than so many, others are drawn
         self._tally = Tally(engine)
         self._log: SampleLog | None = None
+        self._folder: SamplerFolder | None = None
+        self.closed = False
 
-    def keep_log(self, log: SampleLog) -> None:
+    def keep_in(self, folder: SamplerFolder, log: SampleLog | None) -> None:
         """Not for users: see `Store.sampler`."""
-        self._log = log
+        self._folder, self._log = folder, log
+
+    def __enter__(self) -> Sampler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of its name, and of what it has drawn ahead. May be called again.
+
+        Another sampler of that name may be made then, which goes on with the same priorities and log. A sampler that
+        nobody holds any more is closed by itself.
+        """
+        self._drop()
+        self.closed = True
+        self._ahead = None
+        if self._folder is not None:
+            self._folder.close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise UsageError("The sampler is closed. Make another one with Store.sampler.")
+
+    @property
+    def reading(self) -> str:
+        """How batches are read, in words; not for users."""
+        return self._reader.reading
 
     @property
     def num_logged(self) -> int:
@@ -145,12 +174,17 @@ class Sampler:
 
         Raises:
             RowError: if it is not in the log, or a row of it is no longer there.
-            OptionError: if there is no name, or another strategy has drawn it.
+            OptionError: if there is no name, or the batch was drawn by another strategy, or read with other options.
         """
         name = self.name if name is None else name
         if name is None:
             raise OptionError("The sampler has no name, and so no log. Give the name of the one that drew the batch.")
         logged, snapshot = self._engine.logged_batch(name, batch)
+        if logged.reading not in ("", self._reader.reading):
+            raise OptionError(
+                f"Batch {batch:,} of sampler {name!r} was read by {logged.reading}, but this one reads by "
+                f"{self._reader.reading}. Make it with the strategy and options of that one."
+            )
         try:
             rows = snapshot.locate(logged.row_ids)
         except RowError:
@@ -195,7 +229,8 @@ class Sampler:
         Raises:
             OptionError: if it had another strategy or batch size.
         """
-        state = state if isinstance(state, Mapping) else {}
+        if not isinstance(state, Mapping) or "stream" not in state:
+            raise OptionError("The state is none of a sampler, expected what Sampler.state_dict returned.")
         ahead = state.get("ahead")
         if state.get("batch_size") != self.batch_size or not isinstance(ahead, np.ndarray):
             raise OptionError(
@@ -239,6 +274,8 @@ class Sampler:
 
     def _next(self) -> Batch:
         """The next batch; `_END` at the end of a strategy that has one."""
+        if self.closed:
+            self._check_open()
         if not self._ready or self._num_ahead <= self._fewest:
             snapshot = self._engine.snapshot()
             if self.prefetch == 0 and not self._ready and self._restored is None:
@@ -293,6 +330,7 @@ class Sampler:
 
     def draw(self, count: int) -> Drawn:
         """Rows for a batch; not for users."""
+        self._check_open()
         snapshot = self._engine.snapshot()
         if self._restored is not None:
             (rest, sizes), self._restored = self._still_there(snapshot, self._restored), None
@@ -444,6 +482,7 @@ class Sampler:
             RowError: if a row id names no transition.
             ColumnError: if there is not one finite number a row.
         """
+        self._check_open()
         if self._learning is None:
             raise UsageError("The sampler keeps no priorities. Make it with a strategy such as arrowrb.Prioritized().")
         self._learning.update(self._engine.snapshot(), as_row_ids(row_ids), td_error, priority, mask)

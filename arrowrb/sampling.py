@@ -117,7 +117,7 @@ class Sampling:
             EmptyError: if there is no transition.
         """
         snapshot = self._engine.snapshot()
-        rows, ends = newest_rows(snapshot, check_batch_size(count))
+        rows, ends = newest_rows(snapshot, check_batch_size(count, "count"))
         return self._loader(columns, float64, device).load(snapshot, Reading({ROW: rows}, {"run_end": ends}))
 
     def watermark(self) -> Watermark:
@@ -186,8 +186,8 @@ class Sampling:
         hindsight ``n_step`` sums the rewards of that goal, up to a step that reaches it.
 
         Args:
-            strategy: how to draw: `Uniform()`, the default, `Prioritized(...)`, `Sequences(...)`,
-                `PrioritizedSequences(...)`, `Hindsight(...)`, `Where(...)` or `Weighted(...)`.
+            strategy: how to draw: `Uniform()`, the default, `Shuffled(...)`, `Prioritized(...)`, `Sequences(...)`,
+                `PrioritizedSequences(...)`, `Episodes(...)`, `Hindsight(...)`, `Where(...)` or `Weighted(...)`.
             batch_size: transitions a batch, or sequences.
             columns: see `sample`; likewise `float64`, `device` and `tiers`.
             float64: see `sample`.
@@ -301,8 +301,8 @@ class Sampling:
         try:
             if isinstance(stream, Learning):
                 stream.keep_in(PriorityFiles(folder))
-            if log:
-                sampler.keep_log(SampleLog(folder, None if log is True else int(log)))
+            kept = SampleLog(folder, None if log is True else int(log), sampler.reading) if log else None
+            sampler.keep_in(folder, kept)
         except BaseException:
             folder.close()  # not when the error goes, which somebody may hold
             raise

@@ -108,8 +108,8 @@ def update(network: Network, target: Network, optimizer: torch.optim.Optimizer, 
         reward, terminated = batch["reward"][:, :-1].float(), batch["terminated"][:, :-1]
         wanted = reward + GAMMA * ~terminated * behind
     chosen = values[:, :-1].gather(2, batch["action"][:, :-1, None]).squeeze(2)
-    # What warms up is not learned from, nor is what is not there, nor the bootstrap step.
-    counts = batch["mask"][:, :-1] & batch["mask"][:, 1:] & ~batch["is_burn_in"][:, :-1]
+    # What warms up is not learned from, nor is what is not there.
+    counts = (batch["mask"] & ~batch["is_burn_in"])[:, :-1]
     td_error = (wanted - chosen) * counts
     loss = (batch["weight"][:, None] * td_error.square()).sum() / counts.sum()
     optimizer.zero_grad()

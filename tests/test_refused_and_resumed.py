@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -388,3 +389,95 @@ def test_passes_of_a_dataset(tmp_path: Path) -> None:
     assert [batch["row_id"].tolist() for batch in dataset] == passes[0]
     with pytest.raises(OptionError, match="epoch is -1"):
         dataset.set_epoch(-1)
+
+
+def test_extras_that_batches_have_names_for(tmp_path: Path) -> None:
+    for name in ("length", "Source", "run_end", "action_is_pad"):
+        with pytest.raises(arrowrb.SchemaError, match="a name that samplers use"):
+            arrowrb.Schema.from_spaces(BOX, gym.spaces.Discrete(5), extras={name: "float32"})
+    plain = arrowrb.Schema.from_spaces(BOX, gym.spaces.Discrete(5), extras={"lengths": "float32"})
+    told = json.loads(json.dumps(plain.to_json()).replace("lengths", "length"))
+    old = arrowrb.Schema.from_json(told)  # of a store of long ago
+    with Store.create(tmp_path / "store", old) as store:
+        add(store, 50, length=np.arange(50, dtype=np.float32))
+        with pytest.raises(ColumnError, match="'length' is an extra of the store"):
+            store.sampler(arrowrb.Episodes(), batch_size=2).sample()
+        assert store.sampler(arrowrb.Episodes(), batch_size=2, columns=["reward"]).sample()["length"].shape == (2,)
+        assert store.sample(2)["length"].dtype == torch.float32
+
+
+def test_closed_samplers(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "store", schema()) as store:
+        add(store, 50)
+        with store.sampler(arrowrb.Prioritized(), batch_size=4, name="a", log=True, prefetch=2, seed=0) as first:
+            ids = first.sample()["row_id"]
+            first.update(ids, priority=np.full(4, 7.0))
+            with pytest.raises(OptionError, match="Close that one first"):
+                store.sampler(batch_size=4, name="a")
+        first.close()
+        calls: list[Callable[[], Any]] = [first.sample, lambda: next(first), lambda: first.update(ids, priority=ids)]
+        for call in calls:
+            with pytest.raises(arrowrb.UsageError, match="The sampler is closed"):
+                call()
+        second = store.sampler(arrowrb.Prioritized(), batch_size=4, name="a", log=True)
+        second.sample()
+        assert second.num_logged == 2
+        store.checkpoint("one")
+        with Store.open(tmp_path / "store") as reader, pytest.raises(arrowrb.LockedError, match="Close it there"):
+            reader.sampler(arrowrb.Prioritized(), batch_size=4, name="a")
+        second.close()
+        with Store.open(tmp_path / "store") as reader:
+            reader.sampler(arrowrb.Prioritized(), batch_size=4, name="a").close()
+
+
+def test_batches_that_were_read_otherwise(tmp_path: Path) -> None:
+    goals = gym.spaces.Dict({"achieved_goal": BOX, "desired_goal": BOX})
+    with Store.create(tmp_path / "store", arrowrb.Schema.from_spaces(goals, gym.spaces.Discrete(5))) as store:
+        seen = {"achieved_goal": np.zeros((60, 2), np.float32), "desired_goal": np.ones((60, 2), np.float32)}
+        add(store, 60, observation=seen, next_observation=seen)
+        made: list[tuple[Any, dict[str, Any]]] = [
+            (arrowrb.Uniform(), {}),
+            (arrowrb.Uniform(), {"n_step": 3}),
+            (arrowrb.Uniform(), {"n_step": 3, "gamma": 0.5}),
+            (arrowrb.Sequences(3), {}),
+            (arrowrb.Sequences(4, strict=False), {}),
+            (arrowrb.Sequences(4, strict=False), {"frame_stack": {"observation": 2}}),
+            (arrowrb.Episodes(complete=False), {}),
+            (arrowrb.Hindsight(lambda a, d: (a - d).sum(1)), {}),
+            (arrowrb.Hindsight(lambda a, d: (a - d).sum(1), goals="final"), {"n_step": 2}),
+        ]
+        batches = []
+        for strategy, options in made:  # all in one log
+            with store.sampler(strategy, batch_size=5, name="a", log=True, seed=0, **options) as sampler:
+                batches.append(sampler.sample())
+        for number, batch in enumerate(batches, start=1):
+            for place, (strategy, options) in enumerate(made, start=1):
+                sampler = store.sampler(strategy, batch_size=5, seed=1, **options)
+                if place == number:
+                    assert torch.equal(sampler.redraw(number, name="a")["reward"], batch["reward"])
+                else:
+                    with pytest.raises(OptionError, match="Make it with the strategy and options of that one"):
+                        sampler.redraw(number, name="a")
+
+
+def test_what_messages_tell(store: Store) -> None:
+    told: list[tuple[Callable[[], Any], str]] = [
+        (lambda: store.sampler(batch_size=2, columns=["discount"]), "'discount' comes with a strategy or option"),
+        (lambda: store.sampler(batch_size=2, frame_stack={"obs": 4}), "expected one of observation"),
+        (lambda: store.sampler(batch_size=2, windows={"next_observation": (0, 2)}), "give 'observation'"),
+        (lambda: store.sampler(batch_size=2, frame_stack={"next_observation": 2}), "give 'observation'"),
+        (lambda: store.sampler(arrowrb.Where("true", arrowrb.Sequences(999)), batch_size=2).sample(), "can draw"),
+        (lambda: arrowrb.Where("true", arrowrb.Episodes()), "Give a value of Uniform"),
+        (lambda: store.sampler(arrowrb.Hindsight(lambda a, _: a), batch_size=2), "has no parts"),
+        (lambda: store.sampler(batch_size=2).load_state_dict({}), "none of a sampler"),
+        (lambda: store.latest(0), "count is 0"),
+        (lambda: store.checkpoint("a", state={"mark": store.watermark()}), r"Give tuple\(value\)"),
+        (lambda: store.sampler(arrowrb.Prioritized(), batch_size=2).update([0]), "not both"),
+        (lambda: arrowrb.BatchDataset("nowhere", batch_size=2, n_steps=3), "'n_steps' is no option"),
+    ]
+    for call, message in told:
+        with pytest.raises(arrowrb.ArrowRBError, match=message):
+            call()
+    bare = store.sampler(batch_size=1, transform=lambda batch: {"reward": batch["reward"]})
+    with pytest.raises(ColumnError, match="leaves out row_id"):
+        arrowrb.Mixture([(bare, 1.0)], batch_size=2).sample()

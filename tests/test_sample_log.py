@@ -339,7 +339,7 @@ def test_strategies_in_turn(tmp_path: Path) -> None:
         assert [weight for _, weight in log[4]] == [None] * 4
         assert sorted(log) == [1, 2, 3, 4]
         assert file_of(path, 2).exists()
-        with pytest.raises(OptionError, match="drawn by another strategy"):
+        with pytest.raises(OptionError, match="Make it with the strategy and options of that one"):
             store.sampler(arrowrb.Episodes(complete=False), batch_size=4).redraw(4, name="learner")
     table = pa.ipc.open_file(pa.memory_map(str(file_of(path)))).read_all()  # as anybody reads it
     assert table.filter(pa.compute.field("batch") > 0).num_rows == 24

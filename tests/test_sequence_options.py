@@ -169,8 +169,8 @@ def check(batch: dict[str, Any], made: Lanes, strategy: arrowrb.Sequences) -> se
         count = sum(step is not None for step in steps)
         bootstrap = strategy.bootstrap and steps[count - 1].acts
         there = [j < count or (j == count and bootstrap) for j in range(total)]
-        assert whole == (strategy.strict and not strategy.burn_in and not (strategy.tails and strategy.bootstrap))
-        assert all(there) if whole else batch["mask"][i].tolist() == there
+        assert whole == (strategy.strict and not strategy.burn_in and not strategy.bootstrap)
+        assert all(there) if whole else batch["mask"][i].tolist() == [j < count for j in range(total)]
         if strategy.burn_in:
             assert batch["is_burn_in"][i].tolist() == [j < warm for j in range(total)]
             seen.add(f"warm {warm > 0}")

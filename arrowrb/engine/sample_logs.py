@@ -5,7 +5,7 @@ segments are, so any Arrow reader opens them at any moment. A row of a batch is:
 all that a sampler of this name ever gave; ``batch_size``, how many rows the batch has; ``row_id``; ``watermark``, up to
 which commit of its shard the batch could see; what was drawn beside the row, such as ``weight``, or ``hidden.<name>``
 where only views see it; and ``check``, a hash of all this and of the place in the file. Rows that are not filled are
-zero bytes.
+zero bytes. The file's metadata say how the batches were read: one that is read otherwise has another file.
 
 A batch counts if all its rows are there and agree with their checks. So whatever moment a process dies at, its log has
 every batch that was handed out before, and nothing else; after a power failure the newest batches may be missing that
@@ -64,27 +64,30 @@ class Logged(NamedTuple):
         watermarks: int64[n], of each row's shard when they were drawn.
         columns: what was drawn beside them and shown.
         hidden: likewise, and not shown.
+        reading: how the batch was read, in words; empty where that is not known.
     """
 
     row_ids: NDArray[np.int64]
     watermarks: NDArray[np.int64]
     columns: Columns
     hidden: Columns
+    reading: str
 
 
 @dataclass(frozen=True, slots=True)
 class _Fields:
     columns: tuple[Column, ...]
+    reading: str
 
     @classmethod
-    def of(cls, told: Columns) -> _Fields:
+    def of(cls, told: Columns, reading: str) -> _Fields:
         """Of a log that says this beside what all say."""
         names = [*_OWN, *((name, array.dtype.name) for name, array in told.items()), _CHECK]
-        return cls(tuple(Column(name, dtype, (), "row") for name, dtype in names))
+        return cls(tuple(Column(name, dtype, (), "row") for name, dtype in names), reading)
 
     @property
     def arrow_schema(self) -> pa.Schema:
-        return pa.schema([column.field() for column in self.columns])
+        return pa.schema([column.field() for column in self.columns], {hot.NOTE: self.reading.encode()})
 
 
 def name_of(number: int) -> str:
@@ -198,12 +201,13 @@ def _fields_of(schema: pa.Schema, path: Path) -> _Fields:
             if json.loads(told[b"shape"]) != [] or field.type != column.arrow_type:
                 raise ValueError(column.name)
             columns.append(column)
+        reading = (schema.metadata or {}).get(hot.NOTE, b"").decode()
     except (KeyError, ValueError, RecursionError) as error:  # names that are no text among them
         raise CorruptError(f"{path} is damaged: a column is none of a log ({error!r}). {_REMEDY}") from None
     told_names = [(column.name, column.dtype) for column in columns]
     if tuple(told_names[: len(_OWN)]) != _OWN or told_names[-1] != _CHECK:
         raise CorruptError(f"{path} is damaged: its columns are not those of a log. {_REMEDY}")
-    return _Fields(tuple(columns))
+    return _Fields(tuple(columns), reading)
 
 
 class SampleLog:
@@ -212,10 +216,12 @@ class SampleLog:
     Args:
         folder: of the sampler, held.
         keep: how many of the newest rows to keep at least; None for all.
+        reading: how batches are read, in words.
     """
 
-    def __init__(self, folder: SamplerFolder, keep: int | None) -> None:
+    def __init__(self, folder: SamplerFolder, keep: int | None, reading: str) -> None:
         self._folder = folder
+        self._reading = reading
         self._keep = keep
         self._pid = os.getpid()
         self._chunk: _Chunk | None = None
@@ -250,7 +256,7 @@ class SampleLog:
                 "and make the sampler in them."
             )
         beside = {**told, **{_HIDDEN + name: values for name, values in hidden.items()}}
-        fields, count, chunk = _Fields.of(beside), row_ids.size, self._chunk
+        fields, count, chunk = _Fields.of(beside, self._reading), row_ids.size, self._chunk
         if chunk is None or chunk.fields != fields or self._filled + count > chunk.rows:
             chunk = self._begin_file(fields, count)
         first, stop = self._filled, self._filled + count
@@ -319,7 +325,8 @@ def read_batch(store: Path, store_id: str, sampler: str, number: int) -> Logged:
             for name, _ in _OWN:
                 del told[name]
             hidden = {name: told.pop(name) for name in list(told) if name.startswith(_HIDDEN)}
-            return Logged(row_ids, watermarks, told, {name[len(_HIDDEN) :]: hidden[name] for name in hidden})
+            shown = {name[len(_HIDDEN) :]: hidden[name] for name in hidden}
+            return Logged(row_ids, watermarks, told, shown, chunk.fields.reading)
     has = f"its newest is {newest:,}" if newest else "it has none"
     raise RowError(f"Batch {number!r} is not in the log of sampler {sampler!r}: {has}.")
 

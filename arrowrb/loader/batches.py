@@ -87,6 +87,11 @@ class BatchReader:
         self._transform = transform
         self._lock = threading.Lock()  # a batch may be read again while others are read ahead
 
+    @property
+    def reading(self) -> str:
+        """How batches are read, in words: what rows are read for those that are drawn."""
+        return repr(self._view)
+
     def read(self, snapshot: Snapshot, drawn: Drawn, *, chains: Chains | None = None) -> Batch:
         """One batch of all that was drawn; with chains of its own where the snapshot is an older one."""
         with self._lock:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import ColumnError, OptionError
 from ..samplers import LAST, ROW, Need, Place
-from ..schema import Column, Schema, Tree
+from ..schema import ADDED_NAMES, Column, Schema, Tree
 
 FLOAT64_CHOICES: Final = ("keep", "float32")
 _OWN: Final = Place()
@@ -76,7 +76,8 @@ def batch_entries(
         if name == "row_id":
             continue  # always there
         if name not in known:
-            raise ColumnError(f"Column {name!r} is unknown, expected one of {', '.join(known)}.")
+            added = f" {name!r} comes with a strategy or option that adds it." if name in ADDED_NAMES else ""
+            raise ColumnError(f"Column {name!r} is unknown, expected one of {', '.join(known)}.{added}")
         chosen[name] = known[name]
         mask = _mask_of(schema, name)
         if mask is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine import Snapshot
-from ..errors import OptionError
+from ..errors import ColumnError, OptionError
 from ..samplers import ROW, Columns, Need, Place, Reading
 from ..schema import Schema
 from .entries import NO_PLACES, Output, batch_entries, needed_outputs
@@ -94,6 +94,8 @@ class Loader:
                     continue  # not wanted
                 tensor = self._torch.from_numpy(part.astype(self._computed_dtype(output, part), copy=False))
                 tensor = tensor.bfloat16() if output.bfloat16 else tensor
+            elif name in batch:
+                raise ColumnError(f"{name!r} is an extra of the store, and what this sampler adds. Choose columns=.")
             else:
                 narrow = self._narrow and part.dtype == np.float64
                 tensor = self._torch.from_numpy(part.astype(np.float32) if narrow else part)

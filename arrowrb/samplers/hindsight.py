@@ -118,6 +118,10 @@ class HindsightView:
         self._strategy = strategy
         self._view = view or View()
 
+    def __repr__(self) -> str:
+        goals = (self._strategy.goals, self._strategy.achieved, self._strategy.desired)
+        return f"HindsightView({', '.join(map(repr, goals))}, {self._view!r})"
+
     def combined(self, view: View) -> AnyView:
         """With options of transitions."""
         if view.return_to_go is not None:
@@ -156,7 +160,11 @@ class HindsightView:
     def _column(self, schema: Schema, name: str) -> int:
         names = [column.name for column in schema.columns]
         if f"observation.{name}" not in names:
-            there = [each for each in names if each.startswith("observation.")]
+            there = [each.removeprefix("observation.") for each in names if each.startswith("observation.")]
+            if not there:
+                raise ColumnError(
+                    f"The observation has no parts, expected a dict of goals and the rest, with {name!r} among them."
+                )
             raise ColumnError(f"The observation has no {name!r}, expected one of {there}. Give achieved= and desired=.")
         return names.index(f"observation.{name}")
 
@@ -228,6 +236,8 @@ def _checked(name: str, values: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
     array = np.asarray(values)
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise ColumnError(f"{name} returned NaN.")
     if array.shape != shape or array.dtype.kind not in "fiub":
         raise ColumnError(f"{name} returned {array.dtype} {array.shape}, expected numbers {shape}: one a transition.")
     return array

@@ -109,12 +109,15 @@ class Where:
     def __post_init__(self) -> None:
         _check("condition", self.condition, self.every)
         if isinstance(self.strategy, type) or not isinstance(self.strategy, FromRows | Within):
-            raise OptionError(f"strategy is {self.strategy!r}, which cannot be restricted by a condition.")
+            raise OptionError(
+                f"strategy is {self.strategy!r}, which cannot be restricted by a condition. Give a value of Uniform, "
+                "Prioritized, Hindsight, Sequences or PrioritizedSequences."
+            )
 
     def start_asking(self, seed: int | None, pose: Pose) -> Stream:
         """A new stream of draws."""
         source = Matching(pose.condition(self.condition), int(self.every))
-        nothing = f"No transition meets {self.condition!r} (that can be drawn)."
+        nothing = f"No transition meets {self.condition!r}, or none that {self.strategy!r} can draw."
         if isinstance(self.strategy, Within):
             return self.strategy.start_within(seed, source)
         strategy: FromRows = self.strategy

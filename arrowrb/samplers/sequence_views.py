@@ -119,7 +119,7 @@ class SequenceView:
     @property
     def _whole(self) -> bool:
         """Whether all steps are always there."""
-        return self.strict and not self.burn_in and not (self.bootstrap and self.tails)
+        return self.strict and not self.burn_in and not self.bootstrap
 
     def places(self, schema: Schema) -> dict[str, Place]:
         """Where observations are read, which final ones have, too, and what is read of the first step alone."""
@@ -161,7 +161,7 @@ class SequenceView:
             kernels.part_steps(world, steps.places, observed.counts, self.bootstrap, observed.places, acted, flags)
             there, acts = flags & kernels.THERE != 0, flags & kernels.ACTS != 0
             if not self._whole:
-                columns["mask"] = there
+                columns["mask"] = there & (acts | (flags & kernels.ENDS != 0))  # not what is only observed
             every = observed.rows()
             groups = {ROW: Located(acted[0].ravel(), acted[1].ravel(), every.row_ids), OBSERVED: every}
             blanks = {ROW: ~acts.ravel(), OBSERVED: ~there.ravel()}

@@ -28,9 +28,9 @@ class Sequences:
     """Draw sequences of neighbouring steps, independently and with replacement.
 
     The tensors of a batch are [batch_size, steps, *shape], ``row_id`` too; there are ``burn_in`` + ``length`` steps,
-    and one more with ``bootstrap``. It has others: ``start``, int64[batch_size], the row by which a sequence was drawn;
-    ``is_first``, bool[batch_size, steps], true where a step is the first of its episode; and unless all steps are
-    always there, ``mask``, likewise, false where there is none: all values are zero there, and ``row_id`` is -1.
+    and one more with ``bootstrap``. It has others: ``start_row_id``, int64[batch_size], the row by which a sequence was
+    drawn; ``is_first``, bool[batch_size, steps], true where a step is the first of its episode; and unless all steps
+    are always there, ``mask``, likewise, false where there is none: all values are zero there, and ``row_id`` is -1.
 
     Strict sequences have ``length`` steps of one episode: they begin at its steps 0 to len - length, both included, and
     episodes that are shorter are never drawn. Others begin at every step, and end with the episode. The end of a
@@ -48,7 +48,8 @@ class Sequences:
             R2D2); ``is_burn_in``, bool[batch_size, steps], is true there. Where there are fewer, the sequence begins
             at the first step of the tensors all the same, and ends earlier.
         bootstrap: a further step behind the last one, for its observation, from which values are bootstrapped; its
-            action and reward are zero, and its ``row_id`` is -1.
+            action and reward are zero, its ``row_id`` is -1, and ``mask`` is false. The steps to learn from are those
+            of ``mask & ~is_burn_in``.
         tails: a final observation is a step of its own, as in DreamerV3 and RLDS: its action and reward are zero, and
             two more flags, bool[batch_size, steps], tell of it: ``is_last``, and ``is_terminal`` if the episode has
             terminated. It counts as one of ``length``, but no sequence begins with it.

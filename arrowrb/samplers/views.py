@@ -173,7 +173,11 @@ def _columns_of(schema: Schema, name: str, owner: str | None) -> list[str]:
     ]
     if not found:
         kind = "column of observations" if owner else "column"
-        raise ColumnError(f"{name!r} is no {kind} of the store.")
+        plain = name.removeprefix(NEXT)
+        if name != plain and any(column.name.split(".")[0] == plain for column in schema.columns):
+            raise ColumnError(f"{name!r} is no {kind} by itself: give {plain!r}.")
+        there = dict.fromkeys(c.name.split(".")[0] for c in schema.columns[9:] if owner in (None, c.owner))
+        raise ColumnError(f"{name!r} is no {kind} of the store, expected one of {', '.join(there)}, or a part of one.")
     return [column.name for column in found]
 
 

@@ -18,13 +18,14 @@ Importing this package imports neither gymnasium nor torch.
 from __future__ import annotations
 
 from arrowrb.schema.arrays import column_array, column_numpy
-from arrowrb.schema.columns import SYSTEM_COLUMNS, Column, Extra, check_shape, dtype_name
+from arrowrb.schema.columns import ADDED_NAMES, SYSTEM_COLUMNS, Column, Extra, check_shape, dtype_name
 from arrowrb.schema.convert import Rows, encode_batch, encode_row
 from arrowrb.schema.inputs import column_values
 from arrowrb.schema.schema import Schema
 from arrowrb.schema.tree import Tree
 
 __all__ = [
+    "ADDED_NAMES",
     "SYSTEM_COLUMNS",
     "Column",
     "Extra",

@@ -166,11 +166,16 @@ SYSTEM_COLUMNS: tuple[Column, ...] = (
 )
 
 # What batches, SQL and samplers put beside the columns: an extra of that name could not be told from it.
-RESERVED_NAMES = frozenset(
-    {column.name for column in SYSTEM_COLUMNS}
+_ADDED_BEFORE = frozenset({"num_steps", "discount", "weight", "mask", "is_first", "is_last", "is_terminal"})
+RESERVED_NAMES = (
+    frozenset({column.name for column in SYSTEM_COLUMNS})
     | {"observation", "action", "reward", "next_observation", "row_id"}
-    | {"num_steps", "discount", "weight", "mask", "is_first", "is_last", "is_terminal"}
+    | _ADDED_BEFORE
 )
+# What samplers put there, too; stores that were made before may have extras of these names.
+_ADDED_SINCE = frozenset({"start_row_id", "is_burn_in", "length", "relabelled", "return_to_go", "run_end", "source"})
+ADDED_NAMES = _ADDED_BEFORE | _ADDED_SINCE
+_PAD_SUFFIX = "_is_pad"
 _RESERVED_PREFIXES = ("observation.", "action.", "reward.", "next_observation.")
 
 
@@ -237,6 +242,21 @@ def check_name(name: Any, place: str) -> str:
     if not name.isprintable():
         raise SchemaError(f"{place} has the name {name!r}, expected printable characters only.")
     return name
+
+
+def check_new_names(names: Iterable[str]) -> None:
+    """Refuse extras of a new store whose names samplers use in batches.
+
+    Raises:
+        SchemaError: Naming the first.
+    """
+    for name in names:
+        folded = name.casefold() if isinstance(name, str) else ""
+        if folded in _ADDED_SINCE or folded.endswith(_PAD_SUFFIX):
+            raise SchemaError(
+                f"Extra {name!r} has a name that samplers use in batches, expected none of "
+                f"{', '.join(sorted(_ADDED_SINCE))}, nor one that ends in {_PAD_SUFFIX!r}. Choose another name."
+            )
 
 
 def check_extra_names(owners: Iterable[tuple[str, str]]) -> None:

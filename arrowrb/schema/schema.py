@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from arrowrb.errors import SchemaError
-from arrowrb.schema.columns import SYSTEM_COLUMNS, VALID_SUFFIX, Column, Extra
+from arrowrb.schema.columns import SYSTEM_COLUMNS, VALID_SUFFIX, Column, Extra, check_new_names
 from arrowrb.schema.document import (
     JSON_VERSION,
     check_version,
@@ -318,9 +318,11 @@ def _describe(column: Column | None) -> str:
 
 
 def _options(extras: Any, info: Any, reward: Any, float64: Any) -> Options:
+    given, taken = parse_extras(extras, info=False), parse_extras(info, info=True)
+    check_new_names((*given, *taken))
     return Options(
-        extras=MappingProxyType(parse_extras(extras, info=False)),
-        info=MappingProxyType(parse_extras(info, info=True)),
+        extras=MappingProxyType(given),
+        info=MappingProxyType(taken),
         reward=check_reward(reward),
         float64=check_float64(float64),
     )

@@ -44,9 +44,14 @@ class Fields(Protocol):
         ...
 
 
+NOTE: Final = b"arrowrb.note"  # what a schema may say beside its columns
+
+
 def file_schema(schema: Fields, identity: str, block_rows: int, padding: int = 0) -> pa.Schema:
     """The Arrow schema of a segment's file, which names the segment and its blocks' rows in its metadata."""
     told = {_IDENTITY: identity.encode(), _BLOCK_ROWS: str(block_rows).encode(), _PADDING: b"." * padding}
+    if NOTE in (schema.arrow_schema.metadata or {}):
+        told[NOTE] = schema.arrow_schema.metadata[NOTE]
     return schema.arrow_schema.with_metadata(told)
 
 
