@@ -280,7 +280,7 @@ class Store(Sampling, Upkeep):
     ) -> sql.Query:
         """Ask a question of what is visible now, in DuckDB's SQL: SELECT and EXPLAIN only.
 
-        The views are ``transitions``, ``steps`` (with final observations), ``episodes`` and ``segments``.
+        The views are ``transitions``, ``steps`` (with final observations), ``episodes``, ``segments`` and ``samples``.
 
         Args:
             query: one statement.

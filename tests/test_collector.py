@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -568,3 +570,14 @@ def test_one_array_of_any_dtype_with_random_actions(dtype: str, float64: str) ->
         flat = [each[first : len(each) - 1 + first] for each in episodes]
         expected = np.array([value for each in flat for value in each])[:90].astype(stored)
         assert found.view(stored).tobytes() == expected.tobytes()
+
+
+def test_async_in_a_script_without_a_guard(tmp_path: Path) -> None:
+    """Gymnasium's processes run the script again; what that means is told."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import arrowrb\narrowrb.Collector('CartPole-v1', num_envs=2, total_frames=10, vectorization_mode='async')\n"
+    )
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 1
+    assert 'keep what it does under `if __name__ == "__main__":`' in ended.stderr

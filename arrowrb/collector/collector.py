@@ -69,14 +69,15 @@ class Collector:
                 the environment returns them, whatever the schema casts; a module gets its own dtype.
             num_envs: How many environments to make; one lane each.
             vectorization_mode: `sync`, `async` or `vector_entry_point`. By default one environment is single, and
-                several are `sync`.
+                several are `sync`. `async` starts processes by spawn, which run the script again: keep what it does
+                under ``if __name__ == "__main__":``.
             env_kwargs: For making the environment.
             vector_kwargs: For Gymnasium's vector class.
             wrappers: Applied to each environment.
             frame_stack: Observation column -> how many frames the policy sees; single frames are recorded.
             frames_per_batch: Transitions in a batch, exactly; 200 by default.
             steps_per_batch: Instead, vector steps in a batch, however many transitions these are.
-            total_frames: Transitions in all; -1 never ends.
+            total_frames: Transitions of this collector, whatever the store has already; -1 never ends.
             init_random_frames: Transitions before the policy is asked.
             max_frames_per_episode: A time limit: it writes truncated and resets the lane.
             store: Where to write.

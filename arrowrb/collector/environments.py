@@ -141,7 +141,10 @@ def make(wanted: Wanted, schema: Schema | None) -> Made:
             "Give vectorization_mode=, or leave vector_kwargs out."
         )
     try:
-        made = _make_single(wanted) if mode is None else _make_vector(wanted, mode, schema)
+        if mode == "async":
+            made = _explaining_processes(lambda: _make_vector(wanted, mode, schema))
+        else:
+            made = _make_single(wanted) if mode is None else _make_vector(wanted, mode, schema)
     except gymnasium.error.Error as error:
         raise OptionError(f"env {env!r} cannot be made: {error}") from error
     if not isinstance(made, VectorEnv | gymnasium.Env):
@@ -211,6 +214,17 @@ def _make_vector(wanted: Wanted, mode: str, schema: Schema | None) -> Any:
     build = partial(_build, env, dict(wanted.env_kwargs or {}), wrappers)
     vector = SyncVectorEnv if mode == "sync" else AsyncVectorEnv
     return vector([build] * count, **kwargs)
+
+
+def _explaining_processes(make: Callable[[], Any]) -> Any:
+    """A vector environment that starts processes; what most often goes wrong with these is told."""
+    try:
+        return make()
+    except (ConnectionError, EOFError) as error:
+        raise EnvironmentFault(
+            f"A process of the vector environment ended while it was started ({type(error).__name__}). Processes are "
+            'started by spawn and run the script again: keep what it does under `if __name__ == "__main__":`.'
+        ) from error
 
 
 def _build(factory: Callable[..., Any], kwargs: dict[str, Any], wrappers: Sequence[Callable[[Any], Any]]) -> Any:
