@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
@@ -107,8 +108,23 @@ def interleave(
     return {name: np.array(values) for name, values in seconds.items()}
 
 
-def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], notes: Sequence[str] = ()) -> None:
-    """Print one table: the first column to the left, the others to the right."""
+def show(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    notes: Sequence[str] = (),
+    *,
+    seconds: Mapping[str, NDArray[np.float64]] | None = None,
+) -> None:
+    """Print one table: the first column to the left, the others to the right.
+
+    Args:
+        title: above it.
+        columns: their names.
+        rows: of the table.
+        notes: lines beneath it.
+        seconds: what was measured, by name: the medians are drawn as bars beneath it.
+    """
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
@@ -117,12 +133,26 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], n
     console = Console()
     console.width = max(console.width, 110)
     console.print(table)
+    if seconds:
+        console.print(_plot({name: float(np.median(values)) for name, values in seconds.items()}))
     for note in notes:
         console.print(note, highlight=False)
     console.print(
         f"[dim]{len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, NumPy {np.__version__}, "
         f"torch {torch.__version__} on {torch.get_num_threads()} thread(s). Good as ratios only.[/dim]\n"
     )
+
+
+def _plot(medians: Mapping[str, float]) -> Table:
+    """Medians as bars, the shortest first."""
+    plot = Table(box=None, show_header=False, padding=(0, 1))
+    plot.add_column(justify="right", no_wrap=True)
+    plot.add_column(width=72)
+    longest = max(medians.values())
+    for name, seconds in sorted(medians.items(), key=lambda item: item[1]):
+        color = "green" if name.startswith("arrowrb") else "default"
+        plot.add_row(name, Bar(longest, 0, seconds, width=72, color=color))
+    return plot
 
 
 def microseconds(values: NDArray[np.float64]) -> str:

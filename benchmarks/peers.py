@@ -265,3 +265,178 @@ def torchrl_sequences(transitions: Transitions, length: int) -> Peer:
 def build_sequences(transitions: Transitions, length: int) -> tuple[list[Peer], list[str]]:
     """The peers that draw sequences and are installed, and the names of those that are not."""
     return _build({"TorchRL, SliceSampler": partial(torchrl_sequences, transitions, length)})
+
+
+def _stacked(made: Any) -> dict[str, Any]:
+    """Both stacks of each transition, as the peers' usual modes keep them."""
+    return {"obs": made.frames[made.stack], "next_obs": made.frames[made.next_stack]}
+
+
+def cpprb_pixels(made: Any, _: Path) -> Peer:
+    """A ring buffer of both stacks."""
+    from cpprb import ReplayBuffer
+
+    names = {**_stacked(made), "act": made.action, "rew": made.reward, "done": made.terminated.astype(np.float32)}
+    described = {name: {"shape": array.shape[1:] or 1, "dtype": array.dtype} for name, array in names.items()}
+    buffer = ReplayBuffer(made.num_rows, described)
+    buffer.add(**names)
+
+    def draw(size: int) -> object:
+        return {name: torch.from_numpy(array) for name, array in buffer.sample(size).items()}
+
+    return Peer("cpprb", draw, sum(array.nbytes for array in names.values()))
+
+
+def stable_baselines3_pixels(made: Any, _: Path, *, frugal: bool = False) -> Peer:
+    """Its ReplayBuffer; the frugal one keeps each stack once, and takes the next one from the row behind."""
+    import gymnasium
+    from stable_baselines3.common.buffers import ReplayBuffer
+
+    shape = (made.stack.shape[1], *made.frames.shape[1:])
+    box = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+    buffer = ReplayBuffer(
+        made.num_rows,
+        box,
+        gymnasium.spaces.Discrete(6),
+        device="cpu",
+        optimize_memory_usage=frugal,
+        handle_timeout_termination=not frugal,
+    )
+    buffer.observations[:, 0] = made.frames[made.stack]
+    if not frugal:
+        buffer.next_observations[:, 0] = made.frames[made.next_stack]
+    buffer.actions[:, 0, 0], buffer.rewards[:, 0], buffer.dones[:, 0] = made.action, made.reward, made.terminated
+    buffer.full = True
+    size = buffer.observations.nbytes + (0 if frugal else buffer.next_observations.nbytes)
+    name = "Stable-Baselines3" + (", optimize_memory_usage" if frugal else "")
+    return Peer(name, buffer.sample, size, "each stack once; a final one is lost" if frugal else "both stacks")
+
+
+def tianshou_pixels(made: Any, _: Path) -> Peer:
+    """Its ReplayBuffer of both stacks, drawn as tensors."""
+    from tianshou.data import ReplayBuffer
+
+    stacks = _stacked(made)
+    buffer = ReplayBuffer.from_data(
+        obs=stacks["obs"],
+        act=made.action,
+        rew=made.reward,
+        terminated=made.terminated,
+        truncated=made.truncated,
+        done=made.terminated,
+        obs_next=stacks["next_obs"],
+    )
+
+    def draw(size: int) -> object:
+        batch, _ = buffer.sample(size)
+        return batch.to_torch_() if hasattr(batch, "to_torch_") else batch.to_torch()
+
+    return Peer("tianshou", draw, sum(array.nbytes for array in stacks.values()), "both stacks")
+
+
+def _torchrl_pixels(made: Any, storage: Any, name: str, note: str) -> Peer:
+    from tensordict import TensorDict
+    from torchrl.data import TensorDictReplayBuffer
+
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
+    buffer = TensorDictReplayBuffer(storage=storage)
+    columns = {"act": made.action, "rew": made.reward, "terminated": made.terminated}
+    arrays = {**_stacked(made), **columns}
+    tensors = {each: torch.from_numpy(np.ascontiguousarray(array)) for each, array in arrays.items()}
+    buffer.extend(TensorDict(tensors, batch_size=[made.num_rows]))
+    return Peer(name, buffer.sample, sum(array.nbytes for array in arrays.values()), note)
+
+
+def torchrl_pixels_memory(made: Any, _: Path) -> Peer:
+    """TorchRL over tensors in RAM."""
+    from torchrl.data import LazyTensorStorage
+
+    return _torchrl_pixels(made, LazyTensorStorage(made.num_rows), "TorchRL, RAM", "both stacks")
+
+
+def torchrl_pixels_mapped(made: Any, folder: Path) -> Peer:
+    """TorchRL over memory-mapped tensors."""
+    from torchrl.data import LazyMemmapStorage
+
+    storage = LazyMemmapStorage(made.num_rows, scratch_dir=str(folder / "torchrl-pixels"))
+    return _torchrl_pixels(made, storage, "TorchRL, memory-mapped", "both stacks")
+
+
+PIXELS: dict[str, Callable[[Any, Path], Peer]] = {
+    "cpprb": cpprb_pixels,
+    "tianshou": tianshou_pixels,
+    "Stable-Baselines3": stable_baselines3_pixels,
+    "TorchRL, RAM": torchrl_pixels_memory,
+    "TorchRL, memory-mapped": torchrl_pixels_mapped,
+}
+
+
+def build_pixels(made: Any, folder: Path) -> tuple[list[Peer], list[str]]:
+    """The peers in their usual mode that are installed, and the names of those that are not."""
+    return _build({name: partial(make, made, folder) for name, make in PIXELS.items()})
+
+
+def cpprb_frugal(made: Any) -> Peer:
+    """Its compression of stacks, and of next observations; stacks are the last dimension there."""
+    from cpprb import ReplayBuffer
+
+    frames, (height, width) = made.stack.shape[1], made.frames.shape[1:]
+    described = {
+        "obs": {"shape": (height, width, frames), "dtype": np.uint8},
+        "act": {"dtype": np.int64},
+        "rew": {"dtype": np.float32},
+        "done": {"dtype": np.float32},
+    }
+    buffer = ReplayBuffer(made.num_rows, described, next_of="obs", stack_compress="obs")
+    for row in range(made.num_rows):
+        buffer.add(
+            obs=np.moveaxis(made.frames[made.stack[row]], 0, -1),
+            next_obs=np.moveaxis(made.frames[made.next_stack[row]], 0, -1),
+            act=made.action[row],
+            rew=made.reward[row],
+            done=float(made.terminated[row]),
+        )
+        if made.terminated[row]:
+            buffer.on_episode_end()
+
+    def draw(size: int) -> object:
+        return {name: torch.from_numpy(array) for name, array in buffer.sample(size).items()}
+
+    return Peer("cpprb, next_of, stack_compress", draw, made.frames.nbytes, "single frames")
+
+
+def tianshou_frugal(made: Any) -> Peer:
+    """It keeps the newest frame of each stack, and looks for the others and the next ones."""
+    from tianshou.data import Batch, ReplayBuffer
+
+    buffer = ReplayBuffer(made.num_rows, stack_num=made.stack.shape[1], ignore_obs_next=True, save_only_last_obs=True)
+    for row in range(made.num_rows):
+        buffer.add(
+            Batch(
+                obs=made.frames[made.stack[row]],
+                act=made.action[row],
+                rew=made.reward[row],
+                terminated=made.terminated[row],
+                truncated=False,
+                obs_next=made.frames[made.next_stack[row]],
+                info={},
+            )
+        )
+
+    def draw(size: int) -> object:
+        batch, _ = buffer.sample(size)
+        return batch.to_torch_() if hasattr(batch, "to_torch_") else batch.to_torch()
+
+    return Peer("tianshou, stack_num, ignore_obs_next", draw, made.frames.nbytes, "single frames; a final one is lost")
+
+
+FRUGAL_PIXELS: dict[str, Callable[[Any], Peer]] = {
+    "cpprb, next_of, stack_compress": cpprb_frugal,
+    "tianshou, stack_num, ignore_obs_next": tianshou_frugal,
+    "Stable-Baselines3, optimize_memory_usage": partial(stable_baselines3_pixels, _=Path(), frugal=True),
+}
+
+
+def build_frugal_pixels(made: Any) -> tuple[list[Peer], list[str]]:
+    """The peers in modes that keep less, and the names of those that are not installed."""
+    return _build({name: partial(make, made) for name, make in FRUGAL_PIXELS.items()})

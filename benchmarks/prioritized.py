@@ -64,6 +64,7 @@ def measure(transitions: Any, folder: Path, batch_size: int, rounds: int, with_p
             f"Target at most {TARGET} x: {'reached' if ratio <= TARGET else 'missed'} ({ratio:.2f} x).",
             f"{rounds} rounds.",
         ],
+        seconds=seconds,
     )
 
 

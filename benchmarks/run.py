@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 SCRIPTS = (
-    *("uniform", "strategies", "prioritized", "sequences", "extending", "opening"),
+    *("uniform", "strategies", "prioritized", "sequences", "pixels", "extending", "opening"),
     *("durability", "footprint", "collecting", "tiers"),
 )
 

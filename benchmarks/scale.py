@@ -12,13 +12,14 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from common import show
+from common import interleave, microseconds, show
 from rich.progress import track
 
 import arrowrb
@@ -83,6 +84,36 @@ def draw(store: arrowrb.Store, batch_size: int) -> float:
     return float(np.median(seconds))
 
 
+def compare(big: Path, small: Path) -> None:
+    """Print what each strategy takes of a batch of the large store, beside a small one of the same lanes."""
+    strategies: dict[str, tuple[Any, int, float]] = {
+        "Uniform": (arrowrb.Uniform(), 256, 1.5),
+        "16 Sequences of 16": (arrowrb.Sequences(16), 16, 1.5),
+        "Prioritized, sample and update": (arrowrb.Prioritized(), 256, 2.5),
+    }
+    errors = np.random.default_rng(0).exponential(size=256)
+
+    def drawing(store: arrowrb.Store, strategy: Any, size: int) -> Callable[[], None]:
+        sampler = store.sampler(strategy, batch_size=size, seed=1)
+
+        def call() -> None:
+            batch = sampler.sample()
+            if isinstance(strategy, arrowrb.Prioritized):
+                sampler.update(batch["row_id"], errors)
+
+        return call
+
+    table = []
+    with arrowrb.Store.open(big) as one, arrowrb.Store.open(small) as other:
+        for name, (strategy, size, target) in strategies.items():
+            calls = {"big": drawing(one, strategy, size), "small": drawing(other, strategy, size)}
+            seconds = interleave(calls, rounds=NUM_DRAWS // 3, repeats=10)
+            ratio = np.median(seconds["big"]) / np.median(seconds["small"])
+            table.append((name, microseconds(seconds["small"]), microseconds(seconds["big"]), f"{ratio:.2f} x", target))
+        rows = [f"{len(store):,}" for store in (other, one)]
+    show("A batch, by rows in the store", ("", *rows, "ratio", "target"), table)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", type=Path, required=True, help="a new folder for the store")
@@ -137,9 +168,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows.append(
         ("on disk", f"{size / 2**30:.2f} GiB", f"{size / num_rows:.1f} bytes a transition, {segments:,} segments")
     )
+    small = options.path.with_name(options.path.name + "-small")
+    with arrowrb.Store.create(small, make_schema()) as store:
+        write(store, options.lanes, max(1, num_batches // 50))
+    show(f"Scale: {options.lanes:,} lanes, {num_rows:,} CartPole-sized rows; all counts agree", ("", "", ""), rows)
+    compare(options.path, small)
+    shutil.rmtree(small)
     if not options.keep:
         shutil.rmtree(options.path)
-    show(f"Scale: {options.lanes:,} lanes, {num_rows:,} CartPole-sized rows; all counts agree", ("", "", ""), rows)
 
 
 if __name__ == "__main__":

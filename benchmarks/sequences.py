@@ -52,6 +52,7 @@ def measure(transitions: Any, folder: Path, rounds: int, with_peers: bool) -> No
                 *((name, "not here", "", "") for name in missing),
             ],
             ["Targets at most 0.5 x NumPy, 0.015 x TorchRL.", f"{rounds} interleaved rounds of 10."],
+            seconds=seconds,
         )
         drawn = {
             "one step": store.sampler(batch_size=256, seed=1).sample,
@@ -65,6 +66,7 @@ def measure(transitions: Any, folder: Path, rounds: int, with_peers: bool) -> No
             ("", "median", "10 to 90 %", "to one step"),
             [(n, microseconds(v), spread(v), f"{np.median(v) / yard:.2f} x") for n, v in seconds.items()],
             ["Target at most 1.5 x for n_step=3."],
+            seconds=seconds,
         )
 
 

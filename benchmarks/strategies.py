@@ -41,6 +41,7 @@ def compare(store: arrowrb.Store, rounds: int) -> None:
         ("", "median", "10 to 90 %", "to uniform"),
         [(name, microseconds(each), spread(each), f"{np.median(each) / yard:.2f} x") for name, each in seconds.items()],
         ["Target at most 1.1 x for Where."],
+        seconds=seconds,
     )
     sequences: dict[str, Any] = {
         "Sequences": arrowrb.Sequences(LENGTH),
@@ -84,6 +85,7 @@ def compare_tiers(transitions: Any, folder: Path, rounds: int) -> None:
             ("", "median", "10 to 90 %", "to mapped"),
             [(n, microseconds(each), spread(each), f"{np.median(each) / yard:.2f} x") for n, each in seconds.items()],
             ['Target at most 4 x for cold="block".'],
+            seconds=seconds,
         )
 
 
