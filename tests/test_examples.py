@@ -102,7 +102,7 @@ def test_two_tiers_checks_all_the_way(env_id: str, frames: int) -> None:
     ("script", "arguments", "said"),
     [
         ("uniform", ("--rows", 5_000, "--rounds", 2, "--batch-sizes", 64, "--no-peers"), "arrowrb, reader"),
-        ("pixels", ("--rows", 1_000, "--rounds", 1, "--batch-size", 8), "bytes a transition"),
+        ("pixels", ("--rows", 1_000, "--rounds", 1, "--batch-size", 8), "bytes a row"),
         ("strategies", ("--rows", 20_000, "--rounds", 1, "--steps", 20), "PrioritizedSequences"),
         ("extending", ("--rows", 5_000), "arrowrb, extend"),
         ("opening", ("--rows", 5_000, "--rounds", 1), 'mode="a"'),

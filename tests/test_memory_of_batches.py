@@ -1,4 +1,4 @@
-"""Sampling allocates nothing but the batch: what else it needs is small, goes at once, and does not follow the store."""
+"""Sampling allocates nothing but the batch: what else it needs is small, goes at once, and does not follow the size."""
 
 from __future__ import annotations
 
