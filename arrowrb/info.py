@@ -112,6 +112,7 @@ class SamplerInfo:
         cold_misses: likewise, for which a row group had to be decoded.
         num_ignored: updates of priorities of rows that were gone.
         num_skipped: transitions of epochs that are over that were gone when it was their turn.
+        num_short: episodes that are there and are shorter than a strict sequence, so that none of them is drawn.
         age_rows: how many rows of its shard have come after a row of the last batch, on average; None before the first.
         age_seconds: how long ago it was collected, on average; likewise.
     """
@@ -125,6 +126,7 @@ class SamplerInfo:
     cold_misses: int
     num_ignored: int
     num_skipped: int
+    num_short: int
     age_rows: float | None
     age_seconds: float | None
 
@@ -162,6 +164,8 @@ class SamplerInfo:
             parts.append(f"{self.num_ignored:,} updates of rows that were gone")
         if self.num_skipped:
             parts.append(f"{self.num_skipped:,} transitions were gone before their turn")
+        if self.num_short:
+            parts.append(f"{self.num_short:,} episodes are too short")
         if self.age_seconds is not None and self.age_rows is not None:
             parts.append(f"age {self.age_rows:,.0f} rows, {self.age_seconds:,.1f} s")
         return ", ".join(parts)

@@ -16,7 +16,7 @@ from .errors import EmptyError, OptionError, RowError, UsageError
 from .info import SamplerInfo
 from .loader import Ahead, Batch, BatchReader, as_row_ids
 from .rows import SHARD_SHIFT
-from .samplers import Chains, Columns, Drawn, Joining, Learning, Once, Stream, check_tiers
+from .samplers import Chains, Columns, Drawn, Joining, Learning, Once, Sequential, Stream, check_tiers
 from .tally import Tally, watermarks_of
 
 _MOST_ROWS: Final = (1 << 31) - 1  # of a batch
@@ -461,7 +461,10 @@ class Sampler:
     def info(self) -> SamplerInfo:
         """What it has given so far: rates, replay ratio, waits, and the age of the last batch."""
         num_ignored = 0 if self._learning is None else self._learning.num_ignored
-        return self._tally.info(num_ignored, 0 if self._once is None else self._once.num_skipped)
+        num_skipped = 0 if self._once is None else self._once.num_skipped
+        sequences = self._stream if isinstance(self._stream, Sequential) else None
+        num_short = 0 if sequences is None else sequences.count_short(self._engine.snapshot())
+        return self._tally.info(num_ignored, num_skipped, num_short)
 
     def update(self, row_ids: Any, td_error: Any = None, *, priority: Any = None, mask: Any = None) -> None:
         """Tell what was learned from rows, which decides how likely they are drawn from now on.

@@ -36,8 +36,8 @@ class Tally:
         self.num_batches += 1
         self.num_rows += row_ids.size
 
-    def info(self, num_ignored: int, num_skipped: int) -> SamplerInfo:
-        """The counts now."""
+    def info(self, num_ignored: int, num_skipped: int, num_short: int) -> SamplerInfo:
+        """The counts now; those that the strategy keeps are given."""
         snapshot, seconds = self._engine.snapshot(), time.monotonic() - self._begin
         hits, misses = self._cold_reads()
         age_seconds = age_rows = None
@@ -57,6 +57,7 @@ class Tally:
             cold_misses=misses - self._cold[1],
             num_ignored=num_ignored,
             num_skipped=num_skipped,
+            num_short=num_short,
             age_rows=age_rows,
             age_seconds=age_seconds,
         )

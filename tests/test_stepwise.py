@@ -248,3 +248,23 @@ def test_strict_where_nothing_has_its_history(world: tuple[World, Store]) -> Non
         )
         with pytest.raises(EmptyError, match="has dropped nothing that frame stacks"):
             sampler.sample()
+
+
+def test_episodes_that_are_too_short_are_counted(world: tuple[World, Store]) -> None:
+    made, store = world
+    there = {row_id for (row_id,) in store.sql("SELECT row_id FROM transitions").fetchall()}
+    lengths = [left for episode in made.episodes if (left := sum(each in there for each in episode.ids))]
+    for strategy, least in (
+        (arrowrb.Sequences(7), 7),
+        (arrowrb.Sequences(5, period=3), 5),
+        (arrowrb.PrioritizedSequences(arrowrb.Sequences(6)), 6),
+        (arrowrb.Where("reward > -9", arrowrb.Sequences(4)), 4),
+        (arrowrb.Sequences(9, strict=False), 1),
+        (arrowrb.Sequences(9, across_episodes=True), 1),
+    ):
+        sampler = store.sampler(strategy, batch_size=2)
+        short = sum(length < least for length in lengths)
+        assert sampler.info().num_short == short
+        assert ("too short" in str(sampler.info())) == (short > 0)
+    assert short == 0
+    assert store.sampler(batch_size=2).info().num_short == 0

@@ -18,7 +18,7 @@ from .returns import check_discount
 from .sequence_views import SequenceView
 from .sequences import Sequences
 from .shuffled import Shuffled
-from .strategy import Joining, Learning, Once, Strategy, Stream, Viewing, check_tiers, generator_state
+from .strategy import Joining, Learning, Once, Sequential, Strategy, Stream, Viewing, check_tiers, generator_state
 from .uniform import Uniform
 from .views import LAST, View, check_view
 from .whole import with_history
@@ -46,6 +46,7 @@ __all__ = [
     "Reading",
     "SequenceView",
     "Sequences",
+    "Sequential",
     "Shuffled",
     "Strategy",
     "Stream",

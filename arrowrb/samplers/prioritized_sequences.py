@@ -14,7 +14,7 @@ from ..errors import ColumnError, OptionError
 from .chains import Chains
 from .prioritized import Prioritized, PrioritizedStream, number, values_of
 from .sequence_views import SequenceView
-from .sequences import Sequences, beginnings
+from .sequences import Sequences, beginnings, count_short
 from .sources import Both, Source
 
 
@@ -68,7 +68,12 @@ class PrioritizedSequencesStream(PrioritizedStream):
         self.view = SequenceView.of(strategy.sequences)
         own = beginnings(strategy.sequences, self.chains)
         both = Both(own, source) if own is not None and source is not None else own or source
+        self._sequences = strategy.sequences
         super().__init__(strategy.prioritized, seed, both)
+
+    def count_short(self, snapshot: Snapshot) -> int:
+        """How many episodes are too short for any."""
+        return count_short(self._sequences, self.chains, snapshot)
 
     def update(
         self, snapshot: Snapshot, row_ids: NDArray[np.int64], td_error: Any, priority: Any, mask: Any = None

@@ -33,8 +33,8 @@ class Sequences:
     are always there, ``mask``, likewise, false where there is none: all values are zero there, and ``row_id`` is -1.
 
     Strict sequences have ``length`` steps of one episode: they begin at its steps 0 to len - length, both included, and
-    episodes that are shorter are never drawn. Others begin at every step, and end with the episode. The end of a
-    sequence is not the end of an episode: that is what ``terminated`` and ``truncated`` say.
+    episodes that are shorter are never drawn, which `Sampler.info` counts. Others begin at every step, and end with the
+    episode. The end of a sequence is not the end of an episode: that is what ``terminated`` and ``truncated`` say.
 
     Attributes:
         length: steps of a sequence.
@@ -123,6 +123,14 @@ def beginnings(sequences: Sequences, chains: Chains) -> Source | None:
     return Beginnings(sequences.least, sequences.period, chains)
 
 
+def count_short(sequences: Sequences, chains: Chains, snapshot: Snapshot) -> int:
+    """How many episodes of a snapshot have no start of a sequence."""
+    if sequences.least == 1:
+        return 0
+    every, enough = (Starts(length, chains).count(snapshot, by_episode=True) for length in (1, sequences.least))
+    return every - enough
+
+
 class SequencesStream:
     """Draws of first steps, and how the others are read."""
 
@@ -179,6 +187,10 @@ class SequencesStream:
         if drawn is None:
             raise self._nothing(snapshot)
         return drawn
+
+    def count_short(self, snapshot: Snapshot) -> int:
+        """How many episodes are too short for any."""
+        return count_short(self._strategy, self.chains, snapshot)
 
     def _listed(self, own: Source | None) -> Rows:
         return Listed(own, self._why()) if own is not None else AllRows()

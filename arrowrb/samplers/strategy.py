@@ -82,6 +82,15 @@ class Once(Protocol):
     num_skipped: int
 
 
+@runtime_checkable
+class Sequential(Protocol):
+    """A stream of sequences."""
+
+    def count_short(self, snapshot: Snapshot) -> int:
+        """How many episodes are too short for any."""
+        ...
+
+
 class StrategyView(AnyView, Protocol):
     """What a strategy has of its own to say of what is read."""
 
