@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -34,20 +33,28 @@ def terminated(achieved: np.ndarray, desired: np.ndarray) -> np.ndarray:
     return (achieved == desired).all(1)
 
 
-@pytest.fixture(params=range(2))
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """What is reached at an observation is (number of its episode, its step); lanes, both tiers, rows that are gone."""
+@pytest.fixture(params=range(2), scope="module")
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """What is reached at an observation is (number of its episode, its step); lanes, both tiers, rows that are gone.
+
+    All tests of a module read the same one.
+    """
+    tmp_path = tmp_path_factory.mktemp("goals")
     rng = np.random.default_rng(request.param)
     block_rows = int(rng.choice([2, 8, 32]))
 
     def shape(*, num_lanes: int, **_: object) -> SegmentShape:
         return SegmentShape(4 * max(1, num_lanes) * block_rows, block_rows)
 
-    monkeypatch.setattr(segments, "shape_segment", shape)
     Store.create(tmp_path / "store", SCHEMA, max_rows=1000).close()
     limits = Limits(hot_rows=300, max_rows=1000)
     now, episodes = {0: (0, 0), 1: (1, 0), 2: (2, 0)}, 3
-    with Store(Engine(tmp_path / "store", writable=True, options=WriterOptions(None, limits=limits))) as made:
+    options = WriterOptions(None, limits=limits)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Store(Engine(tmp_path / "store", writable=True, options=options)) as made,
+    ):
+        patch.setattr(segments, "shape_segment", shape)
         for _ in range(15):
             lanes = rng.integers(0, 3, 80)
             rows = []
@@ -180,5 +187,5 @@ def test_wrong_use(store: Store) -> None:
         store.sampler(arrowrb.Hindsight(lambda a, d: a - d, fraction=1.0), batch_size=2).sample()
     with Store.temporary(plain_schema()) as other:
         other.extend(plain_batch(10))
-        with pytest.raises(ColumnError, match="has no 'achieved_goal'"):
+        with pytest.raises(ColumnError, match="has no parts, expected a dict of goals"):
             other.sampler(arrowrb.Hindsight(reward), batch_size=2)

@@ -95,18 +95,19 @@ class World:
         return {row_id: (episode, t) for episode in self.episodes for t, row_id in enumerate(episode.ids)}
 
 
-@pytest.fixture(params=range(2))
-def world(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[World, Store]]:
-    """A store of both tiers whose oldest rows were dropped, with episodes that are running, cut and ended."""
+@pytest.fixture(params=range(2), scope="module")
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, Store]]:
+    """A store of both tiers whose oldest rows were dropped, with episodes that are running, cut and ended.
+
+    All tests of a module read the same one.
+    """
+    tmp_path = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(request.param)
     block_rows = int(rng.choice([2, 4, 16]))
 
     def shape(*, num_lanes: int, **_: object) -> SegmentShape:
         return SegmentShape(4 * max(1, num_lanes) * block_rows, block_rows)
 
-    monkeypatch.setattr(segments, "shape_segment", shape)
     made = World(rng, 3)
     Store.create(tmp_path / "store", SCHEMA, max_rows=1000).close()
 
@@ -114,14 +115,16 @@ def world(
         limits = Limits(hot_rows=300, max_rows=1000)
         return Store(Engine(tmp_path / "store", writable=True, options=WriterOptions(None, limits=limits)))
 
-    store = opened()
-    for round_ in range(20):
-        made.extend(store, 80, 0.05)
-        if round_ % 7 == 3:
-            store.close()
-            made.cut()
-            store = opened()
-    store.maintain()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segments, "shape_segment", shape)
+        store = opened()
+        for round_ in range(20):
+            made.extend(store, 80, 0.05)
+            if round_ % 7 == 3:
+                store.close()
+                made.cut()
+                store = opened()
+        store.maintain()
     yield made, store
     store.close()
 
