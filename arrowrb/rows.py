@@ -12,6 +12,7 @@ from typing import Final
 SHARD_SHIFT: Final = 48
 POSITION_BITS: Final = 24
 MAX_SHARDS: Final = 1 << 15
+EPISODE_SHIFT: Final = 40
 MAX_SEGMENTS: Final = 1 << (SHARD_SHIFT - POSITION_BITS)
 MAX_SEGMENT_ROWS: Final = 1 << POSITION_BITS
 
@@ -35,6 +36,11 @@ class End(IntEnum):
     BOTH = 3  # terminated and truncated at the same step
     CUT = 4
     CONTINUED = 5  # goes on in the lane's next block
+
+
+def first_episode(shard: int) -> int:
+    """The id of the first episode of a shard; those of others lie elsewhere."""
+    return shard << EPISODE_SHIFT
 
 
 def pack_row_id(shard: int, segment: int, position: int) -> int:

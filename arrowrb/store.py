@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import sql
+from .checkpoints import check_name
 from .engine import (
     DEFAULT_CACHE_BYTES,
+    MAIN,
     Engine,
     check_cache_bytes,
     check_path,
@@ -110,6 +112,7 @@ class Store(Sampling, Upkeep):
         path: str | os.PathLike[str],
         *,
         mode: str = "r",
+        shard: str | None = None,
         hot_rows: int | None = None,
         hot_bytes: int | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
@@ -122,6 +125,10 @@ class Store(Sampling, Upkeep):
             path: the store's directory.
             mode: ``"r"`` reads, and follows a live writer; ``"a"`` goes on writing. Episodes that an earlier writer
                 left unfinished are *cut* by ``"a"``; ``"r"`` shows them as running.
+            shard: with ``"a"``, the name of what this process writes: actors side by side each have a shard of their
+                own, which is made when it is opened first, and gone on with under the same name. By default the one
+                that `create` wrote. Everybody reads all shards as one store. Not where ``max_rows`` or ``max_bytes``
+                bound the store.
             hot_rows: for this writer, see `create`; likewise `hot_bytes`. How much is kept is fixed by `create`.
             hot_bytes: see `create`.
             cache_bytes: see `create`.
@@ -131,16 +138,26 @@ class Store(Sampling, Upkeep):
 
         Raises:
             StoreNotFoundError: if there is no store, or no checkpoint of that name.
-            LockedError: if another process writes (``"a"``); names its pid.
+            LockedError: if another process writes this shard (``"a"``); names its pid.
             FormatError: if it was written by a newer version.
         """
         if not isinstance(mode, str) or mode not in ("r", "a"):
             raise OptionError(f'mode is {mode!r}, expected "r" (read and follow) or "a" (go on writing).')
         if at is not None and mode != "r":
             raise OptionError('at is given, but mode is "a": rows go on from the newest only. Open it with mode="r".')
+        if shard is not None and mode != "a":
+            raise OptionError('shard is given, but mode is "r", which reads all of them. Open it with mode="a".')
         options = writer_options(sync_interval, hot_rows, hot_bytes)
-        cache_bytes = check_cache_bytes(cache_bytes)
-        return cls(Engine(check_path(path), writable=mode == "a", options=options, cache_bytes=cache_bytes, at=at))
+        own = MAIN if shard is None else check_name(shard)
+        engine = Engine(
+            check_path(path),
+            writable=mode == "a",
+            options=options,
+            cache_bytes=check_cache_bytes(cache_bytes),
+            at=at,
+            shard=own,
+        )
+        return cls(engine)
 
     @classmethod
     def temporary(

@@ -119,3 +119,15 @@ def test_scale_checks_what_it_wrote(tmp_path: Path) -> None:
     said = run("benchmarks/scale.py", "--path", tmp_path / "store", "--rows", 30_000, "--lanes", 24)
     assert "all counts agree" in said
     assert not (tmp_path / "store").exists()
+
+
+def test_own_actors_go_on(tmp_path: Path) -> None:
+    store, counts = tmp_path / "actors", []
+    for actors in (2, 3):
+        said = run("examples/own_actors.py", "--store", store, "--frames", 400, "--actors", actors)
+        assert f"transitions by {actors} actors" in said
+        with arrowrb.Store.open(store) as opened:
+            shards = opened.sql("SELECT row_id >> 48, count(*) FROM transitions GROUP BY 1 ORDER BY 1").fetchall()
+            counts.append(dict(shards))
+    assert [set(each) for each in counts] == [{1, 2}, {1, 2, 3}]
+    assert all(counts[1][shard] > counts[0][shard] > 300 for shard in counts[0])

@@ -43,11 +43,13 @@ from .priority_files import PriorityFiles, check_values
 from .repairing import Lost, Repaired, repair
 from .sample_logs import SampleLog, read_samples
 from .sampler_folders import SamplerFolder
+from .shards import MAIN
 from .snapshot import Located, SegmentView, Snapshot
 from .verifying import Verified, verify
 
 __all__ = [
     "DEFAULT_CACHE_BYTES",
+    "MAIN",
     "Action",
     "BackedUp",
     "Edges",

@@ -16,9 +16,10 @@ from ..commits import Record
 from ..errors import CorruptError, StoreExistsError, StoreNotFoundError
 from ..manifest import Manifest, check_format
 from ..network import check_local
+from ..rows import first_episode
 from ..schema import Schema
 from .options import check_schema
-from .paths import SPARE_STORE_FILE, STORE_FILE, find_foreign, is_store, shard_paths
+from .paths import SPARE_STORE_FILE, STORE_FILE, ShardPaths, find_foreign, is_store, shard_paths
 
 _MAX_STORE_FILE_BYTES: Final = 256 << 20
 _MAX_LIMIT: Final = 1 << 62
@@ -66,7 +67,11 @@ def create_store(
     with files.explaining(path, "creating the store"):
         path.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(path / "shards", ignore_errors=True)  # a half-made create; there is no store.json
-        create_shard(path, 0, "main", durable=durable)
+        paths = shard_paths(path, 0)
+        create_shard(paths, 0, "main", durable=durable)
+        if durable:
+            for folder in (paths.root.parent, path):
+                files.sync_directory(folder)
         content = {
             "format": manifests.FORMAT,
             "features": [],
@@ -83,17 +88,15 @@ def create_store(
             files.sync_directory(path.parent)
 
 
-def create_shard(path: Path, shard: int, name: str, *, durable: bool) -> None:
-    """Lay out an empty shard, its manifest last."""
-    paths = shard_paths(path, shard)
+def create_shard(paths: ShardPaths, shard: int, name: str, *, durable: bool) -> None:
+    """Lay out an empty shard, its manifest last. Its episodes are counted from a number that no other shard has."""
     paths.segments.mkdir(parents=True, exist_ok=True)
-    record = Record(sequence=1, boot_id=files.boot_id(), clean=True)
+    record = Record(sequence=1, boot_id=files.boot_id(), clean=True, next_episode=first_episode(shard))
     for each in (paths.visible, paths.durable):
         commits.create_file(each, record, sync=durable)
     manifests.write(paths.manifest, Manifest(shard, name), sync=durable)
     if durable:
-        for folder in (paths.root.parent, path):
-            files.sync_directory(folder)
+        files.sync_directory(paths.root)
 
 
 def read_store_file(path: Path, name: str = STORE_FILE) -> StoreFile:

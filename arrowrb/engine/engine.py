@@ -40,12 +40,13 @@ from ..seeds import SeedEntry
 from ..writer import MAX_LANES
 from .creating import read_store_file
 from .options import DEFAULT_CACHE_BYTES, WriterOptions
-from .paths import list_shards, shard_paths
+from .paths import shard_paths
 from .reading import GroupCache
 from .sample_logs import Logged, read_batch
 from .sampler_folders import SamplerFolder
 from .shard_reader import ShardReader
 from .shard_writer import ShardWriter
+from .shards import MAIN, Following, own_shard
 from .snapshot import Layout, Snapshot
 
 _BREAK_SHARE = 0.05
@@ -69,6 +70,7 @@ class Engine:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         clock: Callable[[], int] = now_microseconds,
         at: str | Sequence[Mark] | None = None,
+        shard: str = MAIN,
     ) -> None:
         files.check_platform()
         self.path = path
@@ -88,17 +90,26 @@ class Engine:
         self.cache = GroupCache(cache_bytes)
         self.writer_shard: ShardWriter | None = None
         self._at = checkpoints.read(path, self.file.store_id, at).marks if isinstance(at, str) else at
-        numbers = list_shards(path)
-        if not numbers:
-            raise CorruptError(f"{path} has no shard: the store is damaged.")
         options = options or WriterOptions()
+        if writable and shard != MAIN:
+            check_local(path)
+            if self.file.max_rows is not None or self.file.max_bytes is not None:
+                raise OptionError(
+                    f"shard is {shard!r}, but the store keeps max_rows or max_bytes only, which one writer sees to. "
+                    "Leave out shard, or create a store without these."
+                )
+        own = 0 if not writable or shard == MAIN else own_shard(path, shard, durable=options.durable).number
+        self._following = Following(path)
+        numbers = self._following.numbers
+        if numbers != list(range(len(numbers))) or not numbers:
+            raise CorruptError(f"{path} has shards {numbers}, expected them to be numbered from 0 on. It is damaged.")
         self._durable = options.durable
         self._limits = replace(options.limits, max_rows=self.file.max_rows, max_bytes=self.file.max_bytes)
-        self._readers = self._follow([number for number in numbers if not (writable and number == 0)])
+        self._readers = self._follow([number for number in numbers if not (writable and number == own)])
         if writable:
             check_local(path)
-            paths = shard_paths(path, 0)
-            limits = replace(self._limits, keep_below=checkpoints.keep_below(path, self.file.store_id, 0))
+            paths = shard_paths(path, own)
+            limits = replace(self._limits, keep_below=checkpoints.keep_below(path, self.file.store_id, own))
             options = replace(options, limits=limits)
             with Uninterrupted():
                 self.writer_shard = ShardWriter(paths, self.schema, self.file.store_id, options, clock)
@@ -108,6 +119,10 @@ class Engine:
         marks = {mark.shard: mark for mark in self._at or ()}
         readers = []
         for number in numbers:
+            if not shard_paths(self.path, number).manifest.exists():
+                raise CorruptError(
+                    f"Shard {number} of {self.path} has no manifest: it is damaged. `arrowrb repair` makes it anew."
+                )
             until = None if self._at is None else marks.get(number, Mark.of(number, Record(), 0))
             readers.append(ShardReader(shard_paths(self.path, number), self.schema, self.file.store_id, until))
         return readers
@@ -292,11 +307,15 @@ class Engine:
         if os.getpid() != self._here:
             self._start_anew()
         with self._guard:
+            if self._following.look():
+                known = {shard.paths.number for shard in self._shards()}
+                self._readers += self._follow([each for each in self._following.numbers if each not in known])
             for reader in self._readers:
                 reader.refresh()
             shards = self._shards()
             marks = [each for shard in shards for each in shard.mark()]
-            if self._snapshot is not None and all(map(operator.is_, marks, self._marks)):
+            same = len(marks) == len(self._marks) and all(map(operator.is_, marks, self._marks))
+            if same and self._snapshot is not None:
                 return self._snapshot  # nothing has changed: the way of most draws
             self._marks = marks
             looks = [shard.look() for shard in sorted(shards, key=lambda shard: shard.paths.root)]
@@ -322,7 +341,8 @@ class Engine:
         self._guard = threading.RLock()
         self._layout = self._snapshot = None
         self.cache = GroupCache(self.cache.limit)
-        self._readers = self._follow(list_shards(self.path))
+        self._following = Following(self.path)
+        self._readers = self._follow(self._following.numbers)
 
     def manifests(self) -> list[Manifest]:
         """The manifests of all shards, as last seen."""

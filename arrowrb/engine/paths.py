@@ -65,11 +65,12 @@ class ShardPaths:
         Raises:
             LockedError: if somebody is already.
         """
+        which = "" if self.number == 0 else f" in shard {self.number}"
         return files.Lock(
             self.lock,
             self.holder,
-            what=f"Store {self.root.parent.parent} is already open for writing",
-            remedy='Close it there, or open it here with mode="r", which follows a live writer.',
+            what=f"Store {self.root.parent.parent} is already open for writing{which}",
+            remedy='Close it there, or open it with mode="r", which follows a live writer, or with a shard of its own.',
         )
 
     @property
@@ -109,7 +110,7 @@ def shard_paths(store: Path, shard: int) -> ShardPaths:
 
 
 def list_shards(store: Path) -> list[int]:
-    """Numbers of the shards that are complete (their manifest is written last)."""
+    """Numbers of the shards. The first one is there once it has its manifest; others take their name when whole."""
     folder = store / "shards"
     if not folder.is_dir():
         raise CorruptError(f"{store} has no folder 'shards': the store is damaged.")
@@ -124,7 +125,7 @@ def list_shards(store: Path) -> list[int]:
     ):
         if place.is_symlink():
             raise CorruptError(f"{place} is a link. A store consists of plain files and folders only.")
-    return [each.number for each in shards if each.manifest.exists()]
+    return [each.number for each in shards if each.number > 0 or each.manifest.exists()]
 
 
 def find_foreign(store: Path) -> list[str]:

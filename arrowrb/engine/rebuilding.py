@@ -18,7 +18,7 @@ from .. import files
 from ..commits import Record
 from ..errors import ArrowRBError, CorruptError
 from ..manifest import Evicted, FileEntry, Manifest, SegmentEntry
-from ..rows import Kind
+from ..rows import Kind, first_episode
 from ..schema import Schema
 from ..tiers import hot
 from .inspecting import Inspected
@@ -140,7 +140,7 @@ def find_commit(shard: Inspected) -> Record:
         gaps = np.flatnonzero(np.diff(beyond, prepend=watermark) != 1)
         count = int(gaps[0]) if gaps.size else beyond.size
         watermark = int(beyond[count - 1]) if count else watermark
-    transitions, next_episode = 0, 0
+    transitions, next_episode = 0, first_episode(shard.paths.number)
     for entry in manifest.segments:
         view = shard.views.get(entry.number)
         if view is None:

@@ -147,7 +147,7 @@ class Filler:
         self.num_transitions = 0
         self._engine = store._engine  # one package
         records = self._engine.snapshot().records
-        self._shift = max(record.next_episode for record in records) if any(r.watermark for r in records) else 0
+        self._shift = records[self._engine.shard].next_episode if any(r.watermark for r in records) else 0
         self._total, self._progress = total, progress
         self._done = done
         self._lanes: dict[int, tuple[bool, int | None]] = {}  # whether the last row's episode was cut, and when

@@ -1,0 +1,105 @@
+"""The shards of a store by name: each is what one process writes, and a new name makes a new one.
+
+A shard is laid out under a hidden name and takes its number by a rename, when it is whole. So a crash in between leaves
+a hidden folder, which whoever makes the next shard removes, and a folder with a number is a shard. One process at a
+time makes one, by a lock; it holds that for milliseconds, and whoever comes meanwhile waits.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Final
+
+from .. import checkpoints, files
+from .. import manifest as manifests
+from ..errors import LockedError, OptionError
+from ..rows import MAX_SHARDS
+from .creating import create_shard
+from .paths import ShardPaths, list_shards, shard_paths
+
+MAIN: Final = "main"
+"""The shard that a store has from the beginning."""
+
+_PATIENCE_SECONDS: Final = 10.0
+_PAUSE_SECONDS: Final = 0.01
+_SETTLED_SECONDS: Final = 0.1  # so much later another change of a folder has another time
+
+
+def own_shard(store: Path, name: str, *, durable: bool) -> ShardPaths:
+    """The shard of this name, which is made where there is none.
+
+    Raises:
+        OptionError: if it is no name.
+        LockedError: if another process makes one, and does not come to an end.
+    """
+    checkpoints.check_name(name)
+    patience = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        found = _find(store, name)
+        if found is not None:
+            return found
+        try:
+            lock = files.Lock(
+                store / "shards" / "lock",
+                store / "shards" / "maker.json",
+                what=f"A shard of {store} is being made",
+                remedy="Try again when it is there.",
+            )
+        except LockedError:
+            if time.monotonic() > patience:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+            continue
+        try:
+            return _find(store, name) or _make(store, name, durable=durable)
+        finally:
+            lock.release()
+
+
+def _find(store: Path, name: str) -> ShardPaths | None:
+    for number in list_shards(store):
+        paths = shard_paths(store, number)
+        if manifests.read(paths.manifest, number).name == name:
+            return paths
+    return None
+
+
+def _make(store: Path, name: str, *, durable: bool) -> ShardPaths:
+    number = max(list_shards(store)) + 1
+    if number >= MAX_SHARDS:
+        raise OptionError(f"shard is {name!r}, which would be one more than the {MAX_SHARDS:,} that a store can have.")
+    made = shard_paths(store, number)
+    hidden = ShardPaths(made.root.with_name(f".{made.root.name}.tmp"))
+    with files.explaining(made.root, "making a shard"):
+        if hidden.root.is_dir() and not hidden.root.is_symlink():
+            shutil.rmtree(hidden.root)
+        create_shard(hidden, number, name, durable=durable)
+        os.rename(hidden.root, made.root)
+        if durable:
+            files.sync_directory(made.root.parent)
+    return made
+
+
+class Following:
+    """Which shards a store has, looked for again whenever their folder has changed."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._folder = str(store / "shards")
+        self._stamp = (0, 0)
+        self._looked = 0.0
+        self.numbers: list[int] = []
+        self.look()
+
+    def look(self) -> bool:
+        """Look; returns whether there are others than before."""
+        stat = os.stat(self._folder)
+        stamp = (stat.st_mtime_ns, stat.st_nlink)
+        if stamp == self._stamp and self._looked > stat.st_mtime + _SETTLED_SECONDS:
+            return False
+        self._looked = time.time()
+        before, self.numbers, self._stamp = self.numbers, list_shards(self._store), stamp
+        return self.numbers != before
