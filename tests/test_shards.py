@@ -319,3 +319,19 @@ def test_processes_side_by_side(path: Path) -> None:
         actor.extend(store, 10)
         assert store.sql("SELECT count(*) FROM transitions WHERE reward = 3").fetchall() == [(killed + 10,)]
     assert not arrowrb.verify(path).problems
+
+
+def test_shards_of_a_store_without_a_count(path: Path) -> None:
+    """Of an earlier version: readers that were there before a writer look at the folder."""
+    (path / "shards/count").unlink()
+    first, second = Actor(1), Actor(2)
+    with Store.open(path) as reader:
+        for actor in (first, second):
+            with Store.open(path, mode="a", shard=f"actor-{actor.number}") as writer:
+                actor.extend(writer, 20)
+            actor.cut()
+            check(reader, [first, second][: actor.number])
+    assert (path / "shards/count").read_bytes() == (3).to_bytes(8, "little")
+    (path / "shards/count").write_bytes(b"?")
+    with Store.open(path) as reader:
+        check(reader, [first, second])

@@ -35,6 +35,7 @@ from .paths import (
 from .priority_files import files_of
 from .sample_logs import log_files
 from .sampler_folders import sampler_folders
+from .shards import tell_count
 from .tables import KIND, ORDINAL
 
 _TRIES: Final = 20
@@ -117,6 +118,7 @@ def back_up(store: Path, store_id: str, schema: Schema, target: Path) -> BackedU
         for name in (SPARE_STORE_FILE, STORE_FILE):
             files.publish(folder / name, files.read_file(store / STORE_FILE, "copying"))
             copying.num_files += 1
+        tell_count(folder)
         for each in (folder / "shards", folder):
             files.sync_directory(each)
     return BackedUp(target, transitions, copying.num_files, copying.copied_bytes, copying.linked_bytes)

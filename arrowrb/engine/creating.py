@@ -19,7 +19,7 @@ from ..network import check_local
 from ..rows import first_episode
 from ..schema import Schema
 from .options import check_schema
-from .paths import SPARE_STORE_FILE, STORE_FILE, ShardPaths, find_foreign, is_store, shard_paths
+from .paths import COUNT_FILE, SPARE_STORE_FILE, STORE_FILE, ShardPaths, find_foreign, is_store, shard_paths
 
 _MAX_STORE_FILE_BYTES: Final = 256 << 20
 _MAX_LIMIT: Final = 1 << 62
@@ -83,9 +83,15 @@ def create_store(
         }
         text = json.dumps(content, indent=1, allow_nan=False).encode()
         files.publish(path / SPARE_STORE_FILE, text, sync=durable)  # for a repair
+        files.publish(path / COUNT_FILE, count_bytes(1), sync=durable)
         files.publish(path / STORE_FILE, text, sync=durable)
         if durable:
             files.sync_directory(path.parent)
+
+
+def count_bytes(count: int) -> bytes:
+    """What the file says that counts the shards."""
+    return count.to_bytes(8, "little")
 
 
 def create_shard(paths: ShardPaths, shard: int, name: str, *, durable: bool) -> None:

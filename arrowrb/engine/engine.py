@@ -46,7 +46,7 @@ from .sample_logs import Logged, read_batch
 from .sampler_folders import SamplerFolder
 from .shard_reader import ShardReader
 from .shard_writer import ShardWriter
-from .shards import MAIN, Following, own_shard
+from .shards import MAIN, Following, own_shard, tell_count
 from .snapshot import Layout, Snapshot
 
 _BREAK_SHARE = 0.05
@@ -91,14 +91,11 @@ class Engine:
         self.writer_shard: ShardWriter | None = None
         self._at = checkpoints.read(path, self.file.store_id, at).marks if isinstance(at, str) else at
         options = options or WriterOptions()
-        if writable and shard != MAIN:
+        if writable:
             check_local(path)
-            if self.file.max_rows is not None or self.file.max_bytes is not None:
-                raise OptionError(
-                    f"shard is {shard!r}, but the store keeps max_rows or max_bytes only, which one writer sees to. "
-                    "Leave out shard, or create a store without these."
-                )
-        own = 0 if not writable or shard == MAIN else own_shard(path, shard, durable=options.durable).number
+        own = self._own_number(shard, durable=options.durable) if writable else 0
+        if writable:
+            tell_count(path)
         self._following = Following(path)
         numbers = self._following.numbers
         if numbers != list(range(len(numbers))) or not numbers:
@@ -107,13 +104,23 @@ class Engine:
         self._limits = replace(options.limits, max_rows=self.file.max_rows, max_bytes=self.file.max_bytes)
         self._readers = self._follow([number for number in numbers if not (writable and number == own)])
         if writable:
-            check_local(path)
             paths = shard_paths(path, own)
             limits = replace(self._limits, keep_below=checkpoints.keep_below(path, self.file.store_id, own))
             options = replace(options, limits=limits)
             with Uninterrupted():
                 self.writer_shard = ShardWriter(paths, self.schema, self.file.store_id, options, clock)
             self._guard = self.writer_shard.guard
+
+    def _own_number(self, shard: str, *, durable: bool) -> int:
+        """The number of the shard to write."""
+        if shard == MAIN:
+            return 0
+        if self.file.max_rows is not None or self.file.max_bytes is not None:
+            raise OptionError(
+                f"shard is {shard!r}, but the store keeps max_rows or max_bytes only, which one writer sees to. Leave "
+                "out shard, or create a store without these."
+            )
+        return own_shard(self.path, shard, durable=durable).number
 
     def _follow(self, numbers: Sequence[int]) -> list[ShardReader]:
         marks = {mark.shard: mark for mark in self._at or ()}

@@ -3,22 +3,28 @@
 A shard is laid out under a hidden name and takes its number by a rename, when it is whole. So a crash in between leaves
 a hidden folder, which whoever makes the next shard removes, and a folder with a number is a shard. One process at a
 time makes one, by a lock; it holds that for milliseconds, and whoever comes meanwhile waits.
+
+How many there are stands in a file that readers map and look at for each snapshot, eight bytes that a writer sets
+before it commits its first row. Of a store that has no such file yet they look at the folder instead.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from .. import checkpoints, files
 from .. import manifest as manifests
-from ..errors import LockedError, OptionError
+from ..errors import FullError, LockedError, OptionError, StoreError
 from ..rows import MAX_SHARDS
-from .creating import create_shard
-from .paths import ShardPaths, list_shards, shard_paths
+from .creating import count_bytes, create_shard
+from .paths import COUNT_FILE, ShardPaths, list_shards, shard_paths
 
 MAIN: Final = "main"
 """The shard that a store has from the beginning."""
@@ -59,6 +65,23 @@ def own_shard(store: Path, name: str, *, durable: bool) -> ShardPaths:
             lock.release()
 
 
+def tell_count(store: Path) -> None:
+    """Let readers know how many shards there are, where they do not yet."""
+    path, told = store / COUNT_FILE, count_bytes(len(list_shards(store)))
+    with files.explaining(path, "counting the shards"):
+        try:
+            descriptor = files.open_file(path, os.O_RDWR)
+        except FileNotFoundError:
+            with contextlib.suppress(FullError):  # readers look at the folder instead
+                files.publish(path, told, sync=False)
+            return
+        try:
+            if os.pread(descriptor, len(told), 0) != told:
+                files.write_at(descriptor, told, 0)
+        finally:
+            os.close(descriptor)
+
+
 def _find(store: Path, name: str) -> ShardPaths | None:
     for number in list_shards(store):
         paths = shard_paths(store, number)
@@ -84,22 +107,33 @@ def _make(store: Path, name: str, *, durable: bool) -> ShardPaths:
 
 
 class Following:
-    """Which shards a store has, looked for again whenever their folder has changed."""
+    """Which shards a store has, looked for again whenever there are others."""
 
     def __init__(self, store: Path) -> None:
         self._store = store
         self._folder = str(store / "shards")
         self._stamp = (0, 0)
         self._looked = 0.0
+        self._seen = 0
+        self._count: memoryview | None = None
+        with contextlib.suppress(StoreError):  # an older store, or a file of another size
+            mapped = files.Mapping(store / COUNT_FILE, size=len(count_bytes(0)))
+            self._count = memoryview(mapped.array(0, 1, np.int64))  # type: ignore[arg-type]
         self.numbers: list[int] = []
         self.look()
 
     def look(self) -> bool:
         """Look; returns whether there are others than before."""
-        stat = os.stat(self._folder)
-        stamp = (stat.st_mtime_ns, stat.st_nlink)
-        if stamp == self._stamp and self._looked > stat.st_mtime + _SETTLED_SECONDS:
-            return False
-        self._looked = time.time()
-        before, self.numbers, self._stamp = self.numbers, list_shards(self._store), stamp
+        if self._count is not None:
+            count = self._count[0]
+            if count == self._seen:
+                return False
+            self._seen = count
+        else:
+            stat = os.stat(self._folder)
+            stamp = (stat.st_mtime_ns, stat.st_nlink)
+            if stamp == self._stamp and self._looked > stat.st_mtime + _SETTLED_SECONDS:
+                return False
+            self._looked, self._stamp = time.time(), stamp
+        before, self.numbers = self.numbers, list_shards(self._store)
         return self.numbers != before

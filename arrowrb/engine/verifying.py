@@ -45,6 +45,7 @@ from .snapshot import SegmentView
 from .tables import read_table
 
 _MOST_THREADS: Final = 4
+_LEAST_BYTES: Final = 16 << 20  # with less, threads take longer to start than the work
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,7 @@ class Checked:
 
 
 def _check_segments(shard: Inspected, schema: Schema | None) -> Iterator[Checked]:
-    """Check the segments of a shard by several threads; yields them in order."""
+    """Check the segments of a shard, by several threads where they are large; yields them in order."""
 
     def check(entry: SegmentEntry) -> Checked:
         seen, memory = Seen(), idle.pop()
@@ -190,6 +191,9 @@ def _check_segments(shard: Inspected, schema: Schema | None) -> Iterator[Checked
     entries = () if shard.manifest is None else shard.manifest.segments
     threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
     idle = deque(Memory() for _ in range(threads))
+    if sum(entry.bytes for entry in entries) < _LEAST_BYTES:
+        yield from map(check, entries)
+        return
     pool = ThreadPoolExecutor(threads, "arrowrb-verify")
     try:
         # The largest first, so that no thread is left alone with one of them.
