@@ -9,6 +9,7 @@ The map of the house; each row imports only from rows below it, and names on one
     named, mixture                                  samplers that checkpoints keep; several at once
     export/, sampler                                data sets of Parquet files; streams of batches
     tally, sql/, loader/, recorder, arrivals        counts; questions; batches; a user's own loop; what is new
+    pending                                         batches that were drawn, and are still to come
     info, samplers/                                 what is told of a store; which rows to draw
     engine/                                         shards that are written or followed, and snapshots of them
     writer, recovery, sizing, retention             commits; what a dead writer left; how large segments are; limits

@@ -6,36 +6,23 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Engine, Located, SampleLog, SamplerFolder, Snapshot
+from .engine import Engine, SampleLog, SamplerFolder, Snapshot
 from .errors import EmptyError, OptionError, RowError, UsageError
 from .info import SamplerInfo
 from .loader import Ahead, Batch, BatchReader, as_row_ids
+from .pending import Group, Rest
 from .rows import SHARD_SHIFT
-from .samplers import Chains, Columns, Drawn, Joining, Learning, Once, Sequential, Stream, check_tiers
+from .samplers import Chains, Drawn, Joining, Learning, Once, Sequential, Stream, check_tiers
 from .tally import Tally, watermarks_of
 
 _MOST_ROWS: Final = (1 << 31) - 1  # of a batch
 _MOST_AHEAD: Final = 1 << 16
 _END: Final = object()  # in place of a batch, where there is no further one
-
-
-class _Rest(NamedTuple):
-    """Batches that were drawn, and are still to be read: their rows, what was drawn with these, and their sizes."""
-
-    row_ids: NDArray[np.int64]
-    columns: Columns
-    hidden: Columns
-    sizes: list[int]
-
-    @classmethod
-    def of(cls, drawn: Drawn, sizes: list[int]) -> _Rest:
-        """Those of some rows."""
-        return cls(drawn.rows.row_ids.copy(), drawn.columns, drawn.hidden, sizes)
 
 
 def check_batch_size(value: Any, name: str = "batch_size") -> int:
@@ -52,34 +39,6 @@ def _write(log: SampleLog, drawn: Drawn, watermarks: NDArray[np.int64]) -> None:
     """Log a batch, drawn when the shards were at these watermarks."""
     row_ids = drawn.rows.row_ids
     log.append(row_ids, watermarks[row_ids >> SHARD_SHIFT], drawn.columns, drawn.hidden)
-
-
-class _Group:
-    """Batches that were drawn together, and not all handed out yet."""
-
-    __slots__ = ("_drawn", "_first", "_sizes", "watermarks")
-
-    def __init__(self, drawn: Drawn, sizes: list[int], watermarks: NDArray[np.int64]) -> None:
-        self._drawn = drawn
-        self.watermarks = watermarks  # of each shard, when they were drawn
-        self._sizes = deque(sizes)
-        self._first = 0
-
-    def first(self) -> Drawn:
-        """The next batch's rows."""
-        return self._drawn.part(slice(self._first, self._first + self._sizes[0]))
-
-    def pop(self) -> NDArray[np.int64]:
-        """The row ids of the next batch, which is handed out now."""
-        first, self._first = self._first, self._first + self._sizes.popleft()
-        return self._drawn.rows.row_ids[first : self._first]
-
-    def __len__(self) -> int:
-        return len(self._sizes)
-
-    def rest(self) -> tuple[Drawn, list[int]]:
-        """The rows of the batches that are left, and how many each has."""
-        return self._drawn.part(slice(self._first, None)), list(self._sizes)
 
 
 class Sampler:
@@ -111,10 +70,10 @@ class Sampler:
         self._reader = reader
         self._tiers = check_tiers(tiers)
         self._joins = isinstance(stream, Joining) and stream.joins
-        self._groups: deque[_Group] = deque()  # of batches that were drawn, and not handed out
+        self._groups: deque[Group] = deque()  # of batches that were drawn, and not handed out
         self._num_ahead = 0  # how many these are
         self._ready: deque[Batch] = deque()  # those of them that were read
-        self._restored: _Rest | None = None  # what had been drawn before, and comes next
+        self._restored: Rest | None = None  # what had been drawn before, and comes next
         self._ahead: Ahead | None = None
         self.name = name
         self.batch_size = batch_size
@@ -204,22 +163,12 @@ class Sampler:
         The batches that are drawn ahead are in it by their rows; of a sampler with priorities, these, too. Checkpoints
         of the store keep it of every sampler that has a name.
         """
-        rest = self._rest() or _Rest(_NONE, {}, {}, [])
-        state = {
-            "stream": self._stream.save(self._engine.snapshot()),
-            "batch_size": self.batch_size,
-            "ahead": rest.row_ids.copy(),
-            "sizes": list(rest.sizes),
-        }
-        told = {"columns": rest.columns, "hidden": rest.hidden}
-        return state | {name: dict(each) for name, each in told.items() if each}
+        rest = self._rest() or Rest(_NONE, {}, {}, [])
+        return {"stream": self._stream.save(self._engine.snapshot()), "batch_size": self.batch_size, **rest.save()}
 
-    def _rest(self) -> _Rest | None:
+    def _rest(self) -> Rest | None:
         """The batches that were drawn ahead and not handed out."""
-        if not self._groups:
-            return self._restored
-        rest = [group.rest() for group in self._groups]
-        return _Rest.of(Drawn.joined([each for each, _ in rest]), [size for _, part in rest for size in part])
+        return Rest.of_groups(self._groups) if self._groups else self._restored
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the sampler stood that gave this state: the same batches follow, if the rows are the same.
@@ -231,26 +180,15 @@ class Sampler:
         """
         if not isinstance(state, Mapping) or "stream" not in state:
             raise OptionError("The state is none of a sampler, expected what Sampler.state_dict returned.")
-        ahead = state.get("ahead")
-        if state.get("batch_size") != self.batch_size or not isinstance(ahead, np.ndarray):
+        if state.get("batch_size") != self.batch_size:
             raise OptionError(
                 f"batch_size is {self.batch_size}, but that of the sampler that it is to go on from was "
                 f"{state.get('batch_size')!r}. Give the same, or another name."
             )
-        stream: Any = state.get("stream")
-        columns, hidden = (state.get(name, {}) for name in ("columns", "hidden"))
-        whole = all(
-            isinstance(told, dict) and all(np.shape(each) == ahead.shape for each in told.values())
-            for told in (columns, hidden)
-        )
-        sizes = state.get("sizes")
-        counts = isinstance(sizes, list) and all(isinstance(size, int) and size > 0 for size in sizes)
-        if not whole or not counts or ahead.dtype != np.int64 or ahead.shape != (sum(sizes or []),):
-            raise OptionError("The state that the sampler is to go on from is damaged: it holds no whole batches.")
+        stream, rest = state.get("stream"), Rest.load(state)
         self._stream.load(stream if isinstance(stream, dict) else {}, self._engine.snapshot())
         self._drop()
-        if ahead.size:
-            self._restored = _Rest(ahead.copy(), columns, hidden, list(sizes or []))
+        self._restored = rest if rest.sizes else None
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -308,7 +246,7 @@ class Sampler:
         try:
             return self._reader.read(snapshot, drawn)
         except BaseException:
-            self._restored = _Rest.of(drawn, [drawn.rows.row_ids.size])
+            self._restored = Rest.of(drawn, [drawn.rows.row_ids.size])
             raise
 
     def _prepare(self, snapshot: Snapshot) -> bool:
@@ -333,11 +271,11 @@ class Sampler:
         self._check_open()
         snapshot = self._engine.snapshot()
         if self._restored is not None:
-            (rest, sizes), self._restored = self._still_there(snapshot, self._restored), None
+            (rest, sizes), self._restored = self._restored.still_there(snapshot, self._once), None
             if sizes:
                 if rest.rows.row_ids.size > count:
                     later = rest.part(slice(count, None))
-                    self._restored = _Rest.of(later, [later.rows.row_ids.size])
+                    self._restored = Rest.of(later, [later.rows.row_ids.size])
                 return rest.part(slice(0, count))
         drawn = self._stream.draw(snapshot, count, tiers=self._tiers)
         return Drawn(drawn.rows, drawn.columns, drawn.hidden, drawn.snapshot or snapshot)
@@ -349,9 +287,9 @@ class Sampler:
             rest = self._restored
             if rest is not None:
                 row_ids = np.concatenate([drawn.rows.row_ids, rest.row_ids])
-                self._restored = _Rest(row_ids, {}, {}, [row_ids.size])
+                self._restored = Rest(row_ids, {}, {}, [row_ids.size])
             else:
-                self._restored = _Rest.of(drawn, [drawn.rows.row_ids.size])
+                self._restored = Rest.of(drawn, [drawn.rows.row_ids.size])
 
     def read(self, drawn: Drawn) -> Batch:
         """The batch of rows; not for users."""
@@ -394,7 +332,7 @@ class Sampler:
         restored, self._restored = self._restored, None
         if restored is None:
             return
-        drawn, sizes = self._still_there(snapshot, restored)
+        drawn, sizes = restored.still_there(snapshot, self._once)
         if not sizes:
             return
         if self.prefetch:
@@ -403,30 +341,10 @@ class Sampler:
         try:
             batches = self._reader.read_many(snapshot, drawn, sizes)
         except BaseException:
-            self._restored = _Rest.of(drawn, sizes)
+            self._restored = Rest.of(drawn, sizes)
             raise
         self._note(snapshot, drawn, sizes)
         self._ready.extend(batches)
-
-    def _still_there(self, snapshot: Snapshot, rest: _Rest) -> tuple[Drawn, list[int]]:
-        """Rows that were drawn before, with the sizes of their batches; none where they are to be drawn anew.
-
-        Of those that are drawn once the ones that are gone are left out, and counted.
-        """
-        none = Drawn(Located.empty(0))
-        row_ids, columns, hidden, sizes = rest
-        try:
-            there = np.isin(row_ids, snapshot.find(row_ids).row_ids)
-        except RowError:
-            return none, []  # of another store, or lost with the power
-        if not there.all():
-            if self._once is None:
-                return none, []
-            self._once.num_skipped += int((~there).sum())
-            ends = np.cumsum(sizes)
-            sizes = [int(there[end - size : end].sum()) for size, end in zip(sizes, ends.tolist(), strict=True)]
-            row_ids, sizes = np.ascontiguousarray(row_ids[there]), [size for size in sizes if size]
-        return (Drawn(snapshot.locate(row_ids), columns, hidden, snapshot), sizes) if sizes else (none, [])
 
     def _ask(self, snapshot: Snapshot, drawn: Drawn, sizes: list[int]) -> None:
         """Let the thread read batches of these sizes."""
@@ -437,7 +355,7 @@ class Sampler:
     def _note(self, snapshot: Snapshot, drawn: Drawn, sizes: list[int]) -> None:
         """Batches of these sizes are on their way."""
         watermarks = _NONE if self._log is None else watermarks_of(drawn.snapshot or snapshot)
-        self._groups.append(_Group(drawn, sizes, watermarks))
+        self._groups.append(Group(drawn, sizes, watermarks))
         self._num_ahead += len(sizes)
 
     def clear(self) -> None:

@@ -305,8 +305,8 @@ def test_restore_goes_back(tmp_path: Path) -> None:
         ([1, 2, 3], None, ColumnError, r"shape \(3,\), expected \(2,\)"),
         ([[1], [2]], None, ColumnError, r"shape \(2, 1\)"),
         (["a", "b"], None, ColumnError, "expected one number a row"),
-        (None, None, OptionError, "either td_error or priority"),
-        ([1, 2], [1, 2], OptionError, "either td_error or priority"),
+        (None, None, OptionError, "either td_error"),
+        ([1, 2], [1, 2], OptionError, "either td_error"),
     ],
 )
 def test_wrong_updates(td_error, priority, error, told) -> None:

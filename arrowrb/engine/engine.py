@@ -25,7 +25,6 @@ from ..checkpoints import Checkpoint, Content, Mark
 from ..commits import Record
 from ..errors import (
     ClosedError,
-    CorruptError,
     OptionError,
     ReadOnlyError,
     UsageError,
@@ -46,7 +45,7 @@ from .sample_logs import Logged, read_batch
 from .sampler_folders import SamplerFolder
 from .shard_reader import ShardReader
 from .shard_writer import ShardWriter
-from .shards import MAIN, Following, own_shard, tell_count
+from .shards import MAIN, Following, own_shard
 from .snapshot import Layout, Snapshot
 
 _BREAK_SHARE = 0.05
@@ -93,13 +92,10 @@ class Engine:
         options = options or WriterOptions()
         if writable:
             check_local(path)
-        own = self._own_number(shard, durable=options.durable) if writable else 0
-        if writable:
-            tell_count(path)
+        bounded = self.file.max_rows is not None or self.file.max_bytes is not None
+        own = own_shard(path, shard, bounded=bounded, durable=options.durable) if writable else 0
         self._following = Following(path)
         numbers = self._following.numbers
-        if numbers != list(range(len(numbers))) or not numbers:
-            raise CorruptError(f"{path} has shards {numbers}, expected them to be numbered from 0 on. It is damaged.")
         self._durable = options.durable
         self._limits = replace(options.limits, max_rows=self.file.max_rows, max_bytes=self.file.max_bytes)
         self._readers = self._follow([number for number in numbers if not (writable and number == own)])
@@ -111,25 +107,10 @@ class Engine:
                 self.writer_shard = ShardWriter(paths, self.schema, self.file.store_id, options, clock)
             self._guard = self.writer_shard.guard
 
-    def _own_number(self, shard: str, *, durable: bool) -> int:
-        """The number of the shard to write."""
-        if shard == MAIN:
-            return 0
-        if self.file.max_rows is not None or self.file.max_bytes is not None:
-            raise OptionError(
-                f"shard is {shard!r}, but the store keeps max_rows or max_bytes only, which one writer sees to. Leave "
-                "out shard, or create a store without these."
-            )
-        return own_shard(self.path, shard, durable=durable).number
-
     def _follow(self, numbers: Sequence[int]) -> list[ShardReader]:
         marks = {mark.shard: mark for mark in self._at or ()}
         readers = []
         for number in numbers:
-            if not shard_paths(self.path, number).manifest.exists():
-                raise CorruptError(
-                    f"Shard {number} of {self.path} has no manifest: it is damaged. `arrowrb repair` makes it anew."
-                )
             until = None if self._at is None else marks.get(number, Mark.of(number, Record(), 0))
             readers.append(ShardReader(shard_paths(self.path, number), self.schema, self.file.store_id, until))
         return readers

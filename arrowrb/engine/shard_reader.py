@@ -38,6 +38,8 @@ class ShardReader:
 
     def __init__(self, paths: ShardPaths, schema: Schema, store_id: str, until: Mark | None = None) -> None:
         """Follow a shard, or with ``until`` look back at that commit of it."""
+        if not paths.manifest.exists():
+            raise CorruptError(f"{paths.root} has no manifest: it is damaged. `arrowrb repair` makes it anew.")
         self.paths = paths
         self._until = until
         self._past: Past | None = None

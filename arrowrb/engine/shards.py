@@ -21,7 +21,7 @@ import numpy as np
 
 from .. import checkpoints, files
 from .. import manifest as manifests
-from ..errors import FullError, LockedError, OptionError, StoreError
+from ..errors import CorruptError, FullError, LockedError, OptionError, StoreError
 from ..rows import MAX_SHARDS
 from .creating import count_bytes, create_shard
 from .paths import COUNT_FILE, ShardPaths, list_shards, shard_paths
@@ -34,14 +34,30 @@ _PAUSE_SECONDS: Final = 0.01
 _SETTLED_SECONDS: Final = 0.1  # so much later another change of a folder has another time
 
 
-def own_shard(store: Path, name: str, *, durable: bool) -> ShardPaths:
-    """The shard of this name, which is made where there is none.
+def own_shard(store: Path, name: str, *, bounded: bool, durable: bool) -> int:
+    """The number of the shard of this name, which is made where there is none; its writer may commit rows then.
+
+    Args:
+        store: its folder.
+        name: of the shard.
+        bounded: whether the store keeps so much only.
+        durable: whether what is made has to survive a power failure.
 
     Raises:
-        OptionError: if it is no name.
+        OptionError: if it is no name, or the store is bounded.
         LockedError: if another process makes one, and does not come to an end.
     """
-    checkpoints.check_name(name)
+    if name != MAIN and bounded:
+        raise OptionError(
+            f"shard is {name!r}, but the store keeps max_rows or max_bytes only, which one writer sees to. Leave out "
+            "shard, or create a store without these."
+        )
+    number = 0 if name == MAIN else _find_or_make(store, checkpoints.check_name(name), durable=durable).number
+    tell_count(store)
+    return number
+
+
+def _find_or_make(store: Path, name: str, *, durable: bool) -> ShardPaths:
     patience = time.monotonic() + _PATIENCE_SECONDS
     while True:
         found = _find(store, name)
@@ -136,4 +152,8 @@ class Following:
                 return False
             self._looked, self._stamp = time.time(), stamp
         before, self.numbers = self.numbers, list_shards(self._store)
+        if self.numbers != list(range(len(self.numbers))) or not self.numbers:
+            raise CorruptError(
+                f"{self._store} has shards {self.numbers}, expected numbers from 0 on. The store is damaged."
+            )
         return self.numbers != before

@@ -168,7 +168,7 @@ class PrioritizedStream:
         """Set priorities by temporal-difference errors, or as they are; see `Sampler.update`."""
         self._check_process()
         if (td_error is None) == (priority is None):
-            raise OptionError("Give td_error (errors of either sign), or priority= (priorities as they are), not both.")
+            raise OptionError("Give either td_error (of either sign) or priority= (as they are), not both.")
         name, given = ("td_error", td_error) if priority is None else ("priority", priority)
         if mask is not None:
             raise OptionError("mask tells which steps of sequences count. Leave it out.")
