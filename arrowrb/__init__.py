@@ -8,6 +8,7 @@ The map of the house; each row imports only from rows below it, and names on one
     upkeep, sampling                                what is about all of a store; batches by index
     named, mixture                                  samplers that checkpoints keep; several at once
     export/, sampler                                data sets of Parquet files; streams of batches
+    redrawing                                       batches out of a log once more
     tally, sql/, loader/, recorder, arrivals        counts; questions; batches; a user's own loop; what is new
     pending                                         batches that were drawn, and are still to come
     info, samplers/                                 what is told of a store; which rows to draw

@@ -94,6 +94,8 @@ class Mixture:
             for number, sampler in enumerate(self._samplers):
                 sampler.give_back([drawn for part, drawn in every if part == number])
             raise
+        for number, drawn in every:
+            self._samplers[number].hand_out(drawn)
         self._owed = owed
         return batch
 

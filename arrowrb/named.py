@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import checkpoints
@@ -44,12 +46,20 @@ class NamedSamplers:
             del self._waiting[name]
         self._live[name] = sampler
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """No sampler draws or learns meanwhile."""
+        with contextlib.ExitStack() as stack:
+            for _, sampler in sorted(self._open(), key=operator.itemgetter(0)):
+                stack.enter_context(sampler.guard)
+            yield
+
     def save(self) -> dict[str, Any]:
         """The states of all, those that wait included."""
         return {**self._waiting, **{name: sampler.state_dict() for name, sampler in self._open()}}
 
     def _open(self) -> list[tuple[str, Sampler]]:
-        return [(name, sampler) for name, sampler in self._live.items() if not sampler.closed]
+        return [(name, sampler) for name, sampler in list(self._live.items()) if not sampler.closed]
 
     def load(self, states: Mapping[str, Any]) -> None:
         """Let those that are there go on from these states, and the others when they are made."""

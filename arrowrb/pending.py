@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Located, Snapshot
+from .engine import Located, SampleLog, Snapshot
 from .errors import OptionError, RowError
+from .rows import SHARD_SHIFT
 from .samplers import Columns, Drawn, Once
 
 
@@ -43,23 +44,42 @@ class Group:
 
 
 class Rest(NamedTuple):
-    """Batches that are still to be read: their row ids, what was drawn with these, and the batches' sizes."""
+    """Batches that are still to be read.
+
+    Attributes:
+        row_ids: of their rows.
+        columns: what was drawn with these, and is shown.
+        hidden: likewise, and is not.
+        sizes: of the batches.
+        held: what the rows are in, where that was known.
+    """
 
     row_ids: NDArray[np.int64]
     columns: Columns
     hidden: Columns
     sizes: list[int]
+    held: Snapshot | None = None
 
     @classmethod
     def of(cls, drawn: Drawn, sizes: list[int]) -> Rest:
         """Those of some rows."""
-        return cls(drawn.rows.row_ids.copy(), drawn.columns, drawn.hidden, sizes)
+        return cls(drawn.rows.row_ids.copy(), drawn.columns, drawn.hidden, sizes, drawn.snapshot)
 
     @classmethod
-    def of_groups(cls, groups: deque[Group]) -> Rest:
-        """All that is left of these."""
+    def joined(cls, groups: deque[Group], behind: Rest | None) -> Rest | None:
+        """All that is left of groups, and others behind these; None where there is nothing."""
+        if not groups:
+            return behind
         rest = [group.rest() for group in groups]
-        return cls.of(Drawn.joined([each for each, _ in rest]), [size for _, part in rest for size in part])
+        whole = cls.of(Drawn.joined([each for each, _ in rest]), [size for _, part in rest for size in part])
+        if behind is None:
+            return whole
+        columns, hidden = (
+            {name: np.concatenate([each[name], other[name]]) for name in each}
+            for each, other in ((whole.columns, behind.columns), (whole.hidden, behind.hidden))
+        )
+        row_ids = np.concatenate([whole.row_ids, behind.row_ids])
+        return cls(row_ids, columns, hidden, [*whole.sizes, *behind.sizes], whole.held)
 
     def save(self) -> dict[str, Any]:
         """As plain values and arrays, for a state."""
@@ -84,12 +104,21 @@ class Rest(NamedTuple):
                 raise OptionError("The state that the sampler is to go on from is damaged: it holds no whole batches.")
         return cls(ahead.copy(), columns, hidden, list(sizes or []))
 
+    def _holder(self, held: Snapshot, now: Snapshot) -> Snapshot:
+        """What has all rows, if either has."""
+        try:
+            return held if held.find(self.row_ids).row_ids.size == self.row_ids.size else now
+        except RowError:
+            return now  # some are younger
+
     def still_there(self, snapshot: Snapshot, once: Once | None) -> tuple[Drawn, list[int]]:
         """The rows, with the sizes of their batches; none where they are to be drawn anew.
 
         Of those that a stream draws once, the ones that are gone are left out, and counted.
         """
         none, row_ids, sizes = Drawn(Located.empty(0)), self.row_ids, self.sizes
+        if self.held is not None:
+            snapshot = self._holder(self.held, snapshot)
         try:
             there = np.isin(row_ids, snapshot.find(row_ids).row_ids)
         except RowError:
@@ -102,3 +131,9 @@ class Rest(NamedTuple):
             sizes = [int(there[end - size : end].sum()) for size, end in zip(sizes, ends.tolist(), strict=True)]
             row_ids, sizes = np.ascontiguousarray(row_ids[there]), [size for size in sizes if size]
         return (Drawn(snapshot.locate(row_ids), self.columns, self.hidden, snapshot), sizes) if sizes else (none, [])
+
+
+def write(log: SampleLog, drawn: Drawn, watermarks: NDArray[np.int64]) -> None:
+    """Log a batch, drawn when the shards were at these watermarks."""
+    row_ids = drawn.rows.row_ids
+    log.append(row_ids, watermarks[row_ids >> SHARD_SHIFT], drawn.columns, drawn.hidden)

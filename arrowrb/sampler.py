@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -9,15 +10,15 @@ from itertools import groupby
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .engine import Engine, SampleLog, SamplerFolder, Snapshot
-from .errors import EmptyError, OptionError, RowError, UsageError
+from .errors import EmptyError, OptionError, UsageError
 from .info import SamplerInfo
+from .interrupts import Uninterrupted
 from .loader import Ahead, Batch, BatchReader, as_row_ids
-from .pending import Group, Rest
-from .rows import SHARD_SHIFT
-from .samplers import Chains, Drawn, Joining, Learning, Once, Sequential, Stream, check_tiers
+from .pending import Group, Rest, write
+from .redrawing import redrawn
+from .samplers import Drawn, Joining, Learning, Once, Sequential, Stream, check_tiers
 from .tally import Tally, watermarks_of
 
 _MOST_ROWS: Final = (1 << 31) - 1  # of a batch
@@ -33,12 +34,6 @@ def check_batch_size(value: Any, name: str = "batch_size") -> int:
 
 
 _NONE: Final = np.zeros(0, np.int64)
-
-
-def _write(log: SampleLog, drawn: Drawn, watermarks: NDArray[np.int64]) -> None:
-    """Log a batch, drawn when the shards were at these watermarks."""
-    row_ids = drawn.rows.row_ids
-    log.append(row_ids, watermarks[row_ids >> SHARD_SHIFT], drawn.columns, drawn.hidden)
 
 
 class Sampler:
@@ -82,7 +77,9 @@ class Sampler:
         self._tally = Tally(engine)
         self._log: SampleLog | None = None
         self._folder: SamplerFolder | None = None
+        self._handed: list[Drawn] = []  # the rows of the batch that is handed out
         self.closed = False
+        self.guard = threading.RLock()  # checkpoints look at it, in any thread
 
     def keep_in(self, folder: SamplerFolder, log: SampleLog | None) -> None:
         """Not for users: see `Store.sampler`."""
@@ -100,11 +97,12 @@ class Sampler:
         Another sampler of that name may be made then, which goes on with the same priorities and log. A sampler that
         nobody holds any more is closed by itself.
         """
-        self._drop()
-        self.closed = True
-        self._ahead = None
-        if self._folder is not None:
-            self._folder.close()
+        with self.guard:
+            self._drop()
+            self.closed = True
+            self._ahead = None
+            if self._folder is not None:
+                self._folder.close()
 
     def _check_open(self) -> None:
         if self.closed:
@@ -138,24 +136,7 @@ class Sampler:
         name = self.name if name is None else name
         if name is None:
             raise OptionError("The sampler has no name, and so no log. Give the name of the one that drew the batch.")
-        logged, snapshot = self._engine.logged_batch(name, batch)
-        if logged.reading not in ("", self._reader.reading):
-            raise OptionError(
-                f"Batch {batch:,} of sampler {name!r} was read by {logged.reading}, but this one reads by "
-                f"{self._reader.reading}. Make it with the strategy and options of that one."
-            )
-        try:
-            rows = snapshot.locate(logged.row_ids)
-        except RowError:
-            raise RowError(f"Batch {batch:,} of sampler {name!r} has rows that retention has dropped since.") from None
-        drawn = Drawn(rows, logged.columns, logged.hidden, snapshot)
-        try:
-            return self._reader.read(snapshot, drawn, chains=Chains())
-        except KeyError as missing:
-            raise OptionError(
-                f"Batch {batch:,} of sampler {name!r} was drawn by another strategy: its log has no {missing}. Make "
-                "this sampler as that one."
-            ) from None
+        return redrawn(self._engine, self._reader, name, batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands: nested dicts of plain values and NumPy arrays, from which `load_state_dict` goes on.
@@ -163,12 +144,10 @@ class Sampler:
         The batches that are drawn ahead are in it by their rows; of a sampler with priorities, these, too. Checkpoints
         of the store keep it of every sampler that has a name.
         """
-        rest = self._rest() or Rest(_NONE, {}, {}, [])
-        return {"stream": self._stream.save(self._engine.snapshot()), "batch_size": self.batch_size, **rest.save()}
-
-    def _rest(self) -> Rest | None:
-        """The batches that were drawn ahead and not handed out."""
-        return Rest.of_groups(self._groups) if self._groups else self._restored
+        with self.guard:
+            self._check_open()
+            rest = Rest.joined(self._groups, self._restored) or Rest(_NONE, {}, {}, [])
+            return {"stream": self._stream.save(self._engine.snapshot()), "batch_size": self.batch_size, **rest.save()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the sampler stood that gave this state: the same batches follow, if the rows are the same.
@@ -186,9 +165,11 @@ class Sampler:
                 f"{state.get('batch_size')!r}. Give the same, or another name."
             )
         stream, rest = state.get("stream"), Rest.load(state)
-        self._stream.load(stream if isinstance(stream, dict) else {}, self._engine.snapshot())
-        self._drop()
-        self._restored = rest if rest.sizes else None
+        with self.guard:
+            self._check_open()
+            self._stream.load(stream if isinstance(stream, dict) else {}, self._engine.snapshot())
+            self._drop()
+            self._restored = rest if rest.sizes else None
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -212,6 +193,26 @@ class Sampler:
 
     def _next(self) -> Batch:
         """The next batch; `_END` at the end of a strategy that has one."""
+        with self.guard:
+            if self._once is not None or self._log is not None:
+                return self._next_whole()
+            try:
+                return self._step()
+            except (KeyboardInterrupt, SystemExit):  # may have torn what is ahead
+                self._drop()
+                raise
+
+    def _next_whole(self) -> Batch:
+        """The next batch, where Ctrl-C must lose no row, and tear no log."""
+        self._handed.clear()
+        try:
+            with Uninterrupted():
+                return self._step()
+        except BaseException:
+            self.give_back(self._handed)  # nobody gets it
+            raise
+
+    def _step(self) -> Batch:
         if self.closed:
             self._check_open()
         if not self._ready or self._num_ahead <= self._fewest:
@@ -223,21 +224,25 @@ class Sampler:
                 batch = self._read_now(snapshot, drawn)
                 if self._log is None:
                     self._tally.add(drawn.rows.row_ids)
+                    self._handed = [drawn]
                     return batch
                 self._note(snapshot, drawn, [drawn.rows.row_ids.size])
                 self._ready.append(batch)
             elif not self._prepare(snapshot):
-                return _END
+                return self._step() if self.prefetch == 0 else _END  # of what was drawn before nothing is left
         else:
             self._engine.check_open()
         group = self._groups[0]
         if self._log is not None:  # first, so that a batch which finds no room in it is the next one again
-            _write(self._log, group.first(), group.watermarks)
+            write(self._log, group.first(), group.watermarks)
+        handed = group.first()
         self._tally.add(group.pop())
         if not group:
             self._groups.popleft()
         self._num_ahead -= 1
-        return self._ready.popleft()
+        batch = self._ready.popleft()
+        self._handed = [handed]
+        return batch
 
     def _read_now(self, snapshot: Snapshot, drawn: Drawn) -> Batch:
         """The batch of rows; of those that are drawn once, the same ones come next where that fails."""
@@ -268,7 +273,11 @@ class Sampler:
 
     def draw(self, count: int) -> Drawn:
         """Rows for a batch; not for users."""
-        self._check_open()
+        with self.guard:
+            self._check_open()
+            return self._draw(count)
+
+    def _draw(self, count: int) -> Drawn:
         snapshot = self._engine.snapshot()
         if self._restored is not None:
             (rest, sizes), self._restored = self._restored.still_there(snapshot, self._once), None
@@ -283,20 +292,18 @@ class Sampler:
     def give_back(self, every: list[Drawn]) -> None:
         """Rows that `draw` gave and nobody has got: those that are drawn once come next; not for users."""
         if self._once is not None and every:
-            drawn = Drawn.joined(every)
-            rest = self._restored
-            if rest is not None:
-                row_ids = np.concatenate([drawn.rows.row_ids, rest.row_ids])
-                self._restored = Rest(row_ids, {}, {}, [row_ids.size])
-            else:
-                self._restored = Rest.of(drawn, [drawn.rows.row_ids.size])
+            groups = deque([Group(each, [each.rows.row_ids.size], _NONE) for each in every])
+            self._restored = Rest.joined(groups, self._restored)
 
     def read(self, drawn: Drawn) -> Batch:
         """The batch of rows; not for users."""
+        return self._reader.read(drawn.snapshot or self._engine.snapshot(), drawn)
+
+    def hand_out(self, drawn: Drawn) -> None:
+        """Count and log rows that somebody gets; not for users."""
         self._tally.add(drawn.rows.row_ids)
         if self._log is not None:
-            _write(self._log, drawn, watermarks_of(drawn.snapshot or self._engine.snapshot()))
-        return self._reader.read(drawn.snapshot or self._engine.snapshot(), drawn)
+            write(self._log, drawn, watermarks_of(drawn.snapshot or self._engine.snapshot()))
 
     def _draw_ahead(self, snapshot: Snapshot) -> None:
         """Draw until there are ``prefetch`` batches beside the one that is asked for; done once half of them are gone.
@@ -323,7 +330,7 @@ class Sampler:
         """The batches that were asked for first. After an error all that was drawn ahead is drawn anew."""
         try:
             return [] if self._ahead is None else self._ahead.take()
-        except Exception:
+        except BaseException:
             self.clear()
             raise
 
@@ -363,9 +370,10 @@ class Sampler:
 
         A strategy that draws each row once gives the rows of these batches again.
         """
-        rest = self._rest() if self._once is not None else None
-        self._drop()
-        self._restored = rest
+        with self.guard:
+            rest = Rest.joined(self._groups, self._restored) if self._once is not None else None
+            self._drop()
+            self._restored = rest
 
     def _drop(self) -> None:
         """Forget all that was drawn ahead."""
@@ -403,7 +411,9 @@ class Sampler:
             RowError: if a row id names no transition.
             ColumnError: if there is not one finite number a row.
         """
-        self._check_open()
         if self._learning is None:
+            self._check_open()
             raise UsageError("The sampler keeps no priorities. Make it with a strategy such as arrowrb.Prioritized().")
-        self._learning.update(self._engine.snapshot(), as_row_ids(row_ids), td_error, priority, mask)
+        with self.guard:
+            self._check_open()
+            self._learning.update(self._engine.snapshot(), as_row_ids(row_ids), td_error, priority, mask)

@@ -77,7 +77,7 @@ class Upkeep:
             ReadOnlyError: if the store was not opened for writing.
         """
         checkpoints.check_name(name)
-        return self._engine.checkpoint(name, bool(keep), tensors, state, self._named.save)
+        return self._engine.checkpoint(name, bool(keep), tensors, state, self._named)
 
     def restore(self, name: str | None = None) -> tuple[Any, Any]:
         """What was given to `checkpoint`: tensors (on the CPU) and state; named samplers go on where they stood.

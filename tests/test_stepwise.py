@@ -192,8 +192,7 @@ def test_hindsight_refuses_what_the_goal_decides(goals: Store) -> None:  # noqa:
 
 STRICT = {
     "uniform": arrowrb.Uniform(),
-    "prioritized": arrowrb.Prioritized(),
-    "where": arrowrb.Where("reward > -1", arrowrb.Prioritized()),
+    "where": arrowrb.Where("reward > -1"),
     "weighted": arrowrb.Weighted("SELECT row_id, 1.0 AS weight FROM transitions WHERE reward > -1"),
     "sequences": arrowrb.Sequences(2, burn_in=2),
 }
@@ -233,7 +232,10 @@ def test_strict_options(tmp_path: Any) -> None:
             store.sampler(batch_size=2, strict=1)  # type: ignore[arg-type]
         with pytest.raises(OptionError, match="Give frame_stack"):
             store.sampler(batch_size=2, strict=True)
-        for strategy in (arrowrb.Shuffled(), arrowrb.Episodes()):
+        episodes = arrowrb.Sequences(4, over="episodes")
+        with pytest.raises(OptionError, match='over is "episodes"'):
+            store.sampler(episodes, batch_size=2, strict=True, frame_stack={"observation": 2})
+        for strategy in (arrowrb.Shuffled(), arrowrb.Episodes(), arrowrb.Prioritized()):
             with pytest.raises(OptionError, match="leaves out no rows"):
                 store.sampler(strategy, batch_size=2, strict=True, frame_stack={"observation": 2})
         store.sampler(batch_size=2, strict=True, windows={"observation": (-1, 1)}).sample()
@@ -242,7 +244,7 @@ def test_strict_options(tmp_path: Any) -> None:
 def test_strict_where_nothing_has_its_history(world: tuple[World, Store]) -> None:
     _, store = world
     condition = "step > 0 AND row_id IN (SELECT min(row_id) FROM transitions GROUP BY episode_id HAVING min(step) > 0)"
-    for strategy in (arrowrb.Uniform(), arrowrb.Prioritized()):
+    for strategy in (arrowrb.Uniform(), arrowrb.Sequences(2)):
         sampler = store.sampler(
             arrowrb.Where(condition, strategy), batch_size=2, strict=True, frame_stack={"observation": 4}
         )

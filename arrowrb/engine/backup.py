@@ -119,6 +119,7 @@ def back_up(store: Path, store_id: str, schema: Schema, target: Path) -> BackedU
             files.publish(folder / name, files.read_file(store / STORE_FILE, "copying"))
             copying.num_files += 1
         tell_count(folder)
+        copying.num_files += 1
         for each in (folder / "shards", folder):
             files.sync_directory(each)
     return BackedUp(target, transitions, copying.num_files, copying.copied_bytes, copying.linked_bytes)

@@ -38,7 +38,7 @@ from ..rows import SHARD_SHIFT
 from ..seeds import SeedEntry
 from ..writer import MAX_LANES
 from .creating import read_store_file
-from .options import DEFAULT_CACHE_BYTES, WriterOptions
+from .options import DEFAULT_CACHE_BYTES, Keeping, WriterOptions
 from .paths import shard_paths
 from .reading import GroupCache
 from .sample_logs import Logged, read_batch
@@ -233,7 +233,7 @@ class Engine:
 
     # -- points --------------------------------------------------------------------------------------------------
 
-    def checkpoint(self, name: str, keep: bool, tensors: Any, state: Any, samplers: Callable[[], Any]) -> Checkpoint:
+    def checkpoint(self, name: str, keep: bool, tensors: Any, state: Any, samplers: Keeping) -> Checkpoint:
         """Name the newest commit; see `Store.checkpoint`.
 
         In this order: the commit is taken, with the samplers' states; its rows are made durable; the file is
@@ -244,17 +244,17 @@ class Engine:
             keep: whether retention keeps its rows.
             tensors: of the caller; likewise `state`.
             state: see `tensors`.
-            samplers: called for the states of samplers by name, at that commit.
+            samplers: gives the states of samplers by name, at that commit.
         """
         shard = self._own()
         self.snapshot()  # the newest commits of others
-        with shard.guard:
+        with samplers.held(), shard.guard:  # in this order: a sampler that draws takes a snapshot
             shard.check()
             marks = [Mark.of(shard.paths.number, shard.writer.record, shard.manifest.next_segment)]
             marks += [Mark.of(each.paths.number, each.record, each.manifest.next_segment) for each in self._readers]
             if keep:
                 shard.keep(max(marks[0].next_segment, shard.segments.limits.keep_below))
-            content = Content(samplers(), tensors, state)
+            content = Content(samplers.save(), tensors, state)
         try:
             shard.flush()
             ordered = tuple(sorted(marks, key=lambda mark: mark.shard))

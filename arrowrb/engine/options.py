@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -97,3 +98,13 @@ def check_cache_bytes(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
         raise OptionError(f"cache_bytes is {value!r}, expected a whole number from 0 on.")
     return int(value)
+
+
+class Keeping(Protocol):
+    """What a checkpoint keeps beside rows."""
+
+    def held(self) -> AbstractContextManager[None]:
+        """Nothing changes meanwhile."""
+
+    def save(self) -> dict[str, Any]:
+        """The states, by name."""

@@ -112,7 +112,7 @@ def _identity(store_id: str, sampler: str, number: int) -> str:
 
 def _end(values: NDArray[Any]) -> int:
     """Behind the last value that is not zero."""
-    found = np.flatnonzero(values)
+    found = np.flatnonzero(values != 0)  # of a copy: they may be written meanwhile
     return int(found[-1]) + 1 if found.size else 0
 
 

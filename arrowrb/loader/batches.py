@@ -11,9 +11,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..engine import Snapshot
+from ..engine import Located, Snapshot
 from ..errors import OptionError, UsageError, WaitError
-from ..samplers import ROW, AnyView, Chains, Drawn, Reading
+from ..samplers import ROW, AnyView, Chains, Drawn, Reading, WholeHistory
 from ..schema import Schema
 from .converting import pad
 from .loader import Loader
@@ -25,7 +25,7 @@ Batch = Any
 """A dict of tensors, or what a user's function makes of it."""
 
 _Asked = queue.SimpleQueue[tuple[int, Snapshot, Drawn, list[int]] | None]
-_Read = queue.SimpleQueue[tuple[int, list[Batch] | Exception]]
+_Read = queue.SimpleQueue[tuple[int, list[Batch] | BaseException]]
 
 
 def check_transform(transform: Any, as_tensordict: Any) -> Callable[[dict[str, Any]], Batch] | None:
@@ -92,13 +92,30 @@ class BatchReader:
         """How batches are read, in words: what rows are read for those that are drawn."""
         return repr(self._view)
 
+    def has_history(self, snapshot: Snapshot, rows: Located) -> bool:
+        """Whether all is there that is read before rows."""
+        steps = self._view.history
+        if steps == 0:
+            return True
+        history = WholeHistory(steps)
+        return history.keep(snapshot, rows).size == rows.row_ids.size
+
     def read(self, snapshot: Snapshot, drawn: Drawn, *, chains: Chains | None = None) -> Batch:
         """One batch of all that was drawn; with chains of its own where the snapshot is an older one."""
         with self._lock:
             batch = self._loader.load(drawn.snapshot or snapshot, self._reading(snapshot, drawn, chains))
         if self._padded:
             batch = pad(batch, drawn.hidden["length"])
-        return batch if self._transform is None else self._transform(batch)
+        return self._transformed([batch])[0]
+
+    def _transformed(self, batches: list[Any]) -> list[Batch]:
+        """What the user's function makes of batches."""
+        if self._transform is None:
+            return batches
+        try:
+            return [self._transform(batch) for batch in batches]
+        except StopIteration as error:  # which would look like the end
+            raise RuntimeError("transform raised StopIteration") from error
 
     def read_many(self, snapshot: Snapshot, drawn: Drawn, sizes: list[int]) -> list[Batch]:
         """Batches of these sizes of all that was drawn, in order, read in one go."""
@@ -106,7 +123,7 @@ class BatchReader:
             return [self.read(snapshot, part) for part in drawn.split(sizes)]
         with self._lock:
             batches = self._loader.load_many(drawn.snapshot or snapshot, self._reading(snapshot, drawn), sizes)
-        return batches if self._transform is None else [self._transform(batch) for batch in batches]
+        return self._transformed(batches)
 
     def _reading(self, snapshot: Snapshot, drawn: Drawn, chains: Chains | None = None) -> Reading:
         if self._plain:
@@ -157,7 +174,7 @@ class Ahead:
         """
         self._check_process()
         waited, number = 0.0, 0
-        read: list[Batch] | Exception = []
+        read: list[Batch] | BaseException = []
         while number <= self._dropped:
             try:
                 number, read = self._read.get(timeout=_LOOK_SECONDS)
@@ -168,7 +185,7 @@ class Ahead:
                         f"Waited {waited:.0f} s for batches that are read ahead. Is the disk very slow, or the "
                         "function that transforms batches?"
                     ) from None
-        if isinstance(read, Exception):
+        if isinstance(read, BaseException):
             raise read
         return read
 
@@ -185,7 +202,7 @@ def _serve(reader: BatchReader, asked: _Asked, read: _Read) -> None:
         number, snapshot, drawn, sizes = job
         try:
             read.put((number, reader.read_many(snapshot, drawn, sizes)))
-        except Exception as error:  # raised where the batch is taken
+        except BaseException as error:  # raised where the batch is taken
             read.put((number, error))
         del job, snapshot, drawn  # the snapshot's segments may go
 

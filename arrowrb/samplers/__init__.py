@@ -10,6 +10,7 @@ from .blocks import BlockRows
 from .chains import Chains
 from .episodes import Episodes
 from .hindsight import Hindsight
+from .history import WholeHistory
 from .prioritized import Prioritized
 from .prioritized_sequences import PrioritizedSequences
 from .questions import Asking, FromRows, Weighted, Where
@@ -55,6 +56,7 @@ __all__ = [
     "Viewing",
     "Weighted",
     "Where",
+    "WholeHistory",
     "check_discount",
     "check_tiers",
     "check_view",

@@ -112,8 +112,8 @@ class BlockRows:
         while total and len(self._pool) < min(_LEAST, self._room(snapshot)):
             self._pool.append(self._choose(snapshot, state, keys))
         self._known = set(keys)
-        self._layout = weakref.ref(layout)
         self._list(snapshot)
+        self._layout = weakref.ref(layout)
 
     def _choose(self, snapshot: Snapshot, state: NDArray[np.uint64], keys: list[tuple[int, int]]) -> Place:
         """A row group of these segments, in proportion to its rows."""

@@ -74,6 +74,10 @@ class Chains:
     """
 
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin anew."""
         self.table = np.zeros((0, 3), np.int64)
         self._snapshot: Callable[[], Snapshot | None] = nobody  # weak: a sampler that rests keeps no segment from going
         self._layout: Callable[[], Any] = nobody
@@ -87,6 +91,13 @@ class Chains:
         """Take the blocks that are new in a snapshot, and forget those that are gone."""
         if snapshot is self._snapshot():
             return
+        try:
+            self._follow(snapshot)
+        except BaseException:  # Ctrl-C among them
+            self._forget()
+            raise
+
+    def _follow(self, snapshot: Snapshot) -> None:
         if snapshot.layout is not self._layout():
             self._lay_out(snapshot)
         found = [places for slot in self._growing if (places := self._look(snapshot, slot)) is not None]

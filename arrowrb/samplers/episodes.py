@@ -108,6 +108,7 @@ class EpisodesView:
     padded: bool
     return_to_go: float | None = None
     plain = False
+    history = 0
     ragged = True
     computed: tuple[str, ...] = ()
     length = None

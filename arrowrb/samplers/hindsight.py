@@ -129,6 +129,11 @@ class HindsightView:
         return HindsightView(self._strategy, view)
 
     @property
+    def history(self) -> int | None:
+        """A goal may be one that was reached before."""
+        return None if self._strategy.goals == "episode" else self._view.history
+
+    @property
     def computed(self) -> tuple[str, ...]:
         """Sums of rewards."""
         return self._view.computed

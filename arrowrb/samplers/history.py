@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import kernels
 from ..engine import Located, Snapshot
 from ..engine.tables import STEP
 from .chains import Chains
@@ -21,15 +22,21 @@ class WholeHistory:
     """Tells rows of which so many steps before are there, or all that the episode ever had. Not thread-safe.
 
     Args:
-        steps: how many.
+        steps: how many; None: all of the episode.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int | None) -> None:
         self._steps = steps
         self._chains = Chains()
 
     def keep(self, snapshot: Snapshot, rows: Located) -> NDArray[np.int64]:
         """Which of the rows these are."""
+        if self._steps is None:
+            first = Located(rows.slots.copy(), rows.positions.copy(), rows.row_ids.copy())
+            lengths, ended = np.empty(rows.slots.size, np.int64), np.empty(rows.slots.size, np.bool_)
+            world = self._chains.world(snapshot)
+            kernels.bound_episodes(world, first.slots, first.positions, first.row_ids, lengths, ended)
+            return np.flatnonzero(snapshot.read(first, [(STEP, 0)])[STEP, 0] == 0)
         there = self._chains.back(snapshot, rows, self._steps + 1).counts - 1
         short = np.flatnonzero(there < self._steps)
         if short.size == 0:

@@ -12,17 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..engine import Located, PriorityFiles, Snapshot
+from ..engine import PriorityFiles, Snapshot
 from ..errors import ColumnError, EmptyError, OptionError, UsageError
-from .history import NO_HISTORY, WholeHistory
 from .reading import Drawn
-from .searching import draw_fitting
 from .sources import Source, check_no_state
 from .strategy import check_generator, generator_state
 from .sum_tree import SumTree
 
 NORMALIZERS: Final = ("store", "batch")
-_NONE: Final = np.zeros(0, np.float32)
 
 
 def number(name: str, value: Any, low: float, high: float) -> float:
@@ -99,7 +96,6 @@ class PrioritizedStream:
 
     Attributes:
         num_ignored: updates of rows that were gone by then.
-        history: leaves out rows that lack theirs, where it is given.
     """
 
     extra_columns: tuple[str, ...] = ("weight",)
@@ -113,7 +109,6 @@ class PrioritizedStream:
         self._tree = SumTree(strategy.alpha, source=source)
         self._pid = os.getpid()
         self.num_ignored = 0
-        self.history: WholeHistory | None = None
 
     def keep_in(self, files: PriorityFiles) -> None:
         """Keep the priorities in files, and go on from those that are there."""
@@ -122,31 +117,14 @@ class PrioritizedStream:
     def draw(self, snapshot: Snapshot, count: int, *, tiers: str = "all") -> Drawn:
         """Choose ``count`` transitions by priority; with their importance weights as ``weight``."""
         self._check_process()
-        located, masses, least = self._draw(snapshot, count, tiers)
+        located, masses, least = self._tree.draw(snapshot, self._state, count, hot_only=tiers == "hot")
+        if located.row_ids.size < count:
+            self._refuse_nothing(snapshot, tiers)
         weights = np.empty(count, np.float32)
         leasts = masses if self._strategy.normalizer == "batch" else least
         kernels.weigh(masses, leasts, self._strategy.beta_at(self._num_batches), weights)
         self._num_batches += 1
         return Drawn(located, {"weight": weights})
-
-    def _draw(
-        self, snapshot: Snapshot, count: int, tiers: str
-    ) -> tuple[Located, NDArray[np.float32], NDArray[np.float32]]:
-        """Rows, their masses, and the least ones; see `SumTree.draw`."""
-        history, least = self.history, _NONE
-
-        def trial(missing: int) -> Drawn:
-            nonlocal least
-            rows, masses, least = self._tree.draw(snapshot, self._state, missing, hot_only=tiers == "hot")
-            if rows.row_ids.size < missing:
-                self._refuse_nothing(snapshot, tiers)
-            drawn = Drawn(rows, {"mass": masses})
-            return drawn if history is None else drawn.part(history.keep(snapshot, rows))
-
-        drawn = trial(count) if history is None else draw_fitting(self._state, count, trial, lambda: ())
-        if drawn is None:
-            raise EmptyError(NO_HISTORY)
-        return drawn.rows, drawn.columns["mass"], least
 
     def _refuse_nothing(self, snapshot: Snapshot, tiers: str) -> None:
         if snapshot.num_transitions == 0:

@@ -189,6 +189,10 @@ class _Timetable:
         """It was asked."""
         self._asked, self._again = (due.until, due.committed), None
 
+    def restart(self) -> None:
+        """Ask anew, as far as it was asked."""
+        self._asked, self._again = None, self._asked or self._again
+
     def save(self) -> Any:
         """Plain values: the question, and how far it was asked; None if it was not yet."""
         asked = self._again if self._asked is None else self._asked
@@ -221,6 +225,11 @@ class Matching:
         self._question = question
         self._timetable = _Timetable(question.text, every)
         self._anew = False
+
+    def restart(self) -> None:
+        """Ask anew, as far as it was asked."""
+        self._anew = True
+        self._timetable.restart()
 
     def save(self) -> Any:
         """How far it was asked."""

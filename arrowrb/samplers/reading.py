@@ -120,6 +120,11 @@ class AnyView(Protocol):
         ...
 
     @property
+    def history(self) -> int | None:
+        """How many steps before a row are read at most; None: all of its episode."""
+        ...
+
+    @property
     def ragged(self) -> bool:
         """Whether a row that is drawn stands for any number of rows, so that each batch has a shape of its own."""
         ...

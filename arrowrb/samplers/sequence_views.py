@@ -67,6 +67,11 @@ class SequenceView:
         return StepwiseView.of(replace(self, return_to_go=view.return_to_go), view)
 
     @property
+    def history(self) -> int:
+        """What warms up, and the reward that came with the first observation."""
+        return self.burn_in + self.arrival
+
+    @property
     def ragged(self) -> bool:
         """A row stands for a fixed number."""
         return False

@@ -42,6 +42,10 @@ class Source(Protocol):
         """What has come since the last call, of a snapshot that is newer. Each row is named once, until ``anew``."""
         ...
 
+    def restart(self) -> None:
+        """Begin anew with the next call: what was named may not have been taken."""
+        ...
+
     def save(self) -> Any:
         """What it depends on beside the rows that there are: a plain value, None for nothing."""
         ...
@@ -130,10 +134,16 @@ class Beginnings:
         self._length = length
         self._period = period
         self._chains = chains
+        self.restart()
+        self._anew = False
+
+    def restart(self) -> None:
+        """Name all anew."""
         self._layout: Callable[[], Any] = nobody
         self._seen: dict[Key, NDArray[np.int32]] = {}  # rows of each block that were looked at
         self._done: set[Key] = set()
         self._growing: list[int] = []
+        self._anew = True
 
     def save(self) -> None:
         """Nothing."""
@@ -163,7 +173,8 @@ class Beginnings:
                 self._done.add((views[slot].shard, views[slot].entry.number))
         self._growing = [slot for slot in self._growing if not views[slot].closed]
         slots, positions = np.concatenate(found, axis=1)
-        return News({slot: positions[slots == slot].astype(np.int32) for slot in np.unique(slots).tolist()})
+        anew, self._anew = self._anew, False
+        return News({slot: positions[slots == slot].astype(np.int32) for slot in np.unique(slots).tolist()}, anew)
 
     def _look(self, snapshot: Snapshot, slot: int) -> list[NDArray[np.int64]]:
         """New transitions of a segment that are the last ones of a sequence, if it has all its steps."""
@@ -195,6 +206,12 @@ class Both:
         self._flags: dict[Key, NDArray[np.uint8]] = {}
         self._found: dict[Key, list[Positions]] = {}  # what has not been told yet
         self._anew = False
+
+    def restart(self) -> None:
+        """Name all anew."""
+        for source in self._sources:
+            source.restart()
+        self._flags, self._found, self._anew = {}, {}, True
 
     def save(self) -> Any:
         """Those of the two."""
@@ -266,6 +283,14 @@ class Listed:
         """Take what is new in a snapshot, and forget what is gone."""
         if snapshot is self._snapshot():
             return
+        try:
+            self._follow(snapshot)
+        except BaseException:  # Ctrl-C among them
+            self._layout = nobody
+            self._source.restart()
+            raise
+
+    def _follow(self, snapshot: Snapshot) -> None:
         layout = snapshot.layout
         news = self._source.follow(snapshot)
         changed = bool(news.rows) or news.anew

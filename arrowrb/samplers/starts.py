@@ -42,6 +42,10 @@ class Starts:
     def __init__(self, length: int, chains: Chains) -> None:
         self.length = length
         self._chains = chains
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin anew."""
         self._snapshot: Callable[[], Snapshot | None] = nobody  # weak: a sampler that rests keeps no segment from going
         self._layout: Callable[[], Any] = nobody
         self._counts: dict[Key, _Counts] = {}
@@ -56,6 +60,13 @@ class Starts:
         """Count what is new in a snapshot, and forget what is gone."""
         if snapshot is self._snapshot():
             return
+        try:
+            self._follow(snapshot)
+        except BaseException:  # Ctrl-C among them
+            self._forget()
+            raise
+
+    def _follow(self, snapshot: Snapshot) -> None:
         layout = snapshot.layout
         if layout is not self._layout():
             self._lay_out(snapshot)

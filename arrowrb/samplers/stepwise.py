@@ -44,6 +44,12 @@ class StepwiseView:
         return False
 
     @property
+    def history(self) -> int | None:
+        """That of the first step, and what is before it."""
+        before = self.steps.history
+        return None if before is None else before + self.each.history
+
+    @property
     def ragged(self) -> bool:
         """As the steps."""
         return self.steps.ragged

@@ -109,12 +109,18 @@ class SumTree:
         """Take the rows that are new in a snapshot, and drop those that are gone."""
         if snapshot is self._snapshot():
             return
-        if snapshot.layout is not self._layout():
-            self._lay_out(snapshot)
-        if self._source is None:
-            self._admit(snapshot)
-        else:
-            self._admit_rows(snapshot, self._source)
+        try:
+            if snapshot.layout is not self._layout():
+                self._lay_out(snapshot)
+            if self._source is None:
+                self._admit(snapshot)
+            else:
+                self._admit_rows(snapshot, self._source)
+        except BaseException:  # Ctrl-C among them: the trees stay, and are laid out anew
+            self._layout = nobody
+            if self._source is not None:
+                self._source.restart()
+            raise
         self._snapshot = weakref.ref(snapshot)
 
     def _admit(self, snapshot: Snapshot) -> None:

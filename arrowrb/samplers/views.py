@@ -70,6 +70,12 @@ class View:
         return np.power(self.gamma, np.arange((self.n_step or 0) + 1, dtype=np.float64))
 
     @property
+    def history(self) -> int:
+        """What the longest stack or window shows."""
+        frames, first = self.frame_stack.values(), (-first for first, _ in self.windows.values())
+        return max(0, max(frames, default=1) - 1, max(first, default=0))
+
+    @property
     def ragged(self) -> bool:
         """A row stands for a fixed number."""
         return False

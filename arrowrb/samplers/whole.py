@@ -6,6 +6,7 @@ of them, so that all that remain are as likely as they were beside each other.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,13 +16,11 @@ from numpy.typing import NDArray
 from ..engine import Located, Snapshot
 from ..errors import EmptyError, OptionError
 from .history import NO_HISTORY, WholeHistory
-from .prioritized import Prioritized, PrioritizedStream
-from .prioritized_sequences import PrioritizedSequences
 from .questions import FromRows, Weighted, Where
 from .reading import Drawn
-from .searching import draw_fitting
+from .searching import all_transitions, draw_fitting
 from .sequences import Sequences
-from .sources import Choose, Rows, Source, all_rows
+from .sources import AllRows, Choose, Rows, all_rows
 from .strategy import Stream
 from .views import View
 
@@ -37,11 +36,18 @@ class _WholeRows:
     def draw(self, snapshot: Snapshot, state: NDArray[np.uint64], count: int, *, tiers: str) -> Located:
         """Draw rows as the set does, and others for those that have not."""
 
-        def trial(missing: int) -> Drawn:
-            rows = self._rows.draw(snapshot, state, missing, tiers=tiers)
+        def fitting(rows: Located) -> Drawn:
             return Drawn(rows).part(self._history.keep(snapshot, rows))
 
-        drawn = draw_fitting(state, count, trial, lambda: ())
+        def trial(missing: int) -> Drawn:
+            return fitting(self._rows.draw(snapshot, state, missing, tiers=tiers))
+
+        def every() -> Iterator[Drawn]:
+            if not isinstance(self._rows, AllRows):
+                return iter(())  # some rows, each as likely as its weight says
+            return (fitting(rows) for rows in all_transitions(snapshot, tiers=tiers))
+
+        drawn = draw_fitting(state, count, trial, every)
         if drawn is None:
             raise EmptyError(NO_HISTORY)
         return drawn.rows
@@ -71,26 +77,6 @@ class _FromWhole:
         return self.strategy.start_from(seed, lambda own: _WholeRows(choose(own), WholeHistory(self.steps)))
 
 
-@dataclass(frozen=True, slots=True)
-class _WithinWhole:
-    """A strategy with priorities that leaves out rows without their history."""
-
-    strategy: Prioritized | PrioritizedSequences
-    steps: int
-
-    def start(self, seed: int | None) -> Stream:
-        """A new stream of draws."""
-        return self._kept(self.strategy.start(seed))
-
-    def start_within(self, seed: int | None, source: Source) -> Stream:
-        """A new stream of draws of the rows of a source."""
-        return self._kept(self.strategy.start_within(seed, source))
-
-    def _kept(self, stream: PrioritizedStream) -> Stream:
-        stream.history = WholeHistory(self.steps)
-        return stream
-
-
 def with_history(strategy: object, view: View) -> object:
     """A strategy that leaves out rows whose frame stacks and windows retention has left only a part of.
 
@@ -107,11 +93,10 @@ def with_history(strategy: object, view: View) -> object:
 def _with_history(strategy: object, steps: int) -> Any:
     if isinstance(strategy, Where | Weighted):
         return replace(strategy, strategy=_with_history(strategy.strategy, steps))
-    sequences = strategy.sequences if isinstance(strategy, PrioritizedSequences) else strategy
-    if isinstance(sequences, Sequences):
-        steps += sequences.burn_in
+    if isinstance(strategy, Sequences):
+        steps += strategy.burn_in
+        if strategy.over == "episodes":
+            raise OptionError('strict leaves out starts, but over is "episodes". Draw over "starts".')
     if isinstance(strategy, FromRows):
         return _FromWhole(strategy, steps)
-    if isinstance(strategy, Prioritized | PrioritizedSequences):
-        return _WithinWhole(strategy, steps)
     raise OptionError(f"strict is True, but {strategy!r} leaves out no rows.")
