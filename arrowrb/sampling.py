@@ -204,7 +204,8 @@ class Sampling:
             padding: for frames before the first of an episode, or before the first that retention has left:
                 ``"repeat"`` that one, or ``"zero"``.
             strict: leave out transitions (sequences, by their first step) of which retention has dropped steps that
-                their frame stacks or windows would show; else the oldest one that is left stands for these.
+                their frame stacks or windows would show; else the oldest one that is left stands for these. For
+                `Uniform`, `Hindsight` and `Sequences` over starts, restricted and weighted ones, too.
             windows: values of the steps from ``first`` to ``stop`` (excluded) beside the row's own, by column:
                 ``{"observation": (-1, 1), "action": (0, 16)}`` gives [n, 2, *shape] and [n, 16, *shape]. Steps beyond
                 the episode's ends repeat the one at the end, where ``<name>_is_pad``, bool[n, stop - first], is True.
