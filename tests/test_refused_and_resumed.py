@@ -481,3 +481,18 @@ def test_what_messages_tell(store: Store) -> None:
     bare = store.sampler(batch_size=1, transform=lambda batch: {"reward": batch["reward"]})
     with pytest.raises(ColumnError, match="leaves out row_id"):
         arrowrb.Mixture([(bare, 1.0)], batch_size=2).sample()
+
+
+@pytest.mark.parametrize("condition", ["reward > -9", "episode_id IN (SELECT episode_id FROM episodes)"])
+def test_a_state_of_a_question_that_is_due(store: Store, condition: str) -> None:
+    """It is asked when the next batch is drawn, of the one that goes on, too."""
+    weights = f"SELECT row_id, 1.0 AS weight FROM transitions WHERE {condition}"
+    for strategy in (arrowrb.Where(condition, every=10), arrowrb.Weighted(weights, every=10)):
+        sampler = store.sampler(strategy, batch_size=64, seed=0)
+        sampler.sample()
+        add(store, 50)
+        state = sampler.state_dict()
+        fresh = store.sampler(strategy, batch_size=64, seed=1)
+        fresh.load_state_dict(state)
+        for _ in range(5):
+            assert torch.equal(sampler.sample()["row_id"], fresh.sample()["row_id"])

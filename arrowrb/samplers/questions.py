@@ -242,16 +242,19 @@ class Matching:
 
     def follow(self, snapshot: Snapshot) -> News:
         """Those that were found since."""
-        due = self._timetable.due(snapshot)
-        if due is None:
-            return News()
-        anew = self._anew or not self._question.steady
-        row_ids, _ = self._question.ask([0] * len(due.until) if anew else due.since, due.until)
-        rows = snapshot.find(row_ids)
-        found = {slot: rows.positions[rows.slots == slot].astype(np.int32) for slot in np.unique(rows.slots).tolist()}
-        self._timetable.note(due)
-        self._anew = False
-        return News(found, anew)
+        news = News()
+        while (due := self._timetable.due(snapshot)) is not None:  # after a state, first as far as it was asked then
+            anew = self._anew or not self._question.steady
+            row_ids, _ = self._question.ask([0] * len(due.until) if anew else due.since, due.until)
+            rows = snapshot.find(row_ids)
+            found = {slot: rows.positions[rows.slots == slot] for slot in np.unique(rows.slots).tolist()}
+            news = News(anew=True) if anew else news
+            for slot, positions in found.items():
+                before = news.rows.get(slot, np.zeros(0, np.int32))
+                news.rows[slot] = np.concatenate([before, positions.astype(np.int32)])
+            self._timetable.note(due)
+            self._anew = False
+        return news
 
 
 class WeightedRows:
@@ -281,8 +284,7 @@ class WeightedRows:
 
     def draw(self, snapshot: Snapshot, state: NDArray[np.uint64], count: int, *, tiers: str) -> Located:
         """Draw rows by weight, with replacement."""
-        due = self._timetable.due(snapshot)
-        if due is not None:
+        while (due := self._timetable.due(snapshot)) is not None:
             self._weigh(snapshot, due.until)
             self._timetable.note(due)
         located, _, _ = self._tree.draw(snapshot, state, count, hot_only=tiers == "hot")
