@@ -235,13 +235,13 @@ class Sampler:
         group = self._groups[0]
         if self._log is not None:  # first, so that a batch which finds no room in it is the next one again
             write(self._log, group.first(), group.watermarks)
-        handed = group.first()
+        handed = [] if self._once is None else [group.first()]
         self._tally.add(group.pop())
         if not group:
             self._groups.popleft()
         self._num_ahead -= 1
         batch = self._ready.popleft()
-        self._handed = [handed]
+        self._handed = handed
         return batch
 
     def _read_now(self, snapshot: Snapshot, drawn: Drawn) -> Batch:
