@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from . import checkpoints
@@ -47,16 +47,19 @@ class NamedSamplers:
         self._live[name] = sampler
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """No sampler draws or learns meanwhile."""
-        with contextlib.ExitStack() as stack:
-            for _, sampler in sorted(self._open(), key=operator.itemgetter(0)):
-                stack.enter_context(sampler.guard)
-            yield
+    def held(self) -> Iterator[Callable[[], dict[str, Any]]]:
+        """No sampler draws or learns meanwhile; gives what tells their states.
 
-    def save(self) -> dict[str, Any]:
-        """The states of all, those that wait included."""
-        return {**self._waiting, **{name: sampler.state_dict() for name, sampler in self._open()}}
+        One that is made meanwhile is not among them: nobody holds it.
+        """
+        samplers = sorted(self._open(), key=operator.itemgetter(0))
+        with contextlib.ExitStack() as stack:
+            for _, sampler in samplers:
+                stack.enter_context(sampler.guard)
+            yield lambda: {
+                **self._waiting,
+                **{name: sampler.state_dict() for name, sampler in samplers if not sampler.closed},
+            }
 
     def _open(self) -> list[tuple[str, Sampler]]:
         return [(name, sampler) for name, sampler in list(self._live.items()) if not sampler.closed]

@@ -248,13 +248,13 @@ class Engine:
         """
         shard = self._own()
         self.snapshot()  # the newest commits of others
-        with samplers.held(), shard.guard:  # in this order: a sampler that draws takes a snapshot
+        with samplers.held() as states, shard.guard:  # in this order: a sampler that draws takes a snapshot
             shard.check()
             marks = [Mark.of(shard.paths.number, shard.writer.record, shard.manifest.next_segment)]
             marks += [Mark.of(each.paths.number, each.record, each.manifest.next_segment) for each in self._readers]
             if keep:
                 shard.keep(max(marks[0].next_segment, shard.segments.limits.keep_below))
-            content = Content(samplers.save(), tensors, state)
+            content = Content(states(), tensors, state)
         try:
             shard.flush()
             ordered = tuple(sorted(marks, key=lambda mark: mark.shard))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,8 +104,6 @@ def check_cache_bytes(value: Any) -> int:
 class Keeping(Protocol):
     """What a checkpoint keeps beside rows."""
 
-    def held(self) -> AbstractContextManager[None]:
-        """Nothing changes meanwhile."""
-
-    def save(self) -> dict[str, Any]:
-        """The states, by name."""
+    def held(self) -> AbstractContextManager[Callable[[], dict[str, Any]]]:
+        """Nothing of it changes meanwhile; gives what tells the states, by name."""
+        ...
