@@ -66,29 +66,14 @@ class _Places:
     step: NDArray[np.int64]
 
 
-class Chains:
-    """The chains of all lanes of snapshots, each newer than the one before. Not thread-safe.
-
-    Attributes:
-        table: of each slot, the addresses of its blocks' ``behind``, ``before`` and ``continuation``.
-    """
+class Follower:
+    """What keeps up with snapshots, each newer than the one before; where that is broken off, it begins anew."""
 
     def __init__(self) -> None:
-        self._forget()
-
-    def _forget(self) -> None:
-        """Begin anew."""
-        self.table = np.zeros((0, 3), np.int64)
         self._snapshot: Callable[[], Snapshot | None] = nobody  # weak: a sampler that rests keeps no segment from going
-        self._layout: Callable[[], Any] = nobody
-        self._blocks: dict[Key, _Blocks] = {}
-        self._slots: list[_Blocks] = []
-        self._growing: list[int] = []
-        self._world = np.zeros(kernels.WORLD_FIELDS, np.int64)
-        self._newest: dict[Key, int] = {}  # (shard, lane) -> row id of the first row of its newest block
 
     def follow(self, snapshot: Snapshot) -> None:
-        """Take the blocks that are new in a snapshot, and forget those that are gone."""
+        """Take what is new in a snapshot, and forget what is gone."""
         if snapshot is self._snapshot():
             return
         try:
@@ -96,6 +81,35 @@ class Chains:
         except BaseException:  # Ctrl-C among them
             self._forget()
             raise
+        self._snapshot = weakref.ref(snapshot)
+
+    def _follow(self, snapshot: Snapshot) -> None:
+        raise NotImplementedError
+
+    def _forget(self) -> None:
+        """Begin anew with the next snapshot."""
+        raise NotImplementedError
+
+
+class Chains(Follower):
+    """The chains of all lanes of snapshots, each newer than the one before. Not thread-safe.
+
+    Attributes:
+        table: of each slot, the addresses of its blocks' ``behind``, ``before`` and ``continuation``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.table = np.zeros((0, 3), np.int64)
+        self._layout: Callable[[], Any] = nobody
+        self._blocks: dict[Key, _Blocks] = {}
+        self._slots: list[_Blocks] = []
+        self._growing: list[int] = []
+        self._world = np.zeros(kernels.WORLD_FIELDS, np.int64)
+        self._newest: dict[Key, int] = {}  # (shard, lane) -> row id of the first row of its newest block
 
     def _follow(self, snapshot: Snapshot) -> None:
         if snapshot.layout is not self._layout():
@@ -105,7 +119,6 @@ class Chains:
             self._link(snapshot, _Places(*(np.concatenate(each) for each in zip(*map(_fields, found), strict=True))))
         self._growing = [slot for slot in self._growing if not self._slots[slot].done]
         self._world = self._see(snapshot)
-        self._snapshot = weakref.ref(snapshot)
 
     def _lay_out(self, snapshot: Snapshot) -> None:
         views = snapshot.layout.views

@@ -12,6 +12,7 @@ from .. import kernels
 from ..engine import Located, Snapshot
 from ..rows import Kind
 from .reading import Drawn
+from .sources import AllRows, Rows
 
 _MOST_MISSES: Final = 1000  # trials without a success, one after the other
 _PIECE: Final = 1 << 18  # rows
@@ -45,6 +46,31 @@ def draw_fitting(
         have += drawn.rows.row_ids.size
         found.append(drawn)
     return Drawn.joined(found)
+
+
+def draw_fitting_rows(
+    rows: Rows,
+    fitting: Callable[[Located], Drawn],
+    snapshot: Snapshot,
+    state: NDArray[np.uint64],
+    count: int,
+    *,
+    tiers: str,
+) -> Drawn | None:
+    """Draw those of some rows that fit, as likely beside each other as they are among all; None where there are none.
+
+    ``fitting`` gives those that fit.
+    """
+
+    def trial(missing: int) -> Drawn:
+        return fitting(rows.draw(snapshot, state, missing, tiers=tiers))
+
+    def every() -> Iterator[Drawn]:
+        if not isinstance(rows, AllRows):
+            return iter(())  # some rows, each as likely as its weight says
+        return (fitting(each) for each in all_transitions(snapshot, tiers=tiers))
+
+    return draw_fitting(state, count, trial, every)
 
 
 def _any_of(state: NDArray[np.uint64], count: int, parts: list[Drawn]) -> Drawn | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from ..engine import Located, Snapshot
 from ..errors import EmptyError, OptionError
 from .chains import Chains
 from .reading import Drawn
-from .searching import all_transitions, draw_fitting
+from .searching import draw_fitting_rows
 from .sequence_views import SequenceView
 from .sources import AllRows, Beginnings, Choose, Listed, Rows, Source, nothing_to_draw
 from .starts import Starts
@@ -174,16 +174,8 @@ class SequencesStream:
             steps = self.chains.forward(snapshot, rows, strategy.length, across=True, tails=strategy.tails)
             return Drawn(rows).part(np.flatnonzero(steps.counts == strategy.length))
 
-        def trial(missing: int) -> Drawn:
-            return fitting(self._rows.draw(snapshot, self._state, missing, tiers=tiers))
-
-        def every() -> Iterator[Drawn]:
-            if not isinstance(self._rows, AllRows):
-                return iter(())  # some rows, each as likely as its weight says
-            return (fitting(rows) for rows in all_transitions(snapshot, tiers=tiers))
-
         strategy = self._strategy
-        drawn = draw_fitting(self._state, count, trial, every)
+        drawn = draw_fitting_rows(self._rows, fitting, snapshot, self._state, count, tiers=tiers)
         if drawn is None:
             raise self._nothing(snapshot)
         return drawn

@@ -15,7 +15,7 @@ from ..engine import Located, Snapshot
 from ..engine.tables import KIND, STEP
 from ..errors import EmptyError, OptionError
 from ..rows import Kind
-from .chains import Chains, Key, nobody
+from .chains import Chains, Follower, Key, nobody
 
 _PIECE: Final = 1 << 20  # rows that are looked at in one go
 
@@ -251,7 +251,7 @@ class Both:
         return news
 
 
-class Listed:
+class Listed(Follower):
     """The rows of a source, listed by segment; draws are uniform over them. Not thread-safe.
 
     Lists are sorted, so that draws depend on the rows, not on when they were named.
@@ -260,9 +260,9 @@ class Listed:
     joins = True
 
     def __init__(self, source: Source, nothing: str = "No transition can be drawn.") -> None:
+        super().__init__()
         self._source = source
         self._nothing = nothing
-        self._snapshot: Callable[[], Snapshot | None] = nobody
         self._layout: Callable[[], Any] = nobody
         self._lists: dict[Key, Positions] = {}
         self._keys: list[Key] = []
@@ -279,16 +279,9 @@ class Listed:
         self._source.load(state)
         self._snapshot = nobody
 
-    def follow(self, snapshot: Snapshot) -> None:
-        """Take what is new in a snapshot, and forget what is gone."""
-        if snapshot is self._snapshot():
-            return
-        try:
-            self._follow(snapshot)
-        except BaseException:  # Ctrl-C among them
-            self._layout = nobody
-            self._source.restart()
-            raise
+    def _forget(self) -> None:
+        self._layout = nobody
+        self._source.restart()
 
     def _follow(self, snapshot: Snapshot) -> None:
         layout = snapshot.layout
@@ -308,7 +301,6 @@ class Listed:
             self._addresses = np.array([each.__array_interface__["data"][0] for each in lists], np.int64)
             self._counts = np.array([each.size for each in lists], np.int64)
             self._until = np.cumsum(self._counts)
-        self._snapshot = weakref.ref(snapshot)
 
     def draw(self, snapshot: Snapshot, state: NDArray[np.uint64], count: int, *, tiers: str) -> Located:
         """Draw rows uniformly, with replacement."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from ..engine import Located, Snapshot
-from .chains import Chains, Key, address_of, nobody
+from .chains import Chains, Follower, Key, address_of, nobody
 
 
 @dataclass(eq=False)
@@ -36,17 +36,16 @@ class _Counts:
         return [address_of(each) for each in (self.starts, self.last_starts, self.starts_until, self.last_starts_until)]
 
 
-class Starts:
+class Starts(Follower):
     """The starts of sequences of ``length`` in snapshots, each newer than the one before. Not thread-safe."""
 
     def __init__(self, length: int, chains: Chains) -> None:
+        super().__init__()
         self.length = length
         self._chains = chains
         self._forget()
 
     def _forget(self) -> None:
-        """Begin anew."""
-        self._snapshot: Callable[[], Snapshot | None] = nobody  # weak: a sampler that rests keeps no segment from going
         self._layout: Callable[[], Any] = nobody
         self._counts: dict[Key, _Counts] = {}
         self._slots: list[_Counts] = []
@@ -55,16 +54,6 @@ class Starts:
         self._blocks = np.zeros(0, np.int64)
         self._totals = np.zeros((2, 0), np.int64)
         self._until = np.zeros((2, 0), np.int64)  # their running sums
-
-    def follow(self, snapshot: Snapshot) -> None:
-        """Count what is new in a snapshot, and forget what is gone."""
-        if snapshot is self._snapshot():
-            return
-        try:
-            self._follow(snapshot)
-        except BaseException:  # Ctrl-C among them
-            self._forget()
-            raise
 
     def _follow(self, snapshot: Snapshot) -> None:
         layout = snapshot.layout
@@ -88,7 +77,6 @@ class Starts:
             kernels.sum_starts(self._table, changed, self._blocks, self._totals[0], self._totals[1])
         self._growing = [slot for slot in self._growing if not self._slots[slot].done]
         self._until = np.cumsum(self._totals, axis=1)
-        self._snapshot = weakref.ref(snapshot)
 
     def _lay_out(self, snapshot: Snapshot) -> None:
         before, self._counts = self._counts, {}

@@ -18,7 +18,7 @@ from .. import kernels
 from ..engine import Located, PriorityFiles, SegmentView, Snapshot, check_values
 from ..errors import CorruptError, RowError
 from ..rows import POSITION_BITS, SHARD_SHIFT
-from .chains import address_of, nobody
+from .chains import Follower, address_of, nobody
 from .sources import Source
 
 _LINE: Final = 64  # bytes
@@ -71,7 +71,7 @@ class _Tree:
         self.seen = np.zeros(self.raw.size // self.block_rows, np.int32)
 
 
-class SumTree:
+class SumTree(Follower):
     """Priorities of the transitions of snapshots. Not thread-safe.
 
     A transition that is new gets the largest raw priority so far, 1.0 at first.
@@ -90,12 +90,12 @@ class SumTree:
         source: Source | None = None,
         newest: float | None = None,
     ) -> None:
+        super().__init__()
         self._alpha = alpha
         self._files = files
         self._source = source
         self._newest = newest
         self._largest = 1.0 if files is None else files.largest
-        self._snapshot: Callable[[], Snapshot | None] = nobody  # weak: a sampler that rests keeps no segment from going
         self._layout: Callable[[], Any] = nobody
         self._trees: dict[Key, _Tree] = {}
         self._slots: list[_Tree] = []
@@ -105,23 +105,18 @@ class SumTree:
         self._least = np.zeros(0, np.float32)
         self._rests = np.zeros(0, np.float64)
 
-    def follow(self, snapshot: Snapshot) -> None:
-        """Take the rows that are new in a snapshot, and drop those that are gone."""
-        if snapshot is self._snapshot():
-            return
-        try:
-            if snapshot.layout is not self._layout():
-                self._lay_out(snapshot)
-            if self._source is None:
-                self._admit(snapshot)
-            else:
-                self._admit_rows(snapshot, self._source)
-        except BaseException:  # Ctrl-C among them: the trees stay, and are laid out anew
-            self._layout = nobody
-            if self._source is not None:
-                self._source.restart()
-            raise
-        self._snapshot = weakref.ref(snapshot)
+    def _follow(self, snapshot: Snapshot) -> None:
+        if snapshot.layout is not self._layout():
+            self._lay_out(snapshot)
+        if self._source is None:
+            self._admit(snapshot)
+        else:
+            self._admit_rows(snapshot, self._source)
+
+    def _forget(self) -> None:
+        self._layout = nobody  # the trees stay, and are laid out anew
+        if self._source is not None:
+            self._source.restart()
 
     def _admit(self, snapshot: Snapshot) -> None:
         """Take the transitions that are new."""

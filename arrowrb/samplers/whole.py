@@ -6,7 +6,6 @@ of them, so that all that remain are as likely as they were beside each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +17,9 @@ from ..errors import EmptyError, OptionError
 from .history import NO_HISTORY, WholeHistory
 from .questions import FromRows, Weighted, Where
 from .reading import Drawn
-from .searching import all_transitions, draw_fitting
+from .searching import draw_fitting_rows
 from .sequences import Sequences
-from .sources import AllRows, Choose, Rows, all_rows
+from .sources import Choose, Rows, all_rows
 from .strategy import Stream
 from .views import View
 
@@ -39,15 +38,7 @@ class _WholeRows:
         def fitting(rows: Located) -> Drawn:
             return Drawn(rows).part(self._history.keep(snapshot, rows))
 
-        def trial(missing: int) -> Drawn:
-            return fitting(self._rows.draw(snapshot, state, missing, tiers=tiers))
-
-        def every() -> Iterator[Drawn]:
-            if not isinstance(self._rows, AllRows):
-                return iter(())  # some rows, each as likely as its weight says
-            return (fitting(rows) for rows in all_transitions(snapshot, tiers=tiers))
-
-        drawn = draw_fitting(state, count, trial, every)
+        drawn = draw_fitting_rows(self._rows, fitting, snapshot, state, count, tiers=tiers)
         if drawn is None:
             raise EmptyError(NO_HISTORY)
         return drawn.rows
