@@ -94,7 +94,8 @@ def test_batches_that_are_drawn_ahead_are_kept_by_their_rows(tmp_path: Path) -> 
         sampler = store.sampler(batch_size=8, prefetch=3, device="cpu", name="learner")
         sampler.sample()
         store.checkpoint("a")
-        kept = store._named.save()["learner"]["ahead"].tolist()
+        with store._named.held() as states:
+            kept = states()["learner"]["ahead"].tolist()
         assert kept == torch.cat([sampler.sample()["row_id"] for _ in range(3)]).tolist()
 
 
