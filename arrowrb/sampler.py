@@ -141,8 +141,7 @@ class Sampler:
     def state_dict(self) -> dict[str, Any]:
         """Where it stands: nested dicts of plain values and NumPy arrays, from which `load_state_dict` goes on.
 
-        The batches that are drawn ahead are in it by their rows; of a sampler with priorities, these, too. Checkpoints
-        of the store keep it of every sampler that has a name.
+        It has the rows of batches that are drawn ahead, and priorities. Checkpoints keep it of every named sampler.
         """
         with self.guard:
             self._check_open()
@@ -256,6 +255,8 @@ class Sampler:
 
     def _prepare(self, snapshot: Snapshot) -> bool:
         """Draw batches ahead where few are left, and wait for the next one. Returns whether there is one."""
+        if self.prefetch and self._ahead is None:  # first, so that no rows are drawn where no thread can be started
+            self._ahead = Ahead(self._reader)
         if self._restored is not None:
             self._read_restored(snapshot)
         if self.prefetch and self._num_ahead <= self._fewest:
@@ -356,8 +357,8 @@ class Sampler:
     def _ask(self, snapshot: Snapshot, drawn: Drawn, sizes: list[int]) -> None:
         """Let the thread read batches of these sizes."""
         self._note(snapshot, drawn, sizes)
-        self._ahead = self._ahead or Ahead(self._reader)
-        self._ahead.ask(snapshot, drawn, sizes)
+        if self._ahead is not None:
+            self._ahead.ask(snapshot, drawn, sizes)
 
     def _note(self, snapshot: Snapshot, drawn: Drawn, sizes: list[int]) -> None:
         """Batches of these sizes are on their way."""

@@ -117,6 +117,25 @@ def test_interrupted_questions(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(set(sampler.sample()["row_id"].tolist())) > 70
 
 
+@pytest.mark.parametrize("strategy", [arrowrb.Uniform(), arrowrb.Shuffled(epochs=1)])
+def test_where_no_thread_can_be_started(strategy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with too many of them; and Ctrl-C in the middle of starting one may come out as such an error, too."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Store.temporary(schema()) as store:
+        add(store, 1000)
+        sampler = store.sampler(strategy, batch_size=100, prefetch=3)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match="thread"):
+                    sampler.sample()
+        ids = [each for _ in range(10) for each in sampler.sample()["row_id"].tolist()]
+        assert isinstance(strategy, arrowrb.Uniform) or len(set(ids)) == 1000
+
+
 @pytest.mark.parametrize("prefetch", [0, 3])
 @pytest.mark.parametrize("place", ["draw", "add", "read"])
 def test_an_interrupted_epoch_is_whole(place: str, prefetch: int, monkeypatch: pytest.MonkeyPatch) -> None:

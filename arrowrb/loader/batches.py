@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from ..engine import Located, Snapshot
 from ..errors import OptionError, UsageError, WaitError
+from ..interrupts import Uninterrupted
 from ..samplers import ROW, AnyView, Chains, Drawn, Reading, WholeHistory
 from ..schema import Schema
 from .converting import pad
@@ -148,7 +149,8 @@ class Ahead:
         self._pid = os.getpid()
         arguments = (reader, self._asked, self._read)
         self._thread = threading.Thread(target=_serve, args=arguments, name="arrowrb-prefetch", daemon=True)
-        self._thread.start()
+        with Uninterrupted():  # else Ctrl-C in it may come out as a RuntimeError, of a lock that it left
+            self._thread.start()
         _running[self._thread] = self._asked
         weakref.finalize(self, self._asked.put, None).atexit = False
 
