@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         StoreNotFoundError,
         UsageError,
         WaitError,
+        WorkerError,
     )
     from .importing import Imported, import_minari, import_parquet, merge
     from .info import SamplerInfo, StoreInfo
@@ -127,6 +128,7 @@ __all__ = [
     "Watermark",
     "Weighted",
     "Where",
+    "WorkerError",
     "evaluate",
     "gae",
     "import_minari",
@@ -179,6 +181,7 @@ _HOMES = {
     "Uniform": "samplers",
     "UsageError": "errors",
     "WaitError": "errors",
+    "WorkerError": "errors",
     "Watermark": "arrivals",
     "Weighted": "samplers",
     "Where": "samplers",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +48,19 @@ def rows_since(snapshot: Snapshot, mark: Any) -> tuple[Located, NDArray[np.bool_
     return rows, ends, watermark_of(snapshot, came - rows.row_ids.size)
 
 
+def rows_between(snapshot: Snapshot, moments: Mapping[int, tuple[int, int]]) -> Located:
+    """The transitions that arrived between two moments, in order of shard, lane and arrival.
+
+    Args:
+        snapshot: in which to look.
+        moments: by shard, the ordinals after which and up to which; other shards are left out.
+    """
+    newest = [record.watermark for record in snapshot.records]
+    since = [moments.get(shard, (each, each))[0] for shard, each in enumerate(newest)]
+    until = [moments.get(shard, (each, each))[1] for shard, each in enumerate(newest)]
+    return _in_order(snapshot, _find(snapshot, since, until))[0]
+
+
 def newest_rows(snapshot: Snapshot, count: int) -> tuple[Located, NDArray[np.bool_]]:
     """The newest transitions, all where there are fewer, in order, and where runs of them end.
 
@@ -91,12 +104,13 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
 
 
-def _find(snapshot: Snapshot, since: Sequence[int]) -> Located:
-    """The transitions with ordinals beyond these of their shards, in no order."""
+def _find(snapshot: Snapshot, since: Sequence[int], stops: Sequence[int] | None = None) -> Located:
+    """The transitions with ordinals beyond these of their shards, and up to those, in no order."""
     layout = snapshot.layout
+    stops = [record.watermark for record in snapshot.records] if stops is None else stops
     found = [np.zeros((3, 0), np.int64)]
     for slot, view in enumerate(layout.views):
-        until = snapshot.records[view.shard].watermark
+        until = stops[view.shard]
         last = view.entry.last_ordinal
         if since[view.shard] >= until or (view.entry.sealed and last <= since[view.shard]):
             continue

@@ -17,6 +17,7 @@
     |   +-- CorruptError                    damaged
     |   +-- FullError                       no room left on the device
     +-- EnvironmentFault (RuntimeError)      an environment or policy that breaks the rules of Gymnasium
+    +-- WorkerError (RuntimeError)          a worker of a collector that ended
     +-- QueryError (ValueError)             SQL that is wrong, or that would write
     +-- WaitError (TimeoutError)            a wait that took too long; says what it waited for
 
@@ -92,6 +93,10 @@ class FullError(StoreError):
 
 class EnvironmentFault(ArrowRBError, RuntimeError):
     """An environment or policy that breaks the rules of Gymnasium."""
+
+
+class WorkerError(ArrowRBError, RuntimeError):
+    """A worker of a collector that could not be started, or has ended."""
 
 
 class QueryError(ArrowRBError, ValueError):

@@ -1,6 +1,11 @@
 """Collecting: environments stepped by policies, as record batches and into stores.
 
-collector       Collector: batches, commits, interrupts
+collector       Collector: here, or in workers
+fleet           the workers as the process sees them that started them
+processes       one worker, from outside
+worker          a process that steps environments into a shard of its own
+weights         parameters of a policy that processes share
+loop            batches, commits, interrupts
 stepping        one vector step after another onto the tape, and the resets that are ours
 single_lane     the shortest loop, for one simple environment and random actions
 policies        what a policy is given and what it returns

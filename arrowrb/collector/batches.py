@@ -1,21 +1,23 @@
-"""Events -> the record batch that a collector yields: ordered by lane, then step."""
+"""Events, or rows of a store -> the record batch that a collector yields: ordered by lane, then step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from arrowrb.engine import Located, Snapshot
 from arrowrb.events import Events
 from arrowrb.schema import SYSTEM_COLUMNS, Column, Schema
 from arrowrb.schema.arrays import column_array
 
 _Write = Callable[[NDArray[Any]], pa.Array]
 _ROW_ID = Column("row_id", "int64", (), "row")
+_NAMES: Final = ("lane", "episode_id", "step", "time", "policy_version")
 _SYSTEM = {column.name: column for column in SYSTEM_COLUMNS}
 
 
@@ -42,7 +44,10 @@ class Batches:
         self._with_row_id = with_row_id
         self._num_lanes = num_lanes
         names = ["row_id"] if with_row_id else []
-        names += ["lane", "episode_id", "step", "time", "policy_version"]
+        names += _NAMES
+        self._places = schema.places
+        self._observed = [schema.places[column.name] for column in schema.observation_columns]
+        self._followed = [schema.places[column.name] for column in schema.transition_columns]
         num_leaves = len(schema.observation_tree.paths)
         first_extra = 3 + len(schema.action_tree.paths)
         observed = _sources(schema, schema.observation_columns)
@@ -71,10 +76,7 @@ class Batches:
         order = None if self._num_lanes == 1 else _by_lane(events.lane)
         system: tuple[NDArray[Any], ...] = (events.lane, events.episode_id, events.step, events.time)
         system = (row_ids, *system) if self._with_row_id else system
-        arrays = [
-            write(np.array(values if order is None else values[order], dtype))
-            for values, (dtype, write) in zip((*system, events.policy_version), self._system, strict=True)
-        ]
+        system = (*system, events.policy_version)
         following = events.next_observation if order is None else events.next_observation[order]
         rows = _Rows(events.row, order)
         outside = np.flatnonzero(following < 0)
@@ -92,6 +94,25 @@ class Batches:
                 values[outside] = events.final[index][places]
             return values
 
+        return self._assemble([values if order is None else values[order] for values in system], read)
+
+    def read(self, snapshot: Snapshot, rows: Located) -> pa.RecordBatch:
+        """The batch of rows that are in a store, in their order."""
+        owners = {"outcome": self._followed, "observation": self._observed, "next": self._observed}
+        keys = {
+            (what, index): (owners[what][index], int(what == "next"))
+            for what, source, _ in self._columns
+            for index in (source.index, source.valid)
+            if index >= 0
+        }
+        system = [(self._places[name], 0) for name in _NAMES]
+        values = snapshot.read(rows, [*system, *set(keys.values())])
+        arrays = [rows.row_ids, *(values[key] for key in system)]
+        return self._assemble(arrays, lambda what, index: values[keys[what, index]])
+
+    def _assemble(self, system: Sequence[NDArray[Any]], read: Callable[[str, int], NDArray[Any]]) -> pa.RecordBatch:
+        """The batch of these system columns, and of what `read` gives for each other one."""
+        arrays = [write(np.array(values, dtype)) for values, (dtype, write) in zip(system, self._system, strict=True)]
         for what, source, write in self._columns:
             values = read(what, source.index)
             if source.valid < 0:

@@ -1,29 +1,19 @@
-"""Collector: steps environments with a policy, writes to a store, yields record batches."""
+"""Collector: steps environments with a policy, here or in processes of its own, and yields record batches."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from arrowrb.collector import environments
-from arrowrb.collector.batches import Batches
-from arrowrb.collector.detached import Detached
-from arrowrb.collector.environments import Made, Wanted
-from arrowrb.collector.policies import Runner
-from arrowrb.collector.random_actions import RandomActions
-from arrowrb.collector.stepping import Stepper
-from arrowrb.errors import ArrowRBError, ClosedError, OptionError, SchemaError
-from arrowrb.events import Events
-from arrowrb.interrupts import Uninterrupted
-from arrowrb.recorder import Sink, check_spaces
+from arrowrb.collector.fleet import Fleet, Share
+from arrowrb.collector.loop import ENDLESS, Loop, Order, batch_size, check_number, check_numbers
+from arrowrb.collector.policies import is_module
+from arrowrb.errors import ClosedError, OptionError, UsageError
 from arrowrb.schema import Schema
-from arrowrb.staging import DISABLED, Stage, check_final_extras
-
-_ENDLESS = 2**62
 
 
 class Collector:
@@ -35,8 +25,10 @@ class Collector:
     episodes and is raised again; the next iteration then begins with a reset. `close` drops what no batch was yielded
     of, cuts the running episodes, and closes the environment if it was made here. Use it from one thread.
 
-    Attributes:
-        policy_version: Written with each transition; set it when the policy has changed.
+    With ``num_workers`` processes step the environments, ``num_envs`` each, and write side by side: each has a shard
+    of the store of its own, ``worker-0`` and so on, so that no transition goes through a pipe. A run that starts again
+    goes on with these shards, also with another number of workers. What a worker raises is raised here, and ends the
+    run. Leaving the context ends all processes, as does the end of this one.
     """
 
     def __init__(
@@ -59,199 +51,207 @@ class Collector:
         schema: Schema | None = None,
         seed: int | None = None,
         autoreset_mode: Any = None,
+        num_workers: int = 0,
+        sync: bool = True,
+        restart_workers: int = 0,
     ) -> None:
-        """Make or take an environment, and claim lanes of the store.
+        """Make or take an environment, and claim lanes of the store; or start the workers, and wait until they have.
 
         Args:
-            env: An environment's id, a function that makes one, a gymnasium Env or a VectorEnv.
+            env: An environment's id, a function that makes one, a gymnasium Env or a VectorEnv. For workers an id or a
+                function, which travels by cloudpickle: it may be one of a notebook.
             policy: `policy(observation)` returning actions or `(actions, extras)`, a torch.nn.Module, or an object with
                 `act(step)` (see `Step`); all batched over lanes. Random actions by default. It sees observations as
-                the environment returns them, whatever the schema casts; a module gets its own dtype.
-            num_envs: How many environments to make; one lane each.
+                the environment returns them, whatever the schema casts; a module gets its own dtype. Workers have
+                copies, which `update_policy` brings up to date.
+            num_envs: How many environments to make, in each worker; one lane each.
             vectorization_mode: `sync`, `async` or `vector_entry_point`. By default one environment is single, and
                 several are `sync`. `async` starts processes by spawn, which run the script again: keep what it does
-                under ``if __name__ == "__main__":``.
+                under ``if __name__ == "__main__":``. So do workers.
             env_kwargs: For making the environment.
             vector_kwargs: For Gymnasium's vector class.
             wrappers: Applied to each environment.
             frame_stack: Observation column -> how many frames the policy sees; single frames are recorded.
-            frames_per_batch: Transitions in a batch, exactly; 200 by default.
-            steps_per_batch: Instead, vector steps in a batch, however many transitions these are.
-            total_frames: Transitions of this collector, whatever the store has already; -1 never ends.
-            init_random_frames: Transitions before the policy is asked.
+            frames_per_batch: Transitions in a batch, exactly; 200 by default. With workers and ``sync=True`` these are
+                shared out evenly; with ``sync=False`` each batch is of one worker.
+            steps_per_batch: Instead, vector steps in a batch, in each worker, however many transitions these are.
+            total_frames: Transitions of this collector, of all workers together, whatever the store has already; -1
+                never ends.
+            init_random_frames: Transitions before the policy is asked, of all workers together.
             max_frames_per_episode: A time limit: it writes truncated and resets the lane.
-            store: Where to write.
+            store: Where to write. Workers need one; it may be open for reading.
             schema: What to record where there is no store; by default all that the environment says.
-            seed: Of environments and random actions. With a store, how often it was opened is part of it.
+            seed: Of environments and random actions; with it synchronous workers record the same in each run. With a
+                store, how often it was opened is part of it. Workers also seed `random`, NumPy's and torch's global
+                generators by it.
             autoreset_mode: Of the vector environment to make, or of one that does not say it.
+            num_workers: How many processes step environments; with 0 this one does. Started by spawn.
+            sync: Whether all workers collect for each batch, under the same version of the policy, and wait in
+                between; else they run freely, and the batch that is there first comes first.
+            restart_workers: How many times workers that raised or were killed are started again. Their running episodes
+                are cut, and what they had committed stays.
 
         Raises:
             EnvironmentFault: If the environment does not keep to Gymnasium's API, or does not say its autoreset mode.
             OptionError: If an option is out of range, or options do not fit each other.
             SchemaError: If the schema does not fit the environment or the policy.
+            WorkerError: If a worker cannot be started, or ends without saying why.
         """
-        self._frames, self._steps = _batch_size(frames_per_batch, steps_per_batch)
-        _check_numbers(total_frames, init_random_frames, max_frames_per_episode, seed)
-        known = _known_schema(store, schema)
-        self._total = _ENDLESS if total_frames < 0 else total_frames
-        self._init_random_frames = init_random_frames
-        self._seed = seed
-        self._store = store  # a temporary store lasts as long as somebody holds it
-        self.policy_version = 0
-        self.num_frames = 0
-        self._closed = self._running = self._started = False
-        wanted = Wanted(env, num_envs, vectorization_mode, env_kwargs, vector_kwargs, wrappers, autoreset_mode)
-        self._made = made = environments.make(wanted, known)
-        layout = made.layout
+        self._frames, self._steps = batch_size(frames_per_batch, steps_per_batch)
+        check_numbers(total_frames, init_random_frames, max_frames_per_episode, seed)
+        check_number("num_workers", num_workers, 0)
+        check_number("restart_workers", restart_workers, 0)
+        if not isinstance(sync, bool):
+            raise OptionError(f"sync is {sync!r}, expected True or False.")
+        if num_workers == 0 and (restart_workers or not sync):
+            raise OptionError("sync or restart_workers is given without workers. Give num_workers, too.")
+        self._total = ENDLESS if total_frames < 0 else total_frames
+        self._random_frames = init_random_frames
+        self._version = 0
+        self._policy = policy
+        self._num_envs = num_envs
+        self._num_frames = 0
+        self._loop: Loop | None = None
+        self._fleet: Fleet | None = None
+        self.closed = False
+        options: dict[str, Any] = {
+            "num_envs": num_envs,
+            "vectorization_mode": vectorization_mode,
+            "env_kwargs": env_kwargs,
+            "vector_kwargs": vector_kwargs,
+            "wrappers": wrappers,
+            "frame_stack": frame_stack,
+            "random_frames": init_random_frames,
+            "max_frames_per_episode": max_frames_per_episode,
+            "seed": seed,
+            "autoreset_mode": autoreset_mode,
+        }
+        if num_workers == 0:
+            self._loop = Loop(
+                env, policy, frames=self._frames, steps=self._steps, store=store, schema=schema, **options
+            )
+            self.schema = self._loop.schema
+            return
+        share = Share(self._frames, self._steps, self._total, init_random_frames, sync)
+        self._fleet = fleet = Fleet(store, schema, env, policy, options, share, num_workers, restart_workers)
+        self.schema = fleet.schema
+        weakref.finalize(self, fleet.close)
         try:
-            self.schema = Schema.from_env(made.env) if known is None else known
-            check_spaces(self.schema, made.env)
-            _check_policy(self.schema, policy, init_random_frames, frame_stack)
-            _check_limit(made, max_frames_per_episode)
-            runner = None
-            if policy is not None:
-                options: Any = {"single": layout.single, "frame_stack": frame_stack}
-                runner = Runner(policy, self.schema, layout.num_lanes, **options)
-            self._sink: Sink = Detached(self.schema) if store is None else _engine(store)
-            self._first = self._sink.claim_lanes(layout.num_lanes)
-            self._claims = [self._sink.times_claimed(lane) - 1 for lane in self.lanes]
+            fleet.start()
         except BaseException:
-            if made.owned:
-                environments.close(made.env)
+            fleet.close()
             raise
-        # A policy's extras of an observation come when it acts on it: that must be before the commit.
-        extras = self.schema.extras.values()
-        self._looks_ahead = runner is not None and any(extra.owner == "observation" for extra in extras)
-        self._stage = Stage(self.schema, layout, self._first, self._capacity())
-        self._batches = Batches(self.schema, layout.num_lanes, with_row_id=store is not None)
-        random = RandomActions(
-            self.schema.action_space,
-            self.schema.action_tree.paths,
-            layout.num_lanes,
-            self._sequence(layout.num_lanes, 1),
-        )
-        clock, limit = self._sink.clock, max_frames_per_episode
-        self._stepper = Stepper(made, self._stage, random, clock=clock, runner=runner, limit=limit)
-
-    def _capacity(self) -> int:
-        lanes = self._made.layout.num_lanes
-        return self._steps if self._steps is not None else min(self._frames // lanes + 2, 1 << 16)
-
-    def _sequence(self, lane: int, *more: int) -> np.random.SeedSequence:
-        """The seeds of a lane of this collector: other ones whenever the store is opened, or the lane taken, again."""
-        if self._seed is None:
-            return np.random.SeedSequence()
-        key = (self._sink.times_opened, self._sink.shard, self._first + lane)
-        again = self._claims[lane] if lane < len(self._claims) else max(self._claims)
-        return np.random.SeedSequence(self._seed, spawn_key=(*key, *((2, again) if again else ()), *more))
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """The collector itself: it goes on where it was."""
         return self
 
     def __next__(self) -> pa.RecordBatch:
-        """Collect one batch and commit it.
+        """Collect one batch and commit it; with ``sync=False``, wait for the next one that a worker has committed.
 
         Raises:
             ClosedError: After `close`.
             StopIteration: When `total_frames` have been collected.
+            Exception: What a worker raised, with its traceback; or WorkerError, where it was killed.
         """
-        if self._closed:
+        if self.closed:
             raise ClosedError("The collector is closed. Make another one.")
-        if self.num_frames >= self._total:
+        if self._fleet is not None:
+            return self._fleet.batch()
+        assert self._loop is not None
+        left = self._total - self.num_frames
+        if left <= 0:
             raise StopIteration
-        try:
-            if not self._running:
-                self._start()
-            self._collect()
-            with Uninterrupted():
-                return self._emit()
-        except BaseException as error:
-            with Uninterrupted():
-                try:
-                    self._abandon()
-                except ArrowRBError as second:
-                    error.add_note(f"Then what had been collected could not be kept: {second}")
-            raise
+        counted = self._steps is not None
+        frames = left if counted else min(self._frames, left)
+        random_frames = self._random_frames - self.num_frames
+        return self._loop.batch(Order(frames, self._steps, random_frames, self._version, left, left > frames))
 
-    def _start(self) -> None:
-        self._running = True
-        lanes = range(self._made.layout.num_lanes)
-        seeds = None
-        if self._seed is not None and not self._started:
-            seeds = [int(self._sequence(lane).generate_state(1)[0]) for lane in lanes]
-        self._started = True
-        used = self._stepper.start(seeds)
-        self._sink.note_seeds([(self._first + lane, used_seed) for lane, used_seed in enumerate(used)])
+    @property
+    def num_frames(self) -> int:
+        """Transitions that were committed here; with workers, those of the batches that were yielded."""
+        return self._loop.num_frames if self._loop is not None else self._fleet.num_frames  # type: ignore[union-attr]
 
-    def _collect(self) -> None:
-        left = self._total - self.num_frames
-        frames = left if self._steps is not None else min(self._frames, left)
-        version, random_frames = self.policy_version, self._init_random_frames - self.num_frames
-        self._stepper.run(frames=frames, steps=self._steps, version=version, random_frames=random_frames)
-        if self._looks_ahead and min(self._stage.num_pending, frames) < left:  # there will be another batch
-            self._stepper.look_ahead(version=version, random_frames=random_frames)
+    @property
+    def worker(self) -> int | None:
+        """The number of the worker whose batch was yielded last, counted from 0; None of what all collected.
 
-    def _emit(self) -> pa.RecordBatch:
-        left = self._total - self.num_frames
-        events, row_ids = self._commit(left if self._steps is not None else min(self._frames, left))
-        try:
-            batch = self._batches.build(events, row_ids)
-        finally:
-            self._stage.retire(events)
-        if self.num_frames >= self._total:
-            self._stop()
-        return batch
+        It stands in the batch, too: ``batch.schema.metadata[b"worker"]``.
+        """
+        return None if self._fleet is None else self._fleet.worker
 
-    def _commit(self, limit: int) -> tuple[Events, Any]:
-        events = self._stage.events(limit)
-        try:
-            row_ids = self._sink.ingest(events)
-        except BaseException:
-            self._stage.forget()  # trying again would fail again
-            raise
-        self.num_frames += events.lane.shape[0]
-        return events, row_ids
+    @property
+    def num_restarts(self) -> int:
+        """How many times a worker was started again."""
+        return 0 if self._fleet is None else self._fleet.num_restarts
 
-    def _stop(self) -> None:
-        """Drop what is on the tape and cut what runs; a reset of all lanes must follow."""
-        self._running = False
-        self._stage.forget()
-        self._sink.cut(self.lanes)
+    @property
+    def policy_version(self) -> int:
+        """Written with each transition. Set it when the policy has changed; with workers, call `update_policy`."""
+        return self._version if self._fleet is None else self._fleet.version
 
-    def _abandon(self) -> None:
-        """After an exception: keep the steps that are whole, and cut."""
-        if not self._running:
-            return
-        try:
-            if self._stage.num_pending and self.num_frames < self._total:
-                self._commit(self._total - self.num_frames)
-        finally:
-            self._stop()
+    @policy_version.setter
+    def policy_version(self, version: int) -> None:
+        if self._fleet is not None:
+            raise UsageError("Workers have copies of the policy. Call update_policy(version=...), which sends it.")
+        check_number("policy_version", version, 0)
+        self._version = int(version)
+
+    def update_policy(self, policy: Any = None, *, version: int | None = None) -> int:
+        """Say that the policy has changed: from its next step on each worker uses it as it is now.
+
+        Workers do not stop for it. With ``sync=True`` they use it from the next batch on.
+
+        Args:
+            policy: Another one of the same kind; by default the one that was given, as it is now. Of a torch.nn.Module
+                parameters and buffers are copied into memory that the workers share; others are pickled.
+            version: Its number, above that of the one before; by default the next one.
+
+        Returns:
+            The version that transitions under this policy are recorded with.
+
+        Raises:
+            OptionError: If the version is not above the last one, or the policy is of another kind.
+        """
+        if self.closed:
+            raise ClosedError("The collector is closed. Make another one.")
+        if policy is None and self._policy is None:
+            raise OptionError("There is no policy to update: actions are random.")
+        if policy is not None and (self._policy is None or is_module(policy) != is_module(self._policy)):
+            raise OptionError(f"policy is of type {type(policy).__name__}, expected one of the kind that was given.")
+        number = self.policy_version + 1 if version is None else version
+        check_number("version", number, self.policy_version + 1)
+        if policy is not None and self._loop is not None:
+            self._loop.use(policy)
+        self._policy = self._policy if policy is None else policy
+        if self._fleet is None:
+            self._version = number
+        else:
+            self._fleet.publish(self._policy, number)
+        return number
 
     @property
     def lanes(self) -> range:
-        """The lanes that are written."""
-        return range(self._first, self._first + self._made.layout.num_lanes)
+        """The lanes that are written, in each worker."""
+        return range(self._num_envs) if self._loop is None else self._loop.lanes
 
     @property
     def env(self) -> Any:
         """The environment that is stepped."""
-        return self._made.env
+        if self._loop is None:
+            raise UsageError("The environments are in the workers.")
+        return self._loop.env
 
     def close(self) -> None:
-        """Cut what runs, give the lanes back, and close an environment that was made here. Twice does nothing."""
-        if self._closed:
-            return
-        with Uninterrupted():
-            self._closed = True
-            self._running = False
-            try:
-                # Cuts what runs; what is on the tape was in no batch.
-                self._sink.release_lanes(self._first, self._made.layout.num_lanes)
-            finally:
-                if self._made.owned:
-                    environments.close(self._made.env)
+        """Cut what runs, give the lanes back, and close an environment that was made here; end workers.
+
+        Twice does nothing.
+        """
+        self.closed = True
+        if self._loop is not None:
+            self._loop.close()
+        if self._fleet is not None:
+            self._fleet.close()
 
     def __enter__(self) -> Collector:
         """The collector itself."""
@@ -265,70 +265,8 @@ class Collector:
 
     def __repr__(self) -> str:
         """What it steps and how far it is."""
-        total = "" if self._total == _ENDLESS else f" of {self._total:,}"
-        state = ", closed" if self._closed else ""
-        layout = self._made.layout
-        return f"<Collector {self._made.env}, {layout.num_lanes} lanes, {self.num_frames:,}{total} frames{state}>"
-
-
-def _engine(store: Any) -> Sink:
-    engine: Sink | None = getattr(store, "_engine", None)
-    if engine is None:
-        raise OptionError(f"store is of type {type(store).__name__}, expected an arrowrb.Store. Open one.")
-    return engine
-
-
-def _batch_size(frames: int | None, steps: int | None) -> tuple[int, int | None]:
-    if frames is not None and steps is not None:
-        raise OptionError("Both frames_per_batch and steps_per_batch are given, expected one of them.")
-    if steps is not None:
-        _check_number("steps_per_batch", steps, 1)
-        return 0, steps
-    frames = 200 if frames is None else frames
-    _check_number("frames_per_batch", frames, 1)
-    return frames, None
-
-
-def _known_schema(store: Any, schema: Schema | None) -> Schema | None:
-    if store is None:
-        return schema
-    known = _engine(store).schema
-    if schema is not None and schema != known:
-        raise OptionError("schema is given and differs from the store's, expected one of them. Leave it out.")
-    return known
-
-
-def _check_numbers(total: Any, random_frames: Any, limit: Any, seed: Any) -> None:
-    _check_number("total_frames", total, -1)
-    _check_number("init_random_frames", random_frames, 0)
-    if limit is not None:
-        _check_number("max_frames_per_episode", limit, 1)
-    if seed is not None:
-        _check_number("seed", seed, 0)
-
-
-def _check_number(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise OptionError(f"{name} is {value!r}, expected an integer of at least {least}.")
-
-
-def _check_policy(schema: Schema, policy: Any, init_random_frames: int, frame_stack: Any) -> None:
-    """Refuse extras that nobody would supply, and frames that nobody would see."""
-    if policy is None and frame_stack:
-        raise OptionError("frame_stack is given without a policy, which would see the frames. Leave it out.")
-    check_final_extras(schema, "a policy")
-    needed = [name for name, extra in schema.extras.items() if not extra.nullable]
-    if needed and (policy is None or init_random_frames):
-        raise SchemaError(
-            f"Extra {needed[0]!r} is not nullable, but random actions come without extras. Declare it nullable, "
-            f"or give a policy and no init_random_frames."
-        )
-
-
-def _check_limit(made: Made, limit: int | None) -> None:
-    layout = made.layout
-    if limit is not None and not (layout.single or layout.merged or layout.mode == DISABLED):
-        raise OptionError(
-            f"max_frames_per_episode is {limit}, but {type(made.env.unwrapped).__name__} resets its lanes itself, "
-            f"and none of them alone. Take vectorization_mode='sync', or limit the episodes in the environment."
-        )
+        total = "" if self._total == ENDLESS else f" of {self._total:,}"
+        state = ", closed" if self.closed else ""
+        what = f"{len(self.lanes)} lanes" if self._loop is None else f"{self._loop.env}, {len(self.lanes)} lanes"
+        workers = "" if self._fleet is None else f"{self._fleet.num_workers} workers of "
+        return f"<Collector {workers}{what}, {self.num_frames:,}{total} frames{state}>"

@@ -82,13 +82,7 @@ class Runner:
         Raises:
             OptionError: If it cannot be called, or a frame stack names no column.
         """
-        self._stateful = callable(getattr(policy, "act", None))
-        if not self._stateful and not callable(policy):
-            raise OptionError(
-                f"policy is of type {type(policy).__name__}, expected a callable, a torch.nn.Module, or an object with "
-                f"act(step)."
-            )
-        self._policy = policy
+        self.use(policy)
         self._tree, self._action_tree = schema.observation_tree, schema.action_tree
         self._cells = [Cell.of(c) for c in schema.observation_columns[: len(self._tree.paths)]]
         stop = 2 + len(self._action_tree.paths)
@@ -99,8 +93,16 @@ class Runner:
         self._stacks = _stacks(frame_stack, self._cells)
         self._frames: dict[int, NDArray[Any]] = {}
         self._state: Any = None
-        torch = sys.modules.get("torch")
-        self._torch: Any = torch if torch is not None and isinstance(policy, torch.nn.Module) else None
+
+    def use(self, policy: Any) -> None:
+        """Call this policy from now on; the state of the one before is passed on.
+
+        Raises:
+            OptionError: If it cannot be called.
+        """
+        self._stateful = check_callable(policy)
+        self._policy = policy
+        self._torch: Any = sys.modules["torch"] if is_module(policy) else None
 
     @property
     def wants_info(self) -> bool:
@@ -265,6 +267,23 @@ class Runner:
                     )
             actions.append(array)
         return actions
+
+
+def is_module(policy: Any) -> bool:
+    """Whether a policy is a `torch.nn.Module`."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(policy, torch.nn.Module)
+
+
+def check_callable(policy: Any) -> bool:
+    """Whether a policy has `act`; refuses what is no policy."""
+    stateful = callable(getattr(policy, "act", None))
+    if not stateful and not callable(policy):
+        raise OptionError(
+            f"policy is of type {type(policy).__name__}, expected a callable, a torch.nn.Module, or an object with "
+            f"act(step)."
+        )
+    return stateful
 
 
 def zero_lanes(state: Any, lanes: NDArray[np.bool_]) -> Any:

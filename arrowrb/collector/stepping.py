@@ -109,13 +109,13 @@ class Stepper:
         result = self._env.step(self._stage.schema.action_tree.build(actions))
         self._stage.waiting = np.asarray(result[2], np.bool_) | np.asarray(result[3], np.bool_)
 
-    def run(self, *, frames: int, steps: int | None, version: int, random_frames: int) -> None:
+    def run(self, *, frames: int, steps: int | None, version: Callable[[], int], random_frames: int) -> None:
         """Step until the tape holds enough.
 
         Args:
             frames: Transitions on the tape.
             steps: Vector steps on the tape, if they are counted.
-            version: The policy's version.
+            version: Tells the policy's version, before each step that it decides.
             random_frames: Transitions on the tape up to which actions are random.
         """
         stage = self._stage
@@ -125,18 +125,18 @@ class Stepper:
                 count = min(frames - stage.num_pending, frames if steps is None else steps - stage.num_steps)
                 if self._runner is not None:
                     count = min(count, random_frames - stage.num_pending)
-                self._short.run(count, version)
+                self._short.run(count, version())
                 self._observation, self._info = self._short.observation, self._short.info
                 self._elapsed[0] = self._short.elapsed
             else:
                 self._step(self._decide(version, random_frames))
 
-    def look_ahead(self, *, version: int, random_frames: int) -> None:
+    def look_ahead(self, *, version: Callable[[], int], random_frames: int) -> None:
         """Decide on the actions of the next step now, since the extras that come with them belong to the batch."""
         if self._decision is None:
             self._decision = self._decide(version, random_frames)
 
-    def _decide(self, version: int, random_frames: int) -> Decision:
+    def _decide(self, version: Callable[[], int], random_frames: int) -> Decision:
         decision, self._decision = self._decision, None
         if decision is not None:
             return decision
@@ -144,8 +144,8 @@ class Stepper:
         if self._runner is None or stage.num_pending < random_frames:
             if self._runner is not None and self._runner.stacks:
                 self._runner.watch(self._observation, stage.fresh)
-            return Decision(self._random.next(), None, version)
-        decision = self._runner.decide(self._observation, stage.fresh, self._info, version)
+            return Decision(self._random.next(), None, version())
+        decision = self._runner.decide(self._observation, stage.fresh, self._info, version())
         stage.note(decision.extras)
         return decision
 

@@ -92,11 +92,11 @@ class Engine:
         options = options or WriterOptions()
         if writable:
             check_local(path)
-        bounded = self.file.max_rows is not None or self.file.max_bytes is not None
-        own = own_shard(path, shard, bounded=bounded, durable=options.durable) if writable else 0
+        self._bounded = self.file.max_rows is not None or self.file.max_bytes is not None
+        own = own_shard(path, shard, bounded=self._bounded, durable=options.durable) if writable else 0
         self._following = Following(path)
         numbers = self._following.numbers
-        self._durable = options.durable
+        self.options = options
         self._limits = replace(options.limits, max_rows=self.file.max_rows, max_bytes=self.file.max_bytes)
         self._readers = self._follow([number for number in numbers if not (writable and number == own)])
         if writable:
@@ -212,6 +212,10 @@ class Engine:
                 "contiguous=False if the rows are independent.",
                 stacklevel=5,
             )
+
+    def prepare_shard(self, name: str) -> None:
+        """Make the shard of this name where there is none, for another process to write."""
+        own_shard(self.path, name, bounded=self._bounded, durable=self.options.durable)
 
     def flush(self) -> None:
         """Make everything committed so far survive a power failure."""
@@ -374,7 +378,7 @@ class Engine:
         if self._at is not None:
             return None
         check_local(self.path)
-        made = SamplerFolder(self.path, self.file.store_id, name, durable=self._durable)
+        made = SamplerFolder(self.path, self.file.store_id, name, durable=self.options.durable)
         self._folders.add(made)
         return made
 

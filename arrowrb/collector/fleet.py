@@ -1,0 +1,344 @@
+"""The workers of a collector, as the process that started them sees them.
+
+A thread receives what workers say and notices when one ends. Orders go to a worker through a pipe, and what comes back
+are moments of its shard: the rows between two of them are a batch, which is read from the store. A worker that ends has
+committed an order whole, in part, or not at all; its shard tells which, and only what is missing is ordered again.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import queue
+import threading
+import time
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from typing import Any, Final
+
+import gymnasium
+import pyarrow as pa
+
+from arrowrb.arrivals import rows_between
+from arrowrb.collector.batches import Batches
+from arrowrb.collector.loop import Order, check_policy, engine_of, known_schema
+from arrowrb.collector.policies import check_callable, is_module
+from arrowrb.collector.processes import WorkerProcess, pickled
+from arrowrb.collector.weights import SharedWeights, copied
+from arrowrb.collector.worker import Done, Failed, Job, Moment, NewPolicy, Ready
+from arrowrb.engine import Engine
+from arrowrb.errors import ClosedError, OptionError
+from arrowrb.schema import Schema
+
+_AHEAD: Final = 2  # orders that a worker which runs freely has
+_CLOSE_SECONDS: Final = 15.0
+_KILL_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How much is to be collected; see `Collector`.
+
+    Attributes:
+        frames: Transitions of a batch; 0 where steps are counted.
+        steps: Vector steps of a batch.
+        total: Transitions in all.
+        random_frames: So many of them by random actions, the first ones.
+        sync: Whether all workers collect for each batch.
+    """
+
+    frames: int
+    steps: int | None
+    total: int
+    random_frames: int
+    sync: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Collected:
+    """A batch of one worker: rows of a shard, between two moments."""
+
+    worker: int
+    shard: int
+    since: Moment
+    until: Moment
+
+
+class Fleet:
+    """Workers, and the batches that they commit."""
+
+    def __init__(
+        self,
+        store: Any,
+        schema: Schema | None,
+        env: Any,
+        policy: Any,
+        options: dict[str, Any],
+        share: Share,
+        num_workers: int,
+        restarts: int,
+    ) -> None:
+        """Check what can be checked here; `start` starts them."""
+        if store is None:
+            raise OptionError("num_workers is given without a store, which workers write to. Give Store.temporary().")
+        if isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
+            raise OptionError("env is an environment, which cannot be sent to workers. Give an id or a function.")
+        known = known_schema(store, schema)
+        assert known is not None
+        self.schema = known
+        self._engine: Engine = engine_of(store)  # type: ignore[assignment]
+        if policy is not None:
+            check_callable(policy)
+        check_policy(self.schema, policy, share.random_frames, options["frame_stack"])
+        self._store = store
+        self._env, self._policy, self._options, self._share = env, policy, options, share
+        self.version = 0
+        self._weights: Any = None
+        if is_module(policy):
+            self._weights = SharedWeights(policy)
+            self._weights.publish(policy, 0)
+        self.num_workers = num_workers
+        self.num_frames = self.num_restarts = 0
+        self.worker: int | None = None
+        self._most_restarts = restarts
+        self._granted = 0  # transitions that were ordered, or are there
+        self._random = 0  # those of them that were ordered from random actions
+        self._started = self._closing = False
+        self._error: BaseException | None = None
+        self._guard = threading.RLock()
+        self._events: queue.SimpleQueue[_Collected | Ready | BaseException] = queue.SimpleQueue()
+        self._parts: list[_Collected] = []  # of a batch that all collect
+        self._batches = Batches(self.schema, 2, with_row_id=True)
+        self._workers = [WorkerProcess(number) for number in range(num_workers)]
+        self._wake, self._woken = os.pipe()
+        self._thread = threading.Thread(target=self._watch, name="arrowrb-workers", daemon=True)
+
+    # -- starting and ending ---------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start all, and return when they are ready."""
+        atexit.register(self.close)  # before multiprocessing, which would wait for them
+        self._engine.check_open()
+        for worker in self._workers:  # in order, so that each has the same shard in each run
+            self._engine.prepare_shard(worker.name)
+        for worker in self._workers:
+            self._launch(worker)
+        self._thread.start()
+        for _ in self._workers:
+            event = self._events.get()
+            if isinstance(event, BaseException):
+                raise self._failed(event)
+
+    def _launch(self, worker: WorkerProcess) -> None:
+        job = Job(
+            self._engine.path,
+            worker.name,
+            self._engine.options,
+            self._env,
+            copied(self._policy),
+            self.version,
+            {**self._options, "frames": self._share.frames, "steps": self._share.steps},
+            self._share.sync,
+        )
+        worker.start(job, self._weights)
+
+    def close(self) -> None:
+        """End all workers: they close their shards. Twice does nothing."""
+        with self._guard:
+            if self._closing:
+                return
+            self._closing = True
+        atexit.unregister(self.close)
+        os.write(self._woken, b"\0")
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+        workers = [worker for worker in self._workers if worker.process is not None]
+        for worker in workers:
+            worker.let_go()
+        patience = time.monotonic() + _CLOSE_SECONDS
+        for worker in workers:
+            worker.process.join(max(0.0, patience - time.monotonic()))
+        for worker in workers:
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join(_KILL_SECONDS)
+        os.close(self._wake)
+        os.close(self._woken)
+        if self._weights is not None:
+            self._weights.close()
+
+    def _failed(self, error: BaseException) -> BaseException:
+        """The run is over."""
+        self._error = error
+        self.close()
+        return error
+
+    # -- what workers say, in the thread -----------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        try:
+            while True:
+                connections = {worker.connection: worker for worker in self._workers if worker.connection is not None}
+                ends = {worker.process.sentinel: worker for worker in self._workers if worker.process is not None}
+                for each in wait([self._wake, *connections, *ends]):
+                    if self._closing:
+                        return
+                    if each in connections:
+                        self._receive(connections[each])
+                    elif each in ends:
+                        self._ended(ends[each])
+        except BaseException as error:  # raised where the next batch is asked for
+            self._events.put(error)
+
+    def _receive(self, worker: WorkerProcess) -> None:
+        try:
+            message = None if worker.connection is None else worker.connection.recv()
+        except (EOFError, OSError):
+            worker.let_go()  # its process ends, or has ended
+            return
+        with self._guard:
+            if isinstance(message, Ready):
+                self._is_ready(worker, message)
+            elif isinstance(message, Done):
+                self._is_done(worker, message.moment)
+            elif isinstance(message, Failed):
+                worker.failure = message
+
+    def _is_ready(self, worker: WorkerProcess, message: Ready) -> None:
+        worker.shard, worker.ready = message.shard, True
+        if worker.orders:  # which one before it was at
+            left = message.moment[1] - worker.moment[1]
+            first = worker.orders[0]
+            if left >= first.frames:
+                self._is_done(worker, message.moment)
+            else:
+                rest = first.frames - left
+                self._granted -= left if self._share.steps is not None else 0  # counted with what is to come
+                worker.orders[0] = replace(first, frames=rest, most=rest, random_frames=first.random_frames - left)
+            for order in worker.orders:
+                worker.send(order)
+        else:
+            worker.moment = message.moment
+        self._events.put(message)
+
+    def _is_done(self, worker: WorkerProcess, moment: Moment) -> None:
+        order = worker.orders.popleft()
+        part = _Collected(worker.number, worker.shard, worker.moment, moment)
+        worker.moment = moment
+        if self._share.steps is not None:
+            self._granted += moment[1] - part.since[1] - order.frames  # fewer than there might have been
+        self._events.put(part)
+        if not self._share.sync:
+            self._order_ahead(worker)
+
+    def _ended(self, worker: WorkerProcess) -> None:
+        """What a worker that ended left, and what comes of it."""
+        while worker.connection is not None and worker.connection.poll():
+            self._receive(worker)
+        worker.let_go()
+        worker.process.join()
+        code, worker.process = worker.process.exitcode, None
+        with self._guard:
+            if self._closing:
+                return
+            if self.num_restarts < self._most_restarts and worker.shard >= 0:
+                self.num_restarts += 1
+                self._launch(worker)
+            else:
+                self._events.put(worker.error(code))
+
+    # -- orders --------------------------------------------------------------------------------------------------
+
+    def _order(self, worker: WorkerProcess, frames: int) -> None:
+        """Have a worker collect so many transitions more."""
+        random = max(0, min(frames, self._share.random_frames - self._random))
+        self._random += random
+        self._granted += frames
+        order = Order(frames, self._share.steps, random, self.version, frames)
+        worker.orders.append(order)
+        if worker.ready:
+            worker.send(order)
+
+    def _left(self) -> int:
+        return self._share.total - self._granted
+
+    def _most_frames(self) -> int:
+        """Transitions of one worker's batch, at most."""
+        steps = self._share.steps
+        return self._share.frames if steps is None else steps * int(self._options["num_envs"])
+
+    def _order_ahead(self, worker: WorkerProcess) -> None:
+        while len(worker.orders) < _AHEAD and self._left() > 0:
+            self._order(worker, min(self._most_frames(), self._left()))
+
+    def _order_one_each(self) -> None:
+        """A batch of all workers, shared out evenly."""
+        if self._share.steps is None:
+            frames = min(self._share.frames, self._left())
+            each, more = divmod(frames, self.num_workers)
+            shares = [each + (number < more) for number in range(self.num_workers)]
+        else:
+            shares = [self._most_frames()] * self.num_workers
+        for worker, frames in zip(self._workers, shares, strict=True):
+            if frames and self._left() > 0:
+                self._order(worker, min(frames, self._left()))
+
+    def publish(self, policy: Any, version: int) -> None:
+        """Have the workers use a policy."""
+        with self._guard:
+            if self._closing:
+                raise ClosedError("The collector is closed. Make another one.")
+            if self._weights is not None:
+                self._weights.publish(policy, version)
+            else:
+                message = NewPolicy(pickled(policy), version)
+                for worker in self._workers:
+                    worker.send(message)
+            self._policy, self.version = policy, version
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    def batch(self) -> pa.RecordBatch:
+        """The next batch; see `Collector.__next__`."""
+        if self._error is not None:
+            raise ClosedError("The collector has ended with an error. Make another one.") from self._error
+        with self._guard:
+            if not self._closing and self._share.sync:
+                if not self._parts and not self._num_ordered():
+                    self._order_one_each()
+            elif not self._closing and not self._started:
+                for worker in self._workers:
+                    self._order_ahead(worker)
+            self._started = True
+        while not self._parts or (self._share.sync and self._num_ordered()):
+            if not self._num_ordered() and self._events.empty():
+                self.close()  # all is collected
+                raise StopIteration
+            event = self._events.get()
+            if isinstance(event, BaseException):
+                raise self._failed(event)
+            if isinstance(event, _Collected):
+                self._parts.append(event)
+        while self._share.sync and not self._events.empty():  # of workers that had reported before this looked
+            event = self._events.get()
+            if isinstance(event, BaseException):
+                raise self._failed(event)
+            if isinstance(event, _Collected):
+                self._parts.append(event)
+        parts, self._parts = self._parts, []
+        return self._read(parts)
+
+    def _num_ordered(self) -> int:
+        with self._guard:
+            return sum(len(worker.orders) for worker in self._workers)
+
+    def _read(self, parts: list[_Collected]) -> pa.RecordBatch:
+        """The rows of a batch, as far as retention has not dropped them."""
+        snapshot = self._engine.snapshot()
+        rows = rows_between(snapshot, {part.shard: (part.since[0], part.until[0]) for part in parts})
+        batch = self._batches.read(snapshot, rows)
+        self.num_frames += sum(part.until[1] - part.since[1] for part in parts)
+        self.worker = None if self._share.sync else parts[0].worker
+        if self.worker is not None:
+            batch = batch.replace_schema_metadata({"worker": str(self.worker)})
+        return batch

@@ -1,0 +1,112 @@
+"""The process of a worker, from outside: it is started, told what to do, let go of, and says why it ended."""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cloudpickle
+
+from arrowrb.collector.loop import Order
+from arrowrb.collector.worker import Failed, Job, Moment, work
+from arrowrb.errors import OptionError, WorkerError
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    """A worker, as the process that started it sees it.
+
+    Attributes:
+        number: Its own, from 0.
+        process: None once it has ended.
+        connection: This end of its pipe; None once the other end is closed.
+        shard: The number of its shard, when it has been ready once.
+        moment: That of its last report.
+        ready: Whether it takes orders.
+        orders: Those that it has not reported.
+        failure: What it said before it ended.
+    """
+
+    number: int
+    process: Any = None
+    connection: Connection | None = None
+    shard: int = -1
+    moment: Moment = (0, 0)
+    ready: bool = False
+    orders: deque[Order] = field(default_factory=deque)
+    failure: Failed | None = None
+
+    @property
+    def name(self) -> str:
+        """That of its shard."""
+        return f"worker-{self.number}"
+
+    def start(self, job: Job, weights: Any) -> None:
+        """Start it; it says when it is ready."""
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        payload = pickled(job)
+        self.process = context.Process(target=work, args=(payload, weights, theirs), name=f"arrowrb-{self.name}")
+        with _without_interrupts():
+            self.process.start()
+        theirs.close()
+        self.connection, self.ready, self.failure = ours, False, None
+
+    def send(self, message: Any) -> None:
+        """Tell it something."""
+        if self.connection is not None:
+            with suppress(OSError):  # it has ended, which is noticed elsewhere
+                self.connection.send(message)
+
+    def let_go(self) -> None:
+        """Close the pipe, at which it ends."""
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+    def error(self, code: int) -> BaseException:
+        """What is raised where a worker has ended."""
+        failure = self.failure
+        if failure is not None:
+            cause = WorkerError(f"Worker {self.number} ended with this error:\n\n{failure.text}")
+            if failure.error is None:
+                return cause
+            error: BaseException = cloudpickle.loads(failure.error)
+            error.__cause__ = cause
+            return error
+        if code < 0:
+            with suppress(ValueError):
+                return WorkerError(f"Worker {self.number} was killed by {signal.Signals(-code).name}.")
+        if self.shard >= 0:
+            return WorkerError(f"Worker {self.number} ended with exit code {code}.")
+        return WorkerError(
+            f"Worker {self.number} ended with exit code {code} while it was started. Processes are started by spawn "
+            'and run the script again: keep what it does under `if __name__ == "__main__":`.'
+        )
+
+
+def pickled(value: Any) -> bytes:
+    """What a worker is given, by cloudpickle."""
+    try:
+        return bytes(cloudpickle.dumps(value))
+    except Exception as error:
+        raise OptionError(
+            f"What workers are to be given cannot be pickled: {type(error).__name__}: {error}. Give functions that "
+            "make an environment or a policy there, and leave out what holds locks, files or processes."
+        ) from error
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """A process that is started begins with SIGINT blocked, until it has a handler."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,239 @@
+"""A worker: the process that steps environments into a shard of its own, as it is told through a pipe.
+
+It ends when the other end of the pipe is closed, which also the death of that process does: a thread waits for it, and
+interrupts what the worker is at as Ctrl-C would. Ctrl-C itself it leaves to the process that started it. What it has
+committed is safe whenever it ends; a worker that does not come to an end in time is ended from within.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import cloudpickle
+import numpy as np
+
+from arrowrb.collector.loop import Loop, Order
+from arrowrb.engine import Engine, WriterOptions
+from arrowrb.errors import LockedError
+from arrowrb.store import Store
+
+_GRACE_SECONDS: Final = 10.0  # for a step of an environment, and for closing the shard
+_LOCK_SECONDS: Final = 10.0  # the worker before, whose parent died, may still be closing the shard
+_PAUSE_SECONDS: Final = 0.05
+
+Moment = tuple[int, int]
+"""Of a shard: the newest ordinal, and how many transitions there ever were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker is there: the number of its shard, and the moment at which it begins."""
+
+    shard: int
+    moment: Moment
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An order is carried out: the moment after its commit."""
+
+    moment: Moment
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A worker ends: what was raised, pickled where that is possible, and its traceback."""
+
+    error: bytes | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewPolicy:
+    """Another policy, pickled."""
+
+    policy: bytes
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker is started with.
+
+    Attributes:
+        path: Of the store.
+        shard: The name of its own.
+        writer: How the shard is opened.
+        env: See `Collector`.
+        policy: Its copy of the policy; the weights of a module may be newer.
+        version: Of that copy.
+        options: Of its `Loop`.
+        sync: Whether the policy stays the same within an order.
+    """
+
+    path: Path
+    shard: str
+    writer: WriterOptions
+    env: Any
+    policy: Any
+    version: int
+    options: dict[str, Any]
+    sync: bool
+
+
+class _Control(threading.Thread):
+    """Takes what comes through the pipe."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(name="arrowrb-control", daemon=True)
+        self._connection = connection
+        self.orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+        self.policy: NewPolicy | None = None
+        self.stopping = self.busy = False
+
+    def run(self) -> None:
+        try:
+            while True:
+                message = self._connection.recv()
+                if isinstance(message, Order):
+                    self.orders.put(message)
+                else:
+                    self.policy = message
+        except (EOFError, OSError):
+            self.stopping = True
+        self.orders.put(None)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(_GRACE_SECONDS)
+        os._exit(1)  # the main thread is in code that does not come back
+
+    def interrupt(self, _: int, __: FrameType | None) -> None:
+        """The handler of SIGINT."""
+        if self.stopping and self.busy:
+            self.busy = False  # once
+            raise KeyboardInterrupt
+
+
+def work(payload: bytes, weights: Any, connection: Connection) -> None:
+    """Carry out orders until the pipe is closed."""
+    control = _Control(connection)
+    signal.signal(signal.SIGINT, control.interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    control.start()
+    try:
+        job: Job = cloudpickle.loads(payload)
+        with _open(job) as store, _Worker(job, weights, control, store) as worker:
+            _send(connection, Ready(store._engine.shard, worker.moment))
+            while (order := control.orders.get()) is not None:
+                worker.carry_out(order)
+                _send(connection, Done(worker.moment))
+    except KeyboardInterrupt:
+        if not control.stopping:
+            raise
+    except BaseException as error:
+        text = "".join(traceback.format_exception(error))
+        _send(connection, Failed(_pickled(error.with_traceback(None)), text))
+        sys.exit(1)
+
+
+def _send(connection: Connection, message: Any) -> None:
+    with contextlib.suppress(OSError):  # nobody listens any more: `_Control` ends the worker
+        connection.send(message)
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    try:
+        made = cloudpickle.dumps(error)
+        cloudpickle.loads(made)
+    except Exception:  # an error may hold whatever it likes; its text is sent, too
+        return None
+    return bytes(made)
+
+
+def _open(job: Job) -> Store:
+    patience = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            return Store(Engine(job.path, writable=True, options=job.writer, shard=job.shard))
+        except LockedError:
+            if time.monotonic() > patience:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+
+
+class _Worker:
+    """A loop over environments, and the policy that it asks."""
+
+    def __init__(self, job: Job, weights: Any, control: _Control, store: Store) -> None:
+        self._weights, self._control, self._engine = weights, control, store._engine
+        self._policy, self._version = job.policy, job.version
+        self._taken = 0  # how many versions of the weights there were when they were taken
+        self._seen: NewPolicy | None = None
+        if weights is not None:
+            self._take()
+        self._loop = Loop(job.env, self._policy, store=store, **job.options)
+        if self._policy is not None and not job.sync:
+            self._loop.refresh = self._refresh
+        _seed(self._loop.policy_seed)
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._control.busy = False
+        self._loop.close()
+
+    @property
+    def moment(self) -> Moment:
+        """How far its shard is."""
+        shard = self._engine.writer_shard
+        assert shard is not None
+        return shard.writer.record.watermark, shard.writer.record.num_transitions
+
+    def carry_out(self, order: Order) -> None:
+        """Collect and commit."""
+        self._refresh()
+        self._control.busy = True
+        try:
+            if self._control.stopping:
+                return
+            self._loop.collect(order)
+        finally:
+            self._control.busy = False
+
+    def _take(self) -> None:
+        self._taken, self._version = self._weights.take(self._policy)
+
+    def _refresh(self) -> int:
+        """Use the newest policy; returns its version."""
+        if self._weights is not None:
+            if self._weights.count != self._taken:
+                self._take()
+        elif self._control.policy is not self._seen and self._control.policy is not None:
+            self._seen = self._control.policy
+            self._version = self._seen.version
+            self._loop.use(cloudpickle.loads(self._seen.policy))
+        return self._version
+
+
+def _seed(seed: int | None) -> None:
+    """Give the global generators, which policies and environments may draw from, numbers of this worker's own."""
+    numbers = np.random.SeedSequence(seed).generate_state(2)
+    random.seed(int(numbers[0]))
+    np.random.seed(int(numbers[1]))
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+        torch.manual_seed(int(numbers[0]))

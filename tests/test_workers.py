@@ -1,0 +1,537 @@
+"""Collectors with worker processes: what they write and yield, which policy they use, and how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import arrowrb
+from arrowrb import Collector, Schema, Store
+from arrowrb.errors import ClosedError, LockedError, OptionError, UsageError, WorkerError
+
+LENGTH = 7
+
+
+class Counting(gym.Env[Any, Any]):
+    """Observations (number of the episode, step); each episode takes seven steps; the reward is the action."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    def __init__(self, fails_at: int = -1, pause: float = 0.0) -> None:
+        self.episode = self.steps = -1
+        self.taken, self.fails_at, self.pause = 0, fails_at, pause
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.episode, self.steps = self.episode + 1, 0
+        return self.observe(), {}
+
+    def observe(self) -> Any:
+        return np.array([self.episode, self.steps], np.float32)
+
+    def step(self, action: Any) -> Any:
+        if self.taken == self.fails_at:
+            raise ZeroDivisionError("the environment broke")
+        if self.pause:
+            time.sleep(self.pause)
+        self.taken += 1
+        self.steps += 1
+        return self.observe(), float(np.asarray(action).item()), self.steps == LENGTH, False, {}
+
+
+class Constant(torch.nn.Module):
+    """Actions are the parameter, in a module of some size, so that copying it takes a moment."""
+
+    def __init__(self, size: int = 20_000) -> None:
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.zeros(size))
+
+    def set(self, value: float) -> None:
+        with torch.no_grad():
+            self.value.fill_(value)
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        assert bool((self.value == self.value[0]).all()), "a torn version"
+        return self.value[:1].expand(len(observation), 1).clone()
+
+
+def schema() -> Schema:
+    return Schema.from_spaces(Counting.observation_space, Counting.action_space)
+
+
+def processes(collector: Any) -> list[Any]:
+    return [worker.process for worker in collector._fleet._workers]
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+
+
+def within(seconds: float, condition: Any) -> bool:
+    stop = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > stop:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def check_rows(store: Store) -> None:
+    """Each episode's steps are there in order, none twice; all but the last one of each lane ended."""
+    rows = store.sql(
+        "SELECT row_id >> 48 AS shard, lane, episode_id, list(step ORDER BY step) AS steps, "
+        "list(observation[2] ORDER BY step) AS seen, bool_or(terminated) AS ended FROM transitions GROUP BY ALL"
+    ).fetchall()
+    assert rows
+    for _, _, _, steps, seen, ended in rows:
+        assert steps == list(range(len(steps)))
+        assert seen == steps
+        assert ended == (len(steps) == LENGTH)
+    assert len({episode for _, _, episode, *_ in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_synchronous_batches_are_shared_out(num_envs: int) -> None:
+    with (
+        Store.temporary(schema()) as store,
+        Collector(
+            Counting, num_envs=num_envs, num_workers=2, store=store, frames_per_batch=101, total_frames=350, seed=3
+        ) as collector,
+    ):
+        batches = list(collector)
+        assert [batch.num_rows for batch in batches] == [101, 101, 101, 47]
+        assert collector.num_frames == len(store) == 350
+        for batch in batches:
+            shards = np.asarray(batch["row_id"]) >> 48
+            assert sorted(Counter(shards.tolist()).values()) == [batch.num_rows // 2, -(-batch.num_rows // 2)]
+            keys = list(
+                zip(
+                    shards,
+                    np.asarray(batch["lane"]),
+                    np.asarray(batch["episode_id"]),
+                    np.asarray(batch["step"]),
+                    strict=True,
+                )
+            )
+            assert keys == sorted(keys)
+        table = pa.Table.from_batches(batches)
+        stored = store.sql("SELECT * FROM transitions ORDER BY row_id").arrow()
+        assert sorted(table["row_id"].to_pylist()) == stored["row_id"].to_pylist()
+        order = np.argsort(np.asarray(table["row_id"]))
+        for name in ("observation", "next_observation", "reward", "action", "step"):
+            ours, theirs = (each[name].combine_chunks() for each in (table.take(order), stored))
+            storage = [each.storage if hasattr(each, "storage") else each for each in (ours, theirs)]
+            assert storage[0].to_pylist() == storage[1].to_pylist(), name
+        check_rows(store)
+        with pytest.raises(StopIteration):
+            next(collector)
+
+
+def test_the_rows_are_the_same_as_without_workers() -> None:
+    """The batch has the columns that a collector in this process yields."""
+    with Store.temporary(schema()) as store:
+        with Collector(Counting, store=store, total_frames=20) as collector:
+            one = next(collector)
+        with Collector(Counting, store=store, num_workers=1, frames_per_batch=20, total_frames=20) as collector:
+            other = next(collector)
+            assert collector.worker is None
+        assert one.schema.remove_metadata() == other.schema.remove_metadata()
+        assert one["step"].to_pylist() == other["step"].to_pylist()
+
+
+def run_synchronously(seed: int) -> list[Any]:
+    rows = []
+    with gym.make("CartPole-v1") as env:
+        made = Schema.from_env(env)
+    with (
+        Store.temporary(made) as store,
+        Collector(
+            "CartPole-v1", num_envs=2, num_workers=2, store=store, frames_per_batch=150, total_frames=450, seed=seed
+        ) as collector,
+    ):
+        for batch in collector:
+            table = pa.Table.from_batches([batch]).drop_columns(["time"])
+            rows += [
+                {name: str(value) for name, value in row.items()}
+                for row in pa.table([_plain(column) for column in table.columns], names=table.column_names).to_pylist()
+            ]
+    return rows
+
+
+def _plain(column: Any) -> Any:
+    chunk = column.combine_chunks()
+    return chunk.storage if hasattr(chunk, "storage") else chunk
+
+
+def test_seeded_synchronous_runs_repeat() -> None:
+    one, other, third = run_synchronously(5), run_synchronously(5), run_synchronously(6)
+    assert one == other != third
+
+
+def test_seeded_episodes_are_those_of_the_environment() -> None:
+    """The recorded seeds and actions give the recorded observations again."""
+    with (
+        gym.make("CartPole-v1") as env,
+        Store.temporary(Schema.from_env(env)) as store,
+        Collector("CartPole-v1", num_workers=2, store=store, total_frames=300, seed=11) as collector,
+    ):
+        list(collector)
+        seeds = store.sql("SELECT episode_id, seed FROM episodes WHERE seed IS NOT NULL").fetchall()
+        assert len(seeds) == len({seed for _, seed in seeds}) == 2
+        for episode, seed in seeds:
+            observation, _ = env.reset(seed=int(seed))
+            rows = store.sql(
+                "SELECT observation, action, next_observation FROM transitions WHERE episode_id = ? ORDER BY step",
+                [episode],
+            ).fetchall()
+            for seen, action, following in rows:
+                assert np.array_equal(np.float32(seen), observation)
+                observation = env.step(int(action))[0]
+                assert np.array_equal(np.float32(following), observation)
+
+
+def test_asynchronous_batches_come_once_each() -> None:
+    with Store.temporary(schema()) as store:
+        with Collector(
+            Counting, num_envs=2, num_workers=2, sync=False, store=store, frames_per_batch=50, total_frames=1020
+        ) as collector:
+            ids: list[int] = []
+            sizes = []
+            for batch in collector:
+                worker = collector.worker
+                assert batch.schema.metadata[b"worker"] == str(worker).encode()
+                shards = set((np.asarray(batch["row_id"]) >> 48).tolist())
+                assert shards == {1 + (worker or 0)}
+                ids += batch["row_id"].to_pylist()
+                sizes.append(batch.num_rows)
+        assert sorted(sizes) == [20] + [50] * 20
+        assert len(ids) == len(set(ids)) == len(store) == 1020
+        check_rows(store)
+
+
+def test_steps_a_batch() -> None:
+    with Store.temporary(schema()) as store:
+        for sync in (True, False):
+            with Collector(
+                Counting, num_envs=3, num_workers=2, sync=sync, store=store, steps_per_batch=10, total_frames=300
+            ) as collector:
+                assert sum(batch.num_rows for batch in collector) == 300
+        assert len(store) == 600
+
+
+def test_random_frames_are_those_of_all() -> None:
+    with Store.temporary(schema()) as store:
+        policy = Constant()
+        policy.set(1e6)
+        with Collector(
+            Counting,
+            policy,
+            num_workers=2,
+            sync=False,
+            store=store,
+            frames_per_batch=10,
+            total_frames=400,
+            init_random_frames=105,
+        ) as collector:
+            list(collector)
+        count = store.sql("SELECT count(*) FROM transitions WHERE action[1] <> 1e6").fetchall()[0][0]
+        assert count == 105
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_every_version_of_a_module_is_whole(sync: bool) -> None:
+    """Each row's action is the version that it is recorded with, however often the module changes."""
+    with Store.temporary(schema()) as store:
+        policy = Constant()
+        with Collector(
+            Counting, policy, num_envs=2, num_workers=2, sync=sync, store=store, frames_per_batch=100, total_frames=3000
+        ) as collector:
+            for batch in collector:
+                if sync:
+                    assert set(batch["policy_version"].to_pylist()) == {collector.policy_version}
+                for _ in range(3):
+                    policy.set(collector.policy_version + 1)
+                    collector.update_policy()
+            assert collector.policy_version == collector.num_frames // 100 * 3
+        wrong, versions = store.sql(
+            "SELECT count(*) FILTER (action[1] <> policy_version), count(DISTINCT policy_version) FROM transitions"
+        ).fetchall()[0]
+        assert wrong == 0
+        assert versions > 5
+
+
+def test_a_new_version_is_used_within_two_steps() -> None:
+    """Workers take it between steps, in the middle of a batch."""
+    with Store.temporary(schema()) as store:
+        policy = Constant()
+        with Collector(
+            lambda: Counting(pause=0.02), policy, num_workers=2, sync=False, store=store, frames_per_batch=60
+        ) as collector:
+            next(collector)
+            published = {}
+            for version in range(1, 10):
+                policy.set(version)
+                collector.update_policy()
+                published[version] = time.time_ns() // 1000
+                time.sleep(0.1)
+            for _ in range(4):
+                next(collector)
+        for version, moment in published.items():
+            late = store.sql(
+                f"SELECT row_id >> 48, count(*) FROM transitions WHERE time > {moment} AND policy_version < {version} "
+                "GROUP BY 1"
+            ).fetchall()
+            assert all(count <= 2 for _, count in late), (version, late)
+
+
+def test_other_policies_are_sent() -> None:
+    def policy(value: float) -> Any:
+        return lambda observation: np.full((len(observation), 1), value, np.float32)
+
+    with (
+        Store.temporary(schema()) as store,
+        Collector(Counting, policy(0), num_workers=2, store=store, frames_per_batch=40, total_frames=120) as collector,
+    ):
+        for version, batch in enumerate(collector):
+            assert set(batch["reward"].to_pylist()) == {float(version)}
+            assert set(batch["policy_version"].to_pylist()) == {version}
+            assert collector.update_policy(policy(version + 1)) == version + 1
+        with pytest.raises(OptionError, match="kind"):
+            collector.update_policy(Constant())
+        with pytest.raises(OptionError, match="version"):
+            collector.update_policy(version=2)
+        with pytest.raises(UsageError, match="update_policy"):
+            collector.policy_version = 7
+
+
+def test_an_own_collector_takes_new_policies_too() -> None:
+    with Store.temporary(schema()) as store, Collector(Counting, lambda o: o[:, :1] * 0, store=store) as collector:
+        next(collector)
+        assert collector.update_policy(lambda o: o[:, :1] * 0 + 5) == 1
+        batch = next(collector)
+        assert set(batch["reward"].to_pylist()) == {5.0}
+        assert set(batch["policy_version"].to_pylist()) == {1}
+        assert collector.worker is None
+        assert collector.num_restarts == 0
+
+
+def test_what_a_worker_raises_ends_the_run() -> None:
+    with Store.temporary(schema()) as store:
+        collector = Collector(
+            lambda: Counting(fails_at=45), num_workers=2, sync=False, store=store, frames_per_batch=20
+        )
+        with pytest.raises(ZeroDivisionError, match="broke") as caught:
+            for _ in collector:
+                pass
+        assert "in step" in str(caught.value.__cause__)
+        assert all(process is None or not process.is_alive() for process in processes(collector))
+        with pytest.raises(ClosedError):
+            next(collector)
+        collector.close()
+        assert len(store) >= 45  # what was whole is kept
+        assert store.sql("SELECT count(*) FROM episodes WHERE ended_by = 'running'").fetchall() == [(0,)]
+        check_rows(store)
+
+
+def test_workers_are_started_again() -> None:
+    """Each fails after 45 steps; what was committed stays, and what was asked for comes."""
+    with Store.temporary(schema()) as store:
+        for sync in (True, False):
+            with Collector(
+                lambda: Counting(fails_at=45),
+                num_workers=2,
+                sync=sync,
+                store=store,
+                frames_per_batch=20,
+                total_frames=200,
+                restart_workers=8,
+            ) as collector:
+                before = len(store)
+                ids = [row for batch in collector for row in batch["row_id"].to_pylist()]
+                assert collector.num_restarts >= 3
+                assert len(ids) == len(set(ids)) == len(store) - before == 200
+        check_rows(store)
+        cut = store.sql("SELECT count(*) FROM episodes WHERE ended_by = 'cut' AND length < 7").fetchall()[0][0]
+        assert cut >= 6
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_killed_workers(sync: bool) -> None:
+    """A worker is killed twenty times at random moments: no row is lost, none comes twice, and no run is stuck."""
+    random = np.random.default_rng(1)
+    with Store.temporary(schema()) as store:
+        with Collector(
+            lambda: Counting(pause=0.0005),
+            num_envs=2,
+            num_workers=2,
+            sync=sync,
+            store=store,
+            frames_per_batch=30,
+            restart_workers=10,
+        ) as collector:
+            ids: list[int] = []
+            while collector.num_restarts < 10:
+                batch = next(collector)
+                assert batch.num_rows == 30
+                ids += batch["row_id"].to_pylist()
+                chosen = processes(collector)[int(random.integers(2))]
+                if chosen is not None and random.random() < 0.5:
+                    time.sleep(random.uniform(0, 0.01))
+                    chosen.kill()
+            assert len(ids) == len(set(ids)) == collector.num_frames
+        stored = {row for (row,) in store.sql("SELECT row_id FROM transitions").fetchall()}
+        assert set(ids) <= stored
+        check_rows(store)
+
+
+def test_a_killed_worker_is_noticed() -> None:
+    with Store.temporary(schema()) as store:
+        collector = Collector(lambda: Counting(pause=0.01), num_workers=2, store=store, frames_per_batch=100_000)
+        pid = processes(collector)[1].pid
+        began = time.monotonic()
+        process = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(0.5); os.kill({pid}, 9)"])
+        with pytest.raises(WorkerError, match="Worker 1 was killed by SIGKILL"):
+            next(collector)
+        assert time.monotonic() - began < 60
+        process.wait()
+
+
+def test_what_keeps_workers_from_starting() -> None:
+    def broken() -> Any:
+        raise RuntimeError("no display")
+
+    with Store.temporary(schema()) as store:
+        with pytest.raises(RuntimeError, match="no display"):
+            Collector(broken, num_workers=2, store=store)
+        with pytest.raises(OptionError, match="cannot be sent"):
+            Collector(Counting(), num_workers=2, store=store)
+        with pytest.raises(OptionError, match="without a store"):
+            Collector(Counting, num_workers=2)
+        lock = threading.Lock()
+        with pytest.raises(OptionError, match="pickled"):
+            Collector(lambda: Counting(lock.locked()), num_workers=1, store=store)
+        with pytest.raises(OptionError, match="num_workers"):
+            Collector(Counting, sync=False, store=store)
+        with pytest.raises(OptionError, match="num_workers is -1"):
+            Collector(Counting, num_workers=-1, store=store)
+        assert len(store) == 0
+
+
+def test_two_collectors_cannot_have_the_same_workers() -> None:
+    with (
+        Store.temporary(schema()) as store,
+        Collector(Counting, num_workers=1, store=store),
+        pytest.raises(LockedError),
+    ):
+        Collector(Counting, num_workers=1, store=store)
+
+
+def test_a_run_goes_on_with_other_numbers_of_workers(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    Store.create(path, schema()).close()
+    total = 0
+    for num_workers, mode in ((2, "a"), (1, "r"), (3, "a")):
+        with (
+            Store.open(path, mode=mode) as store,
+            Collector(
+                Counting, num_workers=num_workers, store=store, total_frames=90, frames_per_batch=30
+            ) as collector,
+        ):
+            total += sum(batch.num_rows for batch in collector)
+            assert len(store) == total
+    with Store.open(path) as store:
+        check_rows(store)
+        shards = store.sql("SELECT row_id >> 48, count(*) FROM transitions GROUP BY 1 ORDER BY 1").fetchall()
+        assert shards == [(1, 45 + 90 + 30), (2, 45 + 30), (3, 30)]
+    assert not arrowrb.verify(path).problems
+
+
+SCRIPT = """
+    import sys
+    import arrowrb
+    from tests.test_workers import Counting, schema, processes
+
+    if __name__ == "__main__":
+        with (
+            arrowrb.Store.open(sys.argv[1], mode="a") as store,
+            arrowrb.Collector(Counting, num_workers=2, sync=False, store=store, frames_per_batch=50) as collector,
+        ):
+            print(*(process.pid for process in processes(collector)), flush=True)
+            for batch in collector:
+                pass
+"""
+
+
+def start_script(path: Path, tmp_path: Path) -> tuple[Any, list[int]]:
+    script = tmp_path / "run_of_workers.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    return process, [int(word) for word in process.stdout.readline().split()]
+
+
+@pytest.mark.parametrize("how", ["interrupt", "kill", "terminate"])
+def test_no_process_is_left(how: str, tmp_path: Path) -> None:
+    """Ctrl-C (which reaches all), and the death of the process that started them."""
+    path = tmp_path / "store"
+    Store.create(path, schema()).close()
+    process, pids = start_script(path, tmp_path)
+    assert len(pids) == 2
+    with Store.open(path) as store:
+        assert within(60, lambda: len(store) > 500)
+    if how == "interrupt":
+        os.killpg(process.pid, signal.SIGINT)
+    elif how == "kill":
+        process.kill()
+    else:
+        process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert within(30, lambda: not any(alive(pid) for pid in pids))
+    if how == "interrupt":
+        assert errors.count("Traceback") == 1
+        assert "KeyboardInterrupt" in errors
+    with Store.open(path, mode="a") as store:
+        for name in ("worker-0", "worker-1"):
+            Store.open(path, mode="a", shard=name).close()  # no lock is left
+        check_rows(store)
+    assert not arrowrb.verify(path).problems
+
+
+def test_a_collector_that_nobody_holds_ends_its_workers() -> None:
+    with Store.temporary(schema()) as store:
+        collector: Any = Collector(Counting, num_workers=1, store=store)
+        pid = processes(collector)[0].pid
+        repr(collector)
+        with pytest.raises(UsageError):
+            _ = collector.env
+        assert list(collector.lanes) == [0]
+        del collector
+        assert within(30, lambda: not alive(pid))
