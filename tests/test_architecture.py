@@ -15,6 +15,8 @@ import arrowrb
 PACKAGE = Path(arrowrb.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LAZY = {PACKAGE / "__init__.py", PACKAGE / "kernels" / "__init__.py"}
+# What goes through the pipe between a process and those that it starts; nothing that lies in a file.
+PIPES = {"collector/processes.py", "collector/worker.py"}
 MOST_LINES = 420
 MOST_FUNCTION_LINES = 70
 
@@ -121,6 +123,8 @@ def test_nothing_is_asserted_or_unpickled(path: Path) -> None:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             names = [node.func.id]
         forbidden = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib", "eval", "exec"}
+        if path.relative_to(PACKAGE).as_posix() in PIPES:
+            forbidden.remove("cloudpickle")
         assert forbidden.isdisjoint(name.split(".")[0] for name in names), f"{path}: {names}"
 
 

@@ -75,7 +75,7 @@ def schema() -> Schema:
 
 
 def processes(collector: Any) -> list[Any]:
-    return [worker.process for worker in collector._fleet._workers]
+    return [worker.process for worker in collector._source._workers]
 
 
 def alive(pid: int) -> bool:

@@ -110,9 +110,7 @@ class Collector:
         self._version = 0
         self._policy = policy
         self._num_envs = num_envs
-        self._num_frames = 0
-        self._loop: Loop | None = None
-        self._fleet: Fleet | None = None
+        self._source: Loop | Fleet
         self.closed = False
         options: dict[str, Any] = {
             "num_envs": num_envs,
@@ -127,13 +125,13 @@ class Collector:
             "autoreset_mode": autoreset_mode,
         }
         if num_workers == 0:
-            self._loop = Loop(
+            self._source = Loop(
                 env, policy, frames=self._frames, steps=self._steps, store=store, schema=schema, **options
             )
-            self.schema = self._loop.schema
+            self.schema = self._source.schema
             return
         share = Share(self._frames, self._steps, self._total, init_random_frames, sync)
-        self._fleet = fleet = Fleet(store, schema, env, policy, options, share, num_workers, restart_workers)
+        self._source = fleet = Fleet(store, schema, env, policy, options, share, num_workers, restart_workers)
         self.schema = fleet.schema
         weakref.finalize(self, fleet.close)
         try:
@@ -156,21 +154,20 @@ class Collector:
         """
         if self.closed:
             raise ClosedError("The collector is closed. Make another one.")
-        if self._fleet is not None:
-            return self._fleet.batch()
-        assert self._loop is not None
+        if isinstance(self._source, Fleet):
+            return self._source.batch()
         left = self._total - self.num_frames
         if left <= 0:
             raise StopIteration
         counted = self._steps is not None
         frames = left if counted else min(self._frames, left)
         random_frames = self._random_frames - self.num_frames
-        return self._loop.batch(Order(frames, self._steps, random_frames, self._version, left, left > frames))
+        return self._source.batch(Order(frames, self._steps, random_frames, self._version, left, left > frames))
 
     @property
     def num_frames(self) -> int:
         """Transitions that were committed here; with workers, those of the batches that were yielded."""
-        return self._loop.num_frames if self._loop is not None else self._fleet.num_frames  # type: ignore[union-attr]
+        return self._source.num_frames
 
     @property
     def worker(self) -> int | None:
@@ -178,21 +175,21 @@ class Collector:
 
         It stands in the batch, too: ``batch.schema.metadata[b"worker"]``.
         """
-        return None if self._fleet is None else self._fleet.worker
+        return self._source.worker if isinstance(self._source, Fleet) else None
 
     @property
     def num_restarts(self) -> int:
         """How many times a worker was started again."""
-        return 0 if self._fleet is None else self._fleet.num_restarts
+        return self._source.num_restarts if isinstance(self._source, Fleet) else 0
 
     @property
     def policy_version(self) -> int:
         """Written with each transition. Set it when the policy has changed; with workers, call `update_policy`."""
-        return self._version if self._fleet is None else self._fleet.version
+        return self._source.version if isinstance(self._source, Fleet) else self._version
 
     @policy_version.setter
     def policy_version(self, version: int) -> None:
-        if self._fleet is not None:
+        if isinstance(self._source, Fleet):
             raise UsageError("Workers have copies of the policy. Call update_policy(version=...), which sends it.")
         check_number("policy_version", version, 0)
         self._version = int(version)
@@ -221,26 +218,26 @@ class Collector:
             raise OptionError(f"policy is of type {type(policy).__name__}, expected one of the kind that was given.")
         number = self.policy_version + 1 if version is None else version
         check_number("version", number, self.policy_version + 1)
-        if policy is not None and self._loop is not None:
-            self._loop.use(policy)
-        self._policy = self._policy if policy is None else policy
-        if self._fleet is None:
-            self._version = number
+        if isinstance(self._source, Fleet):
+            self._source.publish(self._policy if policy is None else policy, number)
         else:
-            self._fleet.publish(self._policy, number)
+            self._version = number
+            if policy is not None:
+                self._source.use(policy)
+        self._policy = self._policy if policy is None else policy
         return number
 
     @property
     def lanes(self) -> range:
         """The lanes that are written, in each worker."""
-        return range(self._num_envs) if self._loop is None else self._loop.lanes
+        return range(self._num_envs) if isinstance(self._source, Fleet) else self._source.lanes
 
     @property
     def env(self) -> Any:
         """The environment that is stepped."""
-        if self._loop is None:
+        if isinstance(self._source, Fleet):
             raise UsageError("The environments are in the workers.")
-        return self._loop.env
+        return self._source.env
 
     def close(self) -> None:
         """Cut what runs, give the lanes back, and close an environment that was made here; end workers.
@@ -248,10 +245,7 @@ class Collector:
         Twice does nothing.
         """
         self.closed = True
-        if self._loop is not None:
-            self._loop.close()
-        if self._fleet is not None:
-            self._fleet.close()
+        self._source.close()
 
     def __enter__(self) -> Collector:
         """The collector itself."""
@@ -267,6 +261,6 @@ class Collector:
         """What it steps and how far it is."""
         total = "" if self._total == ENDLESS else f" of {self._total:,}"
         state = ", closed" if self.closed else ""
-        what = f"{len(self.lanes)} lanes" if self._loop is None else f"{self._loop.env}, {len(self.lanes)} lanes"
-        workers = "" if self._fleet is None else f"{self._fleet.num_workers} workers of "
-        return f"<Collector {workers}{what}, {self.num_frames:,}{total} frames{state}>"
+        source = self._source
+        what = f"{source.num_workers} workers of" if isinstance(source, Fleet) else f"{source.env},"
+        return f"<Collector {what} {len(self.lanes)} lanes, {self.num_frames:,}{total} frames{state}>"

@@ -83,10 +83,9 @@ class Fleet:
             raise OptionError("num_workers is given without a store, which workers write to. Give Store.temporary().")
         if isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
             raise OptionError("env is an environment, which cannot be sent to workers. Give an id or a function.")
-        known = known_schema(store, schema)
-        assert known is not None
-        self.schema = known
+        known_schema(store, schema)
         self._engine: Engine = engine_of(store)  # type: ignore[assignment]
+        self.schema = self._engine.schema
         if policy is not None:
             check_callable(policy)
         check_policy(self.schema, policy, share.random_frames, options["frame_stack"])

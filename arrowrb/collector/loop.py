@@ -135,8 +135,8 @@ class Loop:
 
     def use(self, policy: Any) -> None:
         """Ask another policy from the next step on."""
-        assert self._runner is not None
-        self._runner.use(policy)
+        if self._runner is not None:
+            self._runner.use(policy)
 
     def batch(self, order: Order) -> pa.RecordBatch:
         """Collect one batch and commit it: its rows."""

@@ -177,7 +177,8 @@ class _Worker:
     """A loop over environments, and the policy that it asks."""
 
     def __init__(self, job: Job, weights: Any, control: _Control, store: Store) -> None:
-        self._weights, self._control, self._engine = weights, control, store._engine
+        self._weights, self._control = weights, control
+        self._shard: Any = store._engine.writer_shard
         self._policy, self._version = job.policy, job.version
         self._taken = 0  # how many versions of the weights there were when they were taken
         self._seen: NewPolicy | None = None
@@ -198,9 +199,8 @@ class _Worker:
     @property
     def moment(self) -> Moment:
         """How far its shard is."""
-        shard = self._engine.writer_shard
-        assert shard is not None
-        return shard.writer.record.watermark, shard.writer.record.num_transitions
+        record = self._shard.writer.record
+        return record.watermark, record.num_transitions
 
     def carry_out(self, order: Order) -> None:
         """Collect and commit."""

@@ -23,12 +23,7 @@ from numpy.typing import NDArray
 from .. import checkpoints, files, seeds
 from ..checkpoints import Checkpoint, Content, Mark
 from ..commits import Record
-from ..errors import (
-    ClosedError,
-    OptionError,
-    ReadOnlyError,
-    UsageError,
-)
+from ..errors import ClosedError, OptionError, ReadOnlyError, UsageError
 from ..events import Events
 from ..interrupts import Uninterrupted
 from ..manifest import Manifest
