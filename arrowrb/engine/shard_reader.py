@@ -31,6 +31,7 @@ from .tiering import open_cold
 
 _TRIES = 20
 _PATIENCE_SECONDS = 10.0
+_LOOK_SECONDS = 0.001
 
 
 class ShardReader:
@@ -52,10 +53,27 @@ class ShardReader:
         self._state: ShardState | None = None
         self._pins = Pins()
         self.record: Record = Record()
+        self._latest: Record | None = None  # the newest commit at the last look
+        self._due = 0.0  # when the manifest is looked at again
         self.refresh()
 
     def refresh(self) -> None:
-        """Move on to the newest commit and manifest."""
+        """Move on to the newest commit and manifest.
+
+        Where there is no new commit, segments have at most moved or gone, and what is mapped of them stays readable:
+        then a look at the manifest every millisecond will do.
+        """
+        record, now = self._newest(), time.monotonic()
+        if record is self._latest and now < self._due:
+            return
+        if self._held is not None and self._stat() == self._held.stamp:
+            self.record = self._bound(record)
+        else:
+            self._follow()
+        self._latest, self._due = record, now + _LOOK_SECONDS
+
+    def _follow(self) -> None:
+        """Read the manifest, and map what is new."""
         mapped = dict(self._state.hot) if self._state is not None else {}
         moved = dict(self._state.cold) if self._state is not None else {}
         behind, patience = 0, time.monotonic() + _PATIENCE_SECONDS
