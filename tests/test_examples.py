@@ -131,3 +131,16 @@ def test_own_actors_go_on(tmp_path: Path) -> None:
             counts.append(dict(shards))
     assert [set(each) for each in counts] == [{1, 2}, {1, 2, 3}]
     assert all(counts[1][shard] > counts[0][shard] > 300 for shard in counts[0])
+
+
+@pytest.mark.parametrize(("env_id", "times"), [("CartPole-v1", 2), ("InvertedPendulum-v5", 1)])
+def test_ppo_collects_with_workers_and_goes_on(env_id: str, times: int, tmp_path: Path) -> None:
+    store = tmp_path / "ppo"
+    for again in range(times):
+        said = run("examples/ppo.py", "--env", env_id, "--total-frames", 2_048, "--store", store, status=1)
+        assert "2,048 frames" in said
+        assert "Not solved" in said
+        with arrowrb.Store.open(store) as opened:
+            assert len(opened) == 2_048 * (again + 1)
+            shards = opened.sql("SELECT count(DISTINCT row_id >> 48), count(log_prob) FROM transitions").fetchall()
+            assert shards == [(2, len(opened))]
