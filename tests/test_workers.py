@@ -334,6 +334,37 @@ def test_an_own_collector_takes_new_policies_too() -> None:
         assert collector.num_restarts == 0
 
 
+def test_workers_run_by_themselves() -> None:
+    with Store.temporary(schema()) as store:
+        with Collector(
+            Counting, num_workers=2, sync=False, store=store, frames_per_batch=50, total_frames=1030
+        ) as collector:
+            assert not collector.running
+            collector.start()
+            with pytest.raises(UsageError, match="by themselves"):
+                next(collector)
+            while collector.running:
+                time.sleep(0.01)
+            assert collector.num_frames == len(store) == 1030
+        assert not collector.running
+        with pytest.raises(ClosedError):
+            collector.start()
+        with (
+            Collector(Counting, num_workers=1, store=store) as collector,
+            pytest.raises(UsageError, match="sync=False"),
+        ):
+            collector.start()
+        with Collector(Counting, store=store) as collector, pytest.raises(UsageError, match="num_workers"):
+            collector.start()
+        with Collector(lambda: Counting(fails_at=45), num_workers=1, sync=False, store=store) as collector:
+            collector.start()
+            with pytest.raises(ZeroDivisionError):  # noqa: PT012
+                while collector.running:
+                    time.sleep(0.01)
+            with pytest.raises(ClosedError):
+                _ = collector.running
+
+
 def test_what_a_worker_raises_ends_the_run() -> None:
     with Store.temporary(schema()) as store:
         collector = Collector(

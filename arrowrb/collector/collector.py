@@ -164,9 +164,36 @@ class Collector:
         random_frames = self._random_frames - self.num_frames
         return self._source.batch(Order(frames, self._steps, random_frames, self._version, left, left > frames))
 
+    def start(self) -> None:
+        """Have workers collect by themselves, with ``sync=False``, in place of iterating.
+
+        For a learner that draws from the store and needs no batches: it does not wait for any, and so cannot wait for
+        workers that wait for it. See `running`.
+
+        Raises:
+            UsageError: If there are no workers that run freely, or a batch has been asked for.
+        """
+        if self.closed:
+            raise ClosedError("The collector is closed. Make another one.")
+        if not isinstance(self._source, Fleet):
+            raise UsageError("There are no workers that could collect by themselves. Give num_workers and sync=False.")
+        self._source.begin()
+
+    @property
+    def running(self) -> bool:
+        """Whether workers that `start` has started go on: until `total_frames` are there, or it is closed.
+
+        Raises:
+            Exception: What a worker raised, with its traceback; or WorkerError, where it was killed.
+        """
+        return not self.closed and isinstance(self._source, Fleet) and self._source.running
+
     @property
     def num_frames(self) -> int:
-        """Transitions that were committed here; with workers, those of the batches that were yielded."""
+        """Transitions that were committed here; with workers, those of the batches that were yielded.
+
+        After `start`, those of the batches that were there when `running` was asked.
+        """
         return self._source.num_frames
 
     @property

@@ -27,7 +27,7 @@ from arrowrb.collector.processes import WorkerProcess, pickled
 from arrowrb.collector.weights import SharedWeights, copied
 from arrowrb.collector.worker import Done, Failed, Job, Moment, NewPolicy, Ready
 from arrowrb.engine import Engine
-from arrowrb.errors import ClosedError, OptionError
+from arrowrb.errors import ClosedError, OptionError, UsageError
 from arrowrb.schema import Schema
 
 _AHEAD: Final = 2  # orders that a worker which runs freely has
@@ -102,7 +102,7 @@ class Fleet:
         self._most_restarts = restarts
         self._granted = 0  # transitions that were ordered, or are there
         self._random = 0  # those of them that were ordered from random actions
-        self._started = self._closing = False
+        self._started = self._untaken = self._closing = False
         self._error: BaseException | None = None
         self._guard = threading.RLock()
         self._events: queue.SimpleQueue[_Collected | Ready | BaseException] = queue.SimpleQueue()
@@ -299,8 +299,9 @@ class Fleet:
 
     def batch(self) -> pa.RecordBatch:
         """The next batch; see `Collector.__next__`."""
-        if self._error is not None:
-            raise ClosedError("The collector has ended with an error. Make another one.") from self._error
+        self._check()
+        if self._untaken:
+            raise UsageError("The workers run by themselves since start(). Their batches are in the store.")
         with self._guard:
             if not self._closing and self._share.sync:
                 if not self._parts and not self._num_ordered():
@@ -326,6 +327,34 @@ class Fleet:
                 self._parts.append(event)
         parts, self._parts = self._parts, []
         return self._read(parts)
+
+    def begin(self) -> None:
+        """Have the workers run freely, and leave their batches where they are: in the store."""
+        if not self._share.sync and not self._started:
+            self._untaken = True
+        if not self._untaken:
+            raise UsageError("Workers run by themselves with sync=False, and where no batch has been asked for yet.")
+        self._check()
+        with self._guard:
+            for worker in self._workers:
+                self._order_ahead(worker)
+            self._started = True
+
+    @property
+    def running(self) -> bool:
+        """Whether there is more to come of workers that run by themselves; raises what one of them raised."""
+        self._check()
+        while not self._events.empty():
+            event = self._events.get()
+            if isinstance(event, BaseException):
+                raise self._failed(event)
+            if isinstance(event, _Collected):
+                self.num_frames += event.until[1] - event.since[1]
+        return bool(self._num_ordered())
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise ClosedError("The collector has ended with an error. Make another one.") from self._error
 
     def _num_ordered(self) -> int:
         with self._guard:
