@@ -155,6 +155,7 @@ class Collector:
         Raises:
             ClosedError: After `close`.
             StopIteration: When `total_frames` have been collected.
+            WaitError: If the store's limiter does not allow a commit in time; what was collected is kept.
         """
         if self._closed:
             raise ClosedError("The collector is closed. Make another one.")
@@ -164,6 +165,7 @@ class Collector:
             if not self._running:
                 self._start()
             self._collect()
+            self._sink.wait_to_commit()
             with Uninterrupted():
                 return self._emit()
         except BaseException as error:
