@@ -47,11 +47,13 @@ _WORDS: Final = 2048
 PARTICIPANTS: Final = 4096  # where their slots begin
 _INSERTS: Final = PARTICIPANTS + SLOTS * SLOT_BYTES
 _BYTES: Final = _INSERTS + 8 * MAX_SHARDS
-_SEQUENCE, _SAMPLES, _NUM_SHARDS = range(3)  # words
-_MOST: Final = 1 << 60  # of a count
+SEQUENCE, SAMPLES, NUM_SHARDS = range(3)
+_MOST_INSERTS: Final = 1 << 47  # of a shard
+_MOST_SAMPLES: Final = 1 << 62
 _REMEDY: Final = "`arrowrb repair` sets it aside; the store has no limiter then."
 _PATIENCE_SECONDS: Final = 10.0
 _PAUSE_SECONDS: Final = 0.01
+_LOOKS: Final = 5
 
 
 def _checked(body: bytes) -> bytes:
@@ -147,11 +149,18 @@ def _alone(store: Path) -> Iterator[None]:
 def find_damaged(store: Path, store_id: str) -> Iterator[tuple[Path, str]]:
     """The file, if there is one that cannot be used, and why."""
     path = store / LIMITER_FILE
-    if os.path.lexists(path):
-        try:
-            LimiterFile(store, store_id).check()
-        except StoreError as error:
-            yield path, str(error)
+    if not os.path.lexists(path):
+        return
+    try:
+        file, looks = LimiterFile(store, store_id), 0
+        while file.has_torn_rule():  # somebody may be writing it
+            looks += 1
+            if looks == _LOOKS:
+                yield path, f"{path} is damaged: one of its rules is invalid. {_REMEDY}"
+                return
+            time.sleep(_PAUSE_SECONDS)
+    except StoreError as error:
+        yield path, str(error)
 
 
 def copy(source: Path, target: Path, store_id: str, inserts: Mapping[int, int]) -> bool:
@@ -169,6 +178,8 @@ class LimiterFile:
     Attributes:
         writable: whether this process may count in it; where the file system or its permissions refuse that, it reads.
         address: where it is mapped.
+        words: int64[8], `SEQUENCE` of the rule in force, `SAMPLES`, `NUM_SHARDS`.
+        counts: transitions of each shard, int64.
         participants: their slots, int64[SLOTS * 16].
     """
 
@@ -183,22 +194,22 @@ class LimiterFile:
         header = _header(store_id)
         if self._mapping.array(0, _RULES, np.uint8).tobytes() != header.ljust(_RULES, b"\0"):
             raise CorruptError(f"{self.path} is damaged, or that of another store: its header is wrong. {_REMEDY}")
-        self._words = self._view(_WORDS, 8)
-        self._inserts = self._view(_INSERTS, MAX_SHARDS)
+        self.words = self._view(_WORDS, 8)
+        self.counts = self._view(_INSERTS, MAX_SHARDS)
         self.participants = self._view(PARTICIPANTS, SLOTS * SLOT_BYTES // 8)
+        self._check_counts()
         self._sequence = 0
         self._read_rule()
 
     def _view(self, offset: int, count: int) -> memoryview:
         return memoryview(self._mapping.array(offset, count, np.int64))  # type: ignore[arg-type]
 
-    def _rules(self) -> list[tuple[int, Rule]]:
-        slots = (self._mapping.array(start, _RULES, np.uint8).tobytes() for start in (_RULES, 2 * _RULES))
-        return [each for slot in slots if (each := _unpack(slot)) is not None]
+    def _slots(self) -> list[bytes]:
+        return [self._mapping.array(start, _RULES, np.uint8).tobytes() for start in (_RULES, 2 * _RULES)]
 
     def _read_rule(self) -> None:
-        sequence = int(self._words[_SEQUENCE])  # before the rules, so that a change is seen the next time
-        rules = self._rules()
+        sequence = int(self.words[SEQUENCE])  # before the rules, so that a change is seen the next time
+        rules = [rule for slot in self._slots() if (rule := _unpack(slot)) is not None]
         if not rules:
             raise CorruptError(f"{self.path} is damaged: it holds no valid rule. {_REMEDY}")
         self._newest, self._rule = max(rules, key=lambda each: each[0])
@@ -207,30 +218,30 @@ class LimiterFile:
     @property
     def rule(self) -> Rule:
         """The rule in force."""
-        if self._words[_SEQUENCE] != self._sequence:
+        if self.words[SEQUENCE] != self._sequence:
             self._read_rule()
         return self._rule
 
     def inserts(self) -> int:
         """Transitions that were ever committed, over all shards."""
-        count = self._words[_NUM_SHARDS]
-        return int(self._inserts[0]) if count == 1 else sum(self._inserts[:count])
+        count = self.words[NUM_SHARDS]
+        return int(self.counts[0]) if count == 1 else sum(self.counts[:count])
 
     def samples(self) -> int:
         """Rows that were sampled."""
-        return int(self._words[_SAMPLES])
+        return int(self.words[SAMPLES])
 
     def count_samples(self, rows: int) -> None:
         """Add rows that are handed out."""
-        kernels.add_to(self.address + _WORDS + 8 * _SAMPLES, rows)
+        kernels.add_to(self.address + _WORDS + 8 * SAMPLES, rows)
 
     def note_shard(self, shard: int) -> None:
         """There is this shard; only its writer may note its inserts."""
-        kernels.raise_to(self.address + _WORDS + 8 * _NUM_SHARDS, shard + 1)
+        kernels.raise_to(self.address + _WORDS + 8 * NUM_SHARDS, shard + 1)
 
     def note_inserts(self, shard: int, committed: int) -> None:
         """So many transitions were ever committed in a shard."""
-        self._inserts[shard] = committed
+        self.counts[shard] = committed
 
     def change(self, limiter: SampleToInsertRatio | Literal[False], *, durable: bool) -> None:
         """Put another rule in force; the caller holds the lock."""
@@ -246,22 +257,20 @@ class LimiterFile:
         told = _pack(sequence, rule)
         slot[: len(told)] = np.frombuffer(told, np.uint8)
         kernels.fence()
-        self._words[_SEQUENCE] = sequence
+        self.words[SEQUENCE] = sequence
         if durable:
             files.sync_file(self.path)
 
-    def check(self) -> None:
-        """Refuse counts that nobody can have counted.
+    def _check_counts(self) -> None:
+        """Refuse counts that nobody can have counted."""
+        num_shards, samples, counts = self.words[NUM_SHARDS], self.samples(), np.asarray(self.counts)
+        sane = ((counts >= 0) & (counts < _MOST_INSERTS)).all() and not counts[num_shards:].any()
+        if not (1 <= num_shards <= MAX_SHARDS and 0 <= samples < _MOST_SAMPLES and sane):
+            raise CorruptError(f"{self.path} is damaged: it counts what cannot be. {_REMEDY}")
 
-        Raises:
-            CorruptError: if there are such.
-        """
-        num_shards, samples = int(self._words[_NUM_SHARDS]), self.samples()
-        inserts = np.asarray(self._inserts)
-        if not (1 <= num_shards <= MAX_SHARDS and 0 <= samples < _MOST):
-            raise CorruptError(f"{self.path} is damaged: it counts {samples:,} samples. {_REMEDY}")
-        if not ((inserts >= 0) & (inserts < _MOST)).all() or inserts[num_shards:].any():
-            raise CorruptError(f"{self.path} is damaged: it counts transitions that cannot be. {_REMEDY}")
+    def has_torn_rule(self) -> bool:
+        """Whether a slot holds no whole rule: one is being written, or it is damaged."""
+        return any(any(slot) and _unpack(slot) is None for slot in self._slots())
 
 
 def _map(path: Path) -> files.Mapping:

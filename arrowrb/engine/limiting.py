@@ -8,6 +8,7 @@ for so long, or when nobody could release it.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import weakref
@@ -17,7 +18,7 @@ from typing import Final
 from ..errors import WaitError
 from ..limiter import COLLECTING, SAMPLING, Limiter, LimiterInfo, Participant, Rule, Side
 from . import limiter_file, participants
-from .limiter_file import LimiterFile
+from .limiter_file import NUM_SHARDS, SAMPLES, SEQUENCE, LimiterFile
 from .participants import Place
 from .paths import LIMITER_FILE
 from .shard_writer import ShardWriter
@@ -27,6 +28,17 @@ _LONGEST_PAUSE: Final = 0.01
 _GROWTH: Final = 1.5
 _LOOK_SECONDS: Final = 0.1  # between looks at who else is there
 _MOST_NAMED: Final = 3
+
+
+_fork = 0  # which process this is, counted by forks
+
+
+def _count_forks() -> None:
+    global _fork
+    _fork += 1
+
+
+os.register_at_fork(after_in_child=_count_forks)
 
 
 class Gate:
@@ -41,8 +53,9 @@ class Gate:
 
     def __init__(self, file: LimiterFile, side: Side, name: str | None) -> None:
         self._file, self._side, self._name = file, side, name or ""
-        self._place: Place | None = None
-        self._pid = 0
+        self._words, self._counts = file.words, file.counts
+        self._known, self._fork = -1, -1  # of what the bounds are, and in which process it has its place
+        self._places: dict[int, Place] = {}
         self.wait_seconds = 0.0
         self.closed = False
 
@@ -52,17 +65,34 @@ class Gate:
         Raises:
             WaitError: if that takes too long, or nobody could see to it.
         """
-        if self._place is None or self._pid != os.getpid():
-            self._join()
-        if self._waits():
-            self._wait()
+        words = self._words
+        if self._known == words[SEQUENCE] and self._fork == _fork:  # the way of most, as short as can be
+            inserts = self._counts[0] if words[NUM_SHARDS] == 1 else self._file.inserts()
+            if inserts >= self._first and self._least <= inserts * self._ratio - words[SAMPLES] <= self._most:
+                return
+        self._aim()
+        if not self.closed:
+            self._joined()
+            if self._waits():
+                self._wait()
+
+    def _aim(self) -> None:
+        """Know the bounds within which the rule surely lets through."""
+        sequence, rule = self._words[SEQUENCE], self._file.rule
+        first, least, most = 0, -math.inf, math.inf
+        even = rule.start_inserts * rule.samples_per_insert - rule.start_samples
+        if rule.enabled and self._side == COLLECTING:
+            most = even + rule.tolerance
+        elif rule.enabled:
+            first, least = rule.min_size, even - rule.tolerance
+        self._ratio, self._first, self._least, self._most = rule.samples_per_insert, first, least, most
+        self._known = sequence  # last: another thread may be on its way
 
     def _waits(self) -> bool:
-        file = self._file
-        rule = file.rule
+        rule, inserts, samples = self._file.rule, self._file.inserts(), self._file.samples()
         if self._side == COLLECTING:
-            return rule.collecting_waits(file.inserts(), file.samples())
-        return rule.sampling_waits(file.inserts(), file.samples())
+            return rule.collecting_waits(inserts, samples)
+        return rule.sampling_waits(inserts, samples)
 
     def count(self, rows: int) -> None:
         """Note rows that were committed or sampled."""
@@ -74,23 +104,23 @@ class Gate:
     def close(self) -> None:
         """Let everybody through from now on, and be seen no more."""
         self.closed = True
-        if self._place is not None:
+        if self._fork == _fork:
             self._leave()
 
     def _joined(self) -> Place:
-        if self._place is None or self._pid != os.getpid():
-            return self._join()
+        """Its place, which is taken when it is first asked for; a forked child takes one of its own."""
+        if self._fork != _fork:
+            made = Place(self._file, self._side, self._name)
+            self._place = place = self._places.setdefault(_fork, made)
+            if place is made:
+                self._leave = weakref.finalize(self, place.leave, os.getpid())
+            else:
+                made.leave(os.getpid())  # another thread was first
+            self._fork = _fork
         return self._place
 
-    def _join(self) -> Place:
-        """Take a place; a forked child takes one of its own."""
-        self._pid = os.getpid()
-        self._place = place = Place(self._file, self._side, self._name)
-        self._leave = weakref.finalize(self, place.leave, self._pid)
-        return place
-
     def _wait(self) -> None:
-        place, begin = self._joined(), time.monotonic()
+        place, begin = self._place, time.monotonic()
         since, looked, pause, alone = begin, -1.0, _SHORTEST_PAUSE, False
         seen = self._progress()
         try:
@@ -157,7 +187,7 @@ def _who(others: list[Participant], verb: str) -> str:
     alive, dead = ([each for each in others if each.alive is wanted] for wanted in (True, False))
     if alive:
         told = [
-            f"{named(each)}, last {max(0, participants.now() - each.active_at) / 1e6:,.1f} s ago"
+            f"{named(each)}, last {participants.seconds_since(1000 * each.active_at):,.1f} s ago"
             for each in alive[:_MOST_NAMED]
         ]
         return f"Of {len(alive):,} who could change that: {'; '.join(told)}."
@@ -200,8 +230,8 @@ class Limiting:
         """This engine writes a shard, in which so many transitions are committed."""
         if self._file is not None and self._file.writable:
             self._shard, self._committed = shard, committed
-            self._file.note_inserts(shard, committed)
             self._file.note_shard(shard)
+            self._file.note_inserts(shard, committed)
             self._writer = self._gate(COLLECTING, name)
 
     def _gate(self, side: Side, name: str | None) -> Gate | None:

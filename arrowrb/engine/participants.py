@@ -9,10 +9,11 @@ and obeys all the same.
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -27,14 +28,15 @@ _WHY: Final = (None, SAMPLING_OWES, TOO_FEW, SAMPLING_AHEAD)
 _SIDES: Final = (None, COLLECTING, SAMPLING)
 _WORDS: Final = SLOT_BYTES // 8
 # Words of a slot.
-_OWNER, _SIDE, _ROWS, _ACTIVE, _SINCE, _REASON, _WAITED, _WAITS, _JOINED, _THREAD, _NAME = range(11)
+_OWNER, _SIDE, _ROWS, _ACTIVE, _THREAD, _SINCE, _REASON, _WAITED, _WAITS, _JOINED, _NAME = range(11)
+_COUNT: Final = struct.Struct("<qqq")  # the words from _ROWS on
 _START_BITS: Final = 41
 _NAME_BYTES: Final = SLOT_BYTES - 8 * _NAME
 
 
-def now() -> int:
-    """Microseconds since the epoch."""
-    return time.time_ns() // 1000
+def seconds_since(moment: int) -> float:
+    """How long ago a moment was, in nanoseconds since the epoch."""
+    return max(0, time.time_ns() - moment) / 1e9
 
 
 def _owner(pid: int) -> int | None:
@@ -75,26 +77,25 @@ class Place:
         if slot is None:
             self._cells = memoryview(np.zeros(_WORDS, np.int64))  # type: ignore[arg-type]
         self._at = at = (slot or 0) * _WORDS
+        self._rows, self._bytes, self._offset = 0, self._cells.cast("B"), 8 * (at + _ROWS)
         cells = self._cells
         for word in range(_SIDE, _WORDS):
             cells[at + word] = 0
         cells[at + _NAME : at + _WORDS] = memoryview(words)  # type: ignore[arg-type]
-        cells[at + _JOINED] = cells[at + _ACTIVE] = now()
+        cells[at + _JOINED] = cells[at + _ACTIVE] = time.time_ns()
         cells[at + _THREAD] = threading.get_ident()
         cells[at + _SIDE] = _SIDES.index(side)
 
     def count(self, rows: int) -> None:
         """Note that it has committed or sampled."""
-        cells, at = self._cells, self._at
-        cells[at + _ROWS] += rows
-        cells[at + _ACTIVE] = now()
-        cells[at + _THREAD] = threading.get_ident()
+        self._rows += rows
+        _COUNT.pack_into(self._bytes, self._offset, self._rows, time.time_ns(), threading.get_ident())
 
     def wait(self, why: str) -> None:
         """Note that this thread waits, from now on or still."""
         with self._guard:
             thread = threading.get_ident()
-            if self._waiting.setdefault(thread, now()) == min(self._waiting.values()):
+            if self._waiting.setdefault(thread, time.time_ns()) == min(self._waiting.values()):
                 self._cells[self._at + _SINCE] = self._waiting[thread]
             self._cells[self._at + _REASON] = _WHY.index(why)
             self._cells[self._at + _THREAD] = thread
@@ -107,7 +108,7 @@ class Place:
             if since is None:
                 return
             cells[at + _SINCE] = min(self._waiting.values(), default=0)
-            cells[at + _WAITED] += max(0, now() - since)
+            cells[at + _WAITED] += max(0, time.time_ns() - since)
             cells[at + _WAITS] += 1
 
     def leave(self, pid: int) -> None:
@@ -132,7 +133,7 @@ def look(file: LimiterFile) -> tuple[Participant, ...]:
 
 def _participant(words: list[int]) -> Participant:
     alive, since = _is_alive(words[_OWNER]), words[_SINCE]
-    waiting: Any = max(0, now() - since) / 1e6 if since > 0 and alive else None
+    waiting = seconds_since(since) if since > 0 and alive else None
     text = np.array(words[_NAME:], np.int64).tobytes().rstrip(b"\0").decode(errors="replace")
     name = "".join(each if each.isprintable() else "?" for each in text)
     reason = _WHY[words[_REASON]] if 0 <= words[_REASON] < len(_WHY) else None
@@ -142,11 +143,11 @@ def _participant(words: list[int]) -> Participant:
         pid=words[_OWNER] >> _START_BITS,
         alive=alive,
         num_rows=words[_ROWS],
-        joined_at=words[_JOINED],
-        active_at=words[_ACTIVE],
+        joined_at=words[_JOINED] // 1000,
+        active_at=words[_ACTIVE] // 1000,
         waits_for=None if waiting is None else reason,
         waiting_seconds=waiting,
-        waited_seconds=words[_WAITED] / 1e6 + (waiting or 0.0),
+        waited_seconds=words[_WAITED] / 1e9 + (waiting or 0.0),
         num_waits=words[_WAITS] + (waiting is not None),
     )
 
