@@ -231,6 +231,15 @@ class LimiterFile:
         """Rows that were sampled."""
         return int(self.words[SAMPLES])
 
+    def balance(self) -> tuple[int, int]:
+        """Transitions and rows that there were at one moment, where these do not change too fast."""
+        for _ in range(_LOOKS):
+            samples = self.samples()
+            inserts = self.inserts()
+            if samples == self.samples():
+                break
+        return inserts, samples
+
     def count_samples(self, rows: int) -> None:
         """Add rows that are handed out."""
         kernels.add_to(self.address + _WORDS + 8 * SAMPLES, rows)

@@ -153,7 +153,7 @@ class Gate:
 
     def _complaint(self, seconds: float, idle: float, *, alone: bool) -> str:
         """Why it gives up: the numbers, who else is there, and what to do."""
-        rule, inserts, samples = self._file.rule, self._file.inserts(), self._file.samples()
+        rule, (inserts, samples) = self._file.rule, self._file.balance()
         what = "a commit" if self._side == COLLECTING else "a batch"
         told = f"Waited {seconds:,.1f} s for the limiter of {self._file.path.parent} to allow {what}: "
         told += _balance(rule, inserts, samples)
@@ -262,7 +262,7 @@ class Limiting:
         file = self._file
         if file is None:
             return None
-        return LimiterInfo.of(file.rule, file.inserts(), file.samples(), participants.look(file))
+        return LimiterInfo.of(file.rule, *file.balance(), participants.look(file))
 
     def close(self) -> None:
         """Let everybody through who waits."""

@@ -76,6 +76,7 @@ class Place:
         slot = _take(file, [_SIDES.index(side), *words.tolist()])
         if slot is None:
             self._cells = memoryview(np.zeros(_WORDS, np.int64))  # type: ignore[arg-type]
+        self._owner = self._cells[(slot or 0) * _WORDS + _OWNER]
         self._at = at = (slot or 0) * _WORDS
         self._rows, self._bytes, self._offset = 0, self._cells.cast("B"), 8 * (at + _ROWS)
         cells = self._cells
@@ -112,8 +113,8 @@ class Place:
             cells[at + _WAITS] += 1
 
     def leave(self, pid: int) -> None:
-        """Give the slot back, in the process that took it."""
-        if os.getpid() == pid:
+        """Give the slot back, in the process that took it, if nobody has taken it for one of the dead."""
+        if os.getpid() == pid and self._cells[self._at + _OWNER] == self._owner:
             self._cells[self._at + _SIDE] = 0
             self._cells[self._at + _OWNER] = 0
 
