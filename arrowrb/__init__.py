@@ -14,6 +14,7 @@ The map of the house; each row imports only from rows below it, and names on one
     info, samplers/                                 what is told of a store; which rows to draw
     engine/                                         shards that are written or followed, and snapshots of them
     writer, recovery, sizing, retention             commits; what a dead writer left; how large segments are; limits
+    limiter                                         how much is sampled for what is collected
     tiers/, checkpoints                             where segments live: mapped Arrow IPC, Parquet; named points
     parquet/                                        Parquet's footers, and pages of vectors
     advantages                                      of on-policy steps
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     )
     from .importing import Imported, import_minari, import_parquet, merge
     from .info import SamplerInfo, StoreInfo
+    from .limiter import LimiterInfo, Participant, SampleToInsertRatio
     from .loader import to_torch
     from .mixture import Mixture
     from .recorder import Recorder
@@ -100,9 +102,11 @@ __all__ = [
     "FullError",
     "Hindsight",
     "Imported",
+    "LimiterInfo",
     "LockedError",
     "Mixture",
     "OptionError",
+    "Participant",
     "Prioritized",
     "PrioritizedSequences",
     "Query",
@@ -110,6 +114,7 @@ __all__ = [
     "ReadOnlyError",
     "Recorder",
     "RowError",
+    "SampleToInsertRatio",
     "Sampler",
     "SamplerInfo",
     "Schema",
@@ -156,9 +161,11 @@ _HOMES = {
     "FullError": "errors",
     "Hindsight": "samplers",
     "Imported": "importing",
+    "LimiterInfo": "limiter",
     "LockedError": "errors",
     "Mixture": "mixture",
     "OptionError": "errors",
+    "Participant": "limiter",
     "Prioritized": "samplers",
     "PrioritizedSequences": "samplers",
     "Query": "sql",
@@ -166,6 +173,7 @@ _HOMES = {
     "ReadOnlyError": "errors",
     "Recorder": "recorder",
     "RowError": "errors",
+    "SampleToInsertRatio": "limiter",
     "Sampler": "sampler",
     "SamplerInfo": "info",
     "Schema": "schema",

@@ -317,11 +317,16 @@ class Holder:
 
 def is_alive(pid: int) -> bool:
     """Whether a process of this machine runs; one that died and that its parent has not asked about does not."""
+    return start_of(pid) is not None
+
+
+def start_of(pid: int) -> int | None:
+    """When a process that runs was started, in ticks since the machine was; None where it does not run."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return text.rpartition(")")[2].split()[:1] not in (["Z"], ["X"])
+        return None
+    return None if fields[:1] in (["Z"], ["X"]) else int(fields[19])
 
 
 _held: dict[tuple[int, int, int], Path] = {}  # by process id (a forked child holds nothing), device and inode

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from . import checkpoints
 from .checkpoints import Checkpoint
 from .engine import Engine
+from .limiter import LimiterInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class StoreInfo:
         bytes_per_transition: allocated bytes of rows in use a transition, tails included.
         checkpoints: the named points that there are, oldest first.
         writer_pid: the process that has the store open for writing, if any.
+        limiter: by which collecting and sampling wait for each other, and who does; None where there is none.
         columns: name, dtype and shape of each column of the schema.
     """
 
@@ -50,6 +52,7 @@ class StoreInfo:
     bytes_per_transition: float | None
     checkpoints: tuple[Checkpoint, ...]
     writer_pid: int | None
+    limiter: LimiterInfo | None
     columns: tuple[tuple[str, str, tuple[int, ...]], ...]
 
     def summary(self) -> str:
@@ -86,7 +89,7 @@ class StoreInfo:
             told = f"{point.num_transitions:,} transitions, {later:,} later{', kept' if point.keep else ''}"
             lines.append(("checkpoint", f"{point.name}: {told}"))
         lines.append(("writer", "none" if self.writer_pid is None else f"process {self.writer_pid}"))
-        return lines
+        return lines if self.limiter is None else [*lines, *self.limiter.rows()]
 
     def html(self) -> str:
         """A small table for notebooks."""
@@ -108,6 +111,7 @@ class SamplerInfo:
         seconds: since it was made.
         num_committed: transitions that the store has taken meanwhile.
         wait_seconds: how long batches that are read ahead were waited for.
+        limiter_seconds: how long the store's limiter was waited for.
         cold_hits: rows read of the cold tier that were in the store's cache, whoever read them.
         cold_misses: likewise, for which a row group had to be decoded.
         num_ignored: updates of priorities of rows that were gone.
@@ -122,6 +126,7 @@ class SamplerInfo:
     seconds: float
     num_committed: int
     wait_seconds: float
+    limiter_seconds: float
     cold_hits: int
     cold_misses: int
     num_ignored: int
@@ -156,6 +161,8 @@ class SamplerInfo:
             f"{self.num_rows:,} rows ({self.rows_per_second:,.0f}/s)",
             f"waited {self.wait_seconds:.2f} of {self.seconds:.2f} s",
         ]
+        if self.limiter_seconds:
+            parts.append(f"{self.limiter_seconds:.2f} s for the limiter")
         if self.replay_ratio is not None:
             parts.append(f"replay ratio {self.replay_ratio:,.2f}")
         if self.cold_hits + self.cold_misses:
@@ -212,5 +219,6 @@ def describe(engine: Engine) -> StoreInfo:
         bytes_per_transition=num_rows * row_bytes / transitions if transitions else None,
         checkpoints=tuple(checkpoints.read_all(engine.path, engine.file.store_id)),
         writer_pid=engine.writer_pid(),
+        limiter=engine.limiting.look(),
         columns=tuple((column.name, column.dtype, column.shape) for column in engine.schema.columns),
     )

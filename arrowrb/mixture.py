@@ -10,8 +10,8 @@ import numpy as np
 
 from .errors import ColumnError, EmptyError, OptionError, UsageError
 from .loader import as_row_ids
-from .sampler import Sampler, check_batch_size
-from .samplers import Drawn
+from .sampler import Sampler
+from .samplers import Drawn, check_batch_size
 
 _MISSING: Final = {"weight": 1.0, "relabelled": False}  # of parts that have none
 _LARGEST_DENOMINATOR: Final = 10**6
@@ -74,7 +74,10 @@ class Mixture:
         Raises:
             EmptyError: if a part has nothing to draw, or has come to its end.
             ColumnError: if the columns of parts do not agree.
+            WaitError: if the limiter of a part's store does not allow it in time.
         """
+        for sampler in self._samplers:
+            sampler.wait()
         counts, owed = self._counts()
         every: list[tuple[int, Drawn]] = []
         try:

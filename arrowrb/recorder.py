@@ -46,6 +46,9 @@ class Sink(Protocol):
     def clock(self) -> Callable[[], int]:
         """Tells microseconds."""
 
+    def wait_to_commit(self) -> None:
+        """Return when another commit is allowed; `ingest` itself does not wait."""
+
     def ingest(self, events: Events) -> NDArray[np.int64]:
         """Commit transitions; their row ids."""
 
@@ -313,8 +316,10 @@ class Recorder:
             ColumnError: If a value does not fit the schema.
             EnvironmentFault: If the environment does not keep to its autoreset mode.
             UsageError: If a reset is due.
+            WaitError: If the store's limiter does not allow a commit in time.
         """
         self._check_open()
+        self._engine.wait_to_commit()  # first, so that Ctrl-C meanwhile leaves everything as it was
         stage = self._stage
         info = {} if info is None else info
         stage.act(stage.schema.action_tree.leaves(action), extras)

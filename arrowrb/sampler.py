@@ -11,28 +11,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from .engine import Engine, SampleLog, SamplerFolder, Snapshot
+from .engine import Engine, Gate, SampleLog, SamplerFolder, Snapshot
 from .errors import EmptyError, OptionError, UsageError
 from .info import SamplerInfo
 from .interrupts import Uninterrupted
 from .loader import Ahead, Batch, BatchReader, as_row_ids
 from .pending import Group, Rest, write
 from .redrawing import redrawn
-from .samplers import Drawn, Joining, Learning, Once, Sequential, Stream, check_tiers
+from .samplers import Drawn, Joining, Learning, Once, Sequential, Stream, check_prefetch, check_tiers
 from .tally import Tally, watermarks_of
 
-_MOST_ROWS: Final = (1 << 31) - 1  # of a batch
-_MOST_AHEAD: Final = 1 << 16
 _END: Final = object()  # in place of a batch, where there is no further one
-
-
-def check_batch_size(value: Any, name: str = "batch_size") -> int:
-    """A number of rows, checked."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= _MOST_ROWS:
-        raise OptionError(f"{name} is {value!r}, expected a whole number of 1 to {_MOST_ROWS:,}.")
-    return int(value)
-
-
 _NONE: Final = np.zeros(0, np.int64)
 
 
@@ -53,11 +42,10 @@ class Sampler:
         prefetch: int = 0,
         tiers: str = "all",
         name: str | None = None,
+        gate: Gate | None = None,
     ) -> None:
         """Not for users: see `Store.sampler`."""
-        whole = isinstance(prefetch, int | np.integer) and not isinstance(prefetch, bool)
-        if not whole or not 0 <= prefetch <= _MOST_AHEAD:
-            raise OptionError(f"prefetch is {prefetch!r}, expected a number of batches from 0 to {_MOST_AHEAD:,}.")
+        self.prefetch = check_prefetch(prefetch)
         self._engine = engine
         self._stream = stream
         self._learning = stream if isinstance(stream, Learning) else None
@@ -72,9 +60,8 @@ class Sampler:
         self._ahead: Ahead | None = None
         self.name = name
         self.batch_size = batch_size
-        self.prefetch = int(prefetch)
         self._fewest = (self.prefetch + 1) // 2 if prefetch else -1  # with no more than so many, others are drawn
-        self._tally = Tally(engine)
+        self._gate, self._tally = gate, Tally(engine, gate)
         self._log: SampleLog | None = None
         self._folder: SamplerFolder | None = None
         self._handed: list[Drawn] = []  # the rows of the batch that is handed out
@@ -100,6 +87,8 @@ class Sampler:
         with self.guard:
             self._drop()
             self.closed = True
+            if self._gate is not None:
+                self._gate.close()
             self._ahead = None
             if self._folder is not None:
                 self._folder.close()
@@ -184,6 +173,7 @@ class Sampler:
 
         Raises:
             EmptyError: if there is nothing to draw, or the strategy has come to its end.
+            WaitError: if the store's limiter does not allow it in time.
         """
         batch = self._next()
         if batch is _END:
@@ -192,6 +182,7 @@ class Sampler:
 
     def _next(self) -> Batch:
         """The next batch; `_END` at the end of a strategy that has one."""
+        self.wait()  # where nothing is held
         with self.guard:
             if self._once is not None or self._log is not None:
                 return self._next_whole()
@@ -271,6 +262,11 @@ class Sampler:
     def learns(self) -> bool:
         """Whether it keeps priorities, which `update` sets."""
         return self._learning is not None
+
+    def wait(self) -> None:
+        """Wait as long as the store's limiter says; not for users."""
+        if self._gate is not None:
+            self._gate.wait()
 
     def draw(self, count: int) -> Drawn:
         """Rows for a batch; not for users."""

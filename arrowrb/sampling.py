@@ -13,7 +13,7 @@ from .engine import Engine, PriorityFiles, SampleLog
 from .errors import OptionError
 from .loader import Batch, BatchReader, Loader, as_row_ids, check_transform
 from .named import NamedSamplers
-from .sampler import Sampler, check_batch_size
+from .sampler import Sampler
 from .samplers import (
     ROW,
     AnyView,
@@ -27,6 +27,7 @@ from .samplers import (
     Stream,
     Uniform,
     Viewing,
+    check_batch_size,
     check_tiers,
     check_view,
     with_history,
@@ -178,6 +179,7 @@ class Sampling:
         seed: int | None = None,
         name: str | None = None,
         log: bool | int = False,
+        limited: bool = True,
     ) -> Sampler:
         """An endless stream of batches: ``for batch in store.sampler(batch_size=256): ...``.
 
@@ -233,6 +235,10 @@ class Sampling:
             log: keep a log of which rows went into which batch, with what weight, beside these (about 40 bytes a row):
                 what `store.sql` shows as ``samples``, and `Sampler.redraw` reads again. True keeps all of it, a number
                 about so many of its newest rows. It survives the process; of a power failure, but the newest.
+            limited: its batches wait for the store's limiter, and their rows count for that when they are handed out
+                (`SampleToInsertRatio`), drawn ahead or not. False for what does not feed training, such as an
+                evaluation. Where the limiter's file cannot be written (a read-only disk, or a store as it was at a
+                checkpoint), nothing waits or counts; nor does what `sample`, `gather`, `latest` and `since` read.
 
         Raises:
             OptionError: if an option is out of range, or a sampler of that name is there.
@@ -255,6 +261,8 @@ class Sampling:
             raise OptionError(f"strict is {strict!r}, expected True or False.")
         if strict:
             chosen = with_history(chosen, view)
+        if not isinstance(limited, bool):
+            raise OptionError(f"limited is {limited!r}, expected True or False.")
         if cold not in ("exact", "block"):
             raise OptionError(f'cold is {cold!r}, expected "exact" or "block".')
         if cold == "block":
@@ -279,7 +287,8 @@ class Sampling:
         # What a thread reads goes by chains of its own.
         chains = stream.chains if isinstance(stream, Viewing) and not prefetch else Chains()
         reader = BatchReader(schema, read, chains, loader, check_transform(transform, as_tensordict))
-        made = Sampler(self._engine, stream, reader, size, prefetch=prefetch, tiers=tiers, name=name)
+        gate = self._engine.limiting.sampling_gate(name) if limited else None
+        made = Sampler(self._engine, stream, reader, size, prefetch=prefetch, tiers=tiers, name=name, gate=gate)
         self._named.check(made)
         self._keep_files(made, stream, name, log)
         self._named.add(made)

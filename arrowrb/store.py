@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -25,12 +26,12 @@ from .engine import (
     check_path,
     check_retention,
     create_store,
-    remove_store,
     writer_options,
 )
-from .errors import OptionError, StoreError
+from .errors import ClosedError, OptionError, StoreError
 from .events import external
 from .info import StoreInfo, describe
+from .limiter import Limiter, check_limiter
 from .named import NamedSamplers
 from .recorder import Recorder
 from .sampler import Sampler
@@ -59,7 +60,7 @@ class Store(Sampling, Upkeep):
         self._stream_guard = threading.Lock()
         self._stream: Stream | None = None
         self._named = NamedSamplers()
-        self._remove = weakref.finalize(self, remove_store, engine, os.getpid()) if temporary else None
+        self._remove = weakref.finalize(self, _remove, engine, os.getpid()) if temporary else None
 
     # -- opening and closing -------------------------------------------------------------------------------------
 
@@ -75,6 +76,7 @@ class Store(Sampling, Upkeep):
         max_bytes: int | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         sync_interval: float | None = 5.0,
+        limiter: Limiter = None,
     ) -> Self:
         """Create a store and open it for writing.
 
@@ -95,6 +97,7 @@ class Store(Sampling, Upkeep):
             cache_bytes: for decoded parts of Parquet files, in memory.
             sync_interval: seconds between syncs to disk: at most so much of the newest is lost when the power fails
                 (nothing is lost when the process dies). None syncs only on `flush` and `close`.
+            limiter: a `SampleToInsertRatio`, by which collecting and sampling wait for each other, in all processes.
 
         Raises:
             StoreExistsError: if a store, or anything else, is there already.
@@ -102,8 +105,8 @@ class Store(Sampling, Upkeep):
         options = writer_options(sync_interval, hot_rows, hot_bytes)
         max_rows, max_bytes = check_retention(max_rows, max_bytes)
         cache_bytes = check_cache_bytes(cache_bytes)
-        place = check_path(path)
-        create_store(place, schema, max_rows=max_rows, max_bytes=max_bytes)
+        place, limiter = check_path(path), check_limiter(limiter)
+        create_store(place, schema, max_rows=max_rows, max_bytes=max_bytes, limiter=limiter)
         return cls(Engine(place, writable=True, options=options, cache_bytes=cache_bytes))
 
     @classmethod
@@ -117,6 +120,7 @@ class Store(Sampling, Upkeep):
         hot_bytes: int | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         sync_interval: float | None = 5.0,
+        limiter: Limiter = None,
         at: str | None = None,
     ) -> Self:
         """Open a store. Opening never destroys anything.
@@ -133,6 +137,10 @@ class Store(Sampling, Upkeep):
             hot_bytes: see `create`.
             cache_bytes: see `create`.
             sync_interval: see `create`.
+            limiter: with ``"a"``, a `SampleToInsertRatio` in place of the one that the store has, for all processes at
+                once; False takes that off. By default it stays, and its counts go on, as they do with one of the same
+                ``samples_per_insert`` and ``min_size``. Of the first one that a store gets after `create`, processes
+                know that open the store afterwards.
             at: the name of a checkpoint: shows the rows that there were at that point, as far as retention has not
                 dropped them. For reading only.
 
@@ -147,6 +155,8 @@ class Store(Sampling, Upkeep):
             raise OptionError('at is given, but mode is "a": rows go on from the newest only. Open it with mode="r".')
         if shard is not None and mode != "a":
             raise OptionError('shard is given, but mode is "r", which reads all of them. Open it with mode="a".')
+        if check_limiter(limiter) is not None and mode != "a":
+            raise OptionError('limiter is given, but mode is "r". Open it with mode="a" to change how it is limited.')
         options = writer_options(sync_interval, hot_rows, hot_bytes)
         own = MAIN if shard is None else check_name(shard)
         engine = Engine(
@@ -156,6 +166,7 @@ class Store(Sampling, Upkeep):
             cache_bytes=check_cache_bytes(cache_bytes),
             at=at,
             shard=own,
+            limiter=limiter,
         )
         return cls(engine)
 
@@ -169,17 +180,18 @@ class Store(Sampling, Upkeep):
         max_rows: int | None = None,
         max_bytes: int | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        limiter: Limiter = None,
     ) -> Self:
         """A store in a temporary directory, removed on `close` or when the program ends; see `create`."""
         options = writer_options(None, hot_rows, hot_bytes, durable=False)
         max_rows, max_bytes = check_retention(max_rows, max_bytes)
-        cache_bytes = check_cache_bytes(cache_bytes)
+        cache_bytes, limiter = check_cache_bytes(cache_bytes), check_limiter(limiter)
         try:
             path = Path(tempfile.mkdtemp(prefix="arrowrb-"))
         except OSError as error:
             raise StoreError(f"No temporary folder can be made: {error}. Set TMPDIR to one that exists.") from error
         try:
-            create_store(path, schema, max_rows=max_rows, max_bytes=max_bytes, durable=False)
+            create_store(path, schema, max_rows=max_rows, max_bytes=max_bytes, limiter=limiter, durable=False)
             return cls(Engine(path, writable=True, options=options, cache_bytes=cache_bytes), temporary=True)
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
@@ -258,15 +270,19 @@ class Store(Sampling, Upkeep):
 
         Raises:
             ColumnError: if a column is missing, unknown, or of the wrong dtype, shape or length.
+            WaitError: if the store's limiter does not allow it in time; nothing was added then.
         """
         self._engine.check_writable()
         rows = encode_batch(self.schema, batch, lane=lane)
+        if rows.num_rows:
+            self._engine.wait_to_commit()
         return self._engine.ingest_external(external(rows, self._engine.clock(), contiguous))
 
     def add(self, *, lane: int = 0, contiguous: bool = True, **columns: Any) -> int:
         """Add one transition, given by column (observation=, action=, ...); see `extend`. Returns its row id."""
         self._engine.check_writable()
         rows = encode_row(self.schema, columns, lane=lane)
+        self._engine.wait_to_commit()
         return int(self._engine.ingest_external(external(rows, self._engine.clock(), contiguous))[0])
 
     def recorder(self, env: Any, *, autoreset_mode: Any = None, lane: int | None = None) -> Recorder:
@@ -297,7 +313,8 @@ class Store(Sampling, Upkeep):
     ) -> sql.Query:
         """Ask a question of what is visible now, in DuckDB's SQL: SELECT and EXPLAIN only.
 
-        The views are ``transitions``, ``steps`` (with final observations), ``episodes``, ``segments`` and ``samples``.
+        The views are ``transitions``, ``steps`` (with final observations), ``episodes``, ``segments``, ``samples``,
+        ``limiter`` and ``participants``.
 
         Args:
             query: one statement.
@@ -312,3 +329,12 @@ class Store(Sampling, Upkeep):
             WaitError: if it takes longer than ``timeout``.
         """
         return sql.run(self._engine, query, parameters, threads=threads, memory_bytes=memory_bytes, timeout=timeout)
+
+
+def _remove(engine: Engine, owner: int) -> None:
+    """Close a temporary store and remove its folder; only in the process that made it."""
+    if os.getpid() != owner:
+        return  # a forked child that ends must not take its parent's store with it
+    with contextlib.suppress(ClosedError):
+        engine.close()
+    shutil.rmtree(engine.path, ignore_errors=True)

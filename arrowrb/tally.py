@@ -7,7 +7,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Engine, Snapshot
+from .engine import Engine, Gate, Snapshot
 from .engine.tables import ORDINAL, TIME
 from .info import SamplerInfo
 from .rows import SHARD_SHIFT
@@ -21,8 +21,8 @@ def watermarks_of(snapshot: Snapshot) -> NDArray[np.int64]:
 class Tally:
     """Counts what a sampler gives, from when it was made."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, gate: Gate | None = None) -> None:
+        self._engine, self._gate = engine, gate
         self._begin = time.monotonic()
         self._cold = self._cold_reads()
         self._num_committed = self._committed(engine.snapshot())
@@ -35,6 +35,8 @@ class Tally:
         self._last = row_ids
         self.num_batches += 1
         self.num_rows += row_ids.size
+        if self._gate is not None:
+            self._gate.count(row_ids.size)
 
     def info(self, num_ignored: int, num_skipped: int, num_short: int) -> SamplerInfo:
         """The counts now; those that the strategy keeps are given."""
@@ -53,6 +55,7 @@ class Tally:
             seconds=seconds,
             num_committed=self._committed(snapshot) - self._num_committed,
             wait_seconds=self.wait_seconds,
+            limiter_seconds=0.0 if self._gate is None else self._gate.wait_seconds,
             cold_hits=hits - self._cold[0],
             cold_misses=misses - self._cold[1],
             num_ignored=num_ignored,

@@ -144,3 +144,16 @@ def test_ppo_collects_with_workers_and_goes_on(env_id: str, times: int, tmp_path
             assert len(opened) == 2_048 * (again + 1)
             shards = opened.sql("SELECT count(DISTINCT row_id >> 48), count(log_prob) FROM transitions").fetchall()
             assert shards == [(2, len(opened))]
+
+
+def test_sac_learns_while_workers_collect(tmp_path: Path) -> None:
+    plot = tmp_path / "curve.png"
+    said = run("examples/async_sac.py", "--total-frames", 1_400, "--plot", plot, "--store", tmp_path / "sac", status=1)
+    assert "Not solved" in said
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+    with arrowrb.Store.open(tmp_path / "sac") as store:
+        assert len(store) == 1_400
+        assert store.sql("SELECT max(policy_version) FROM transitions").fetchall()[0][0] > 0
+        inserts, samples = store.sql("SELECT inserts, samples FROM limiter").fetchall()[0]
+        assert inserts == 1_400
+        assert 0 < samples <= (1_400 - 1_000 + 100 + 50) * 128 + 128

@@ -207,7 +207,7 @@ def sql(
     ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Rows that a table shows; 0 shows all.")] = 50,
 ) -> None:
-    """Ask a store in SQL. Views: transitions, steps, episodes, segments, samples.
+    """Ask a store in SQL. Views: transitions, steps, episodes, segments, samples, limiter, participants.
 
     For example: arrowrb sql runs/cartpole "SELECT count(*), avg(length) FROM episodes"
     """

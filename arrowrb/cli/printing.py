@@ -20,6 +20,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from arrowrb.limiter import LimiterInfo
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -46,6 +48,10 @@ def print_info(described: StoreInfo, form: str, *, header: bool = True) -> None:
     if form == "json":
         print(json.dumps(_plain(values), allow_nan=False))
         return
+    limiter = values.pop("limiter") or {}
+    for name in LimiterInfo.__slots__:
+        if name != "participants":
+            values[f"limiter_{name}"] = limiter.get(name)
     values["checkpoints"] = " ".join(point.name for point in described.checkpoints)
     for state, count in values.pop("num_segments").items():
         values[f"num_segments_{state}"] = count

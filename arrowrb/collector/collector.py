@@ -150,6 +150,7 @@ class Collector:
         Raises:
             ClosedError: After `close`.
             StopIteration: When `total_frames` have been collected.
+            WaitError: If the store's limiter does not allow a commit in time; what was collected is kept.
             Exception: What a worker raised, with its traceback; or WorkerError, where it was killed.
         """
         if self.closed:

@@ -29,6 +29,9 @@ class Detached:
         """Microseconds since the epoch."""
         return time.time_ns() // 1000
 
+    def wait_to_commit(self) -> None:
+        """Return at once."""
+
     def ingest(self, events: Events) -> NDArray[np.int64]:
         """Fill in episodes (numbered in order of arrival) and steps."""
         count = events.lane.shape[0]

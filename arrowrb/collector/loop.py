@@ -151,6 +151,7 @@ class Loop:
             if not self._running:
                 self._start()
             self._collect(order)
+            self._sink.wait_to_commit()
             with Uninterrupted():
                 return self._emit(order, build)
         except BaseException as error:

@@ -17,6 +17,9 @@ sealing         what is known for good of a closed segment
 shard_reader    following a writer through its files
 past            a shard as it was at an earlier commit
 background      the writer's threads
+limiter_file    the rule between collecting and sampling, and what it counts
+participants    who collects and samples under it
+limiting        waiting for it
 sampler_folders what named samplers keep, each in a folder of its own:
 priority_files  priorities,
 sample_logs     and which rows went into which batch
@@ -36,8 +39,17 @@ from .backup import BackedUp, back_up
 from .checks import Problem
 from .creating import create_store, read_store_file
 from .edges import Edges, read_edges, stored_runs
-from .engine import Engine, now_microseconds, remove_store
-from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_cache_bytes, check_path, check_retention, writer_options
+from .engine import Engine
+from .limiting import Gate
+from .options import (
+    DEFAULT_CACHE_BYTES,
+    WriterOptions,
+    check_cache_bytes,
+    check_path,
+    check_retention,
+    now_microseconds,
+    writer_options,
+)
 from .paths import enclosing_store, is_store, outside_stores
 from .priority_files import PriorityFiles, check_values
 from .repairing import Lost, Repaired, repair
@@ -54,6 +66,7 @@ __all__ = [
     "BackedUp",
     "Edges",
     "Engine",
+    "Gate",
     "Located",
     "Lost",
     "PriorityFiles",
@@ -78,7 +91,6 @@ __all__ = [
     "read_edges",
     "read_samples",
     "read_store_file",
-    "remove_store",
     "repair",
     "stored_runs",
     "verify",

@@ -22,6 +22,7 @@ from ..errors import StoreError, WaitError
 from ..manifest import Manifest
 from ..schema import Schema
 from ..tiers import hot
+from . import limiter_file
 from .paths import (
     SAMPLERS,
     SPARE_STORE_FILE,
@@ -101,11 +102,11 @@ def back_up(store: Path, store_id: str, schema: Schema, target: Path) -> BackedU
         target = outside_stores(target)
         files.check_vacant(target)
     with files.publishing_folder(target) as folder, files.explaining(target, "copying the store"):
-        copying, transitions = _Copying(), 0
+        copying, transitions = _Copying(), dict[int, int]()
         (folder / "shards").mkdir(parents=True)
         for shard in list_shards(store):
             source, copy = shard_paths(store, shard), shard_paths(folder, shard)
-            transitions += _copy_shard(source, copy, store_id, schema, copying)
+            transitions[shard] = _copy_shard(source, copy, store_id, schema, copying)
         points = store / checkpoints.FOLDER
         if points.is_dir():
             (folder / checkpoints.FOLDER).mkdir()
@@ -115,6 +116,7 @@ def back_up(store: Path, store_id: str, schema: Schema, target: Path) -> BackedU
             files.sync_directory(folder / checkpoints.FOLDER)
         for sampler in sampler_folders(store):
             _copy_sampler(sampler, folder / SAMPLERS / sampler.name, copying)
+        copying.num_files += limiter_file.copy(store, folder, store_id, transitions)
         for name in (SPARE_STORE_FILE, STORE_FILE):
             files.publish(folder / name, files.read_file(store / STORE_FILE, "copying"))
             copying.num_files += 1
@@ -122,7 +124,7 @@ def back_up(store: Path, store_id: str, schema: Schema, target: Path) -> BackedU
         copying.num_files += 1
         for each in (folder / "shards", folder):
             files.sync_directory(each)
-    return BackedUp(target, transitions, copying.num_files, copying.copied_bytes, copying.linked_bytes)
+    return BackedUp(target, sum(transitions.values()), copying.num_files, copying.copied_bytes, copying.linked_bytes)
 
 
 def _copy_sampler(source: Path, copy: Path, copying: _Copying) -> None:

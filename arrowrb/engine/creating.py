@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import secrets
 import shutil
 import time
@@ -14,12 +16,23 @@ from .. import commits, files
 from .. import manifest as manifests
 from ..commits import Record
 from ..errors import CorruptError, StoreExistsError, StoreNotFoundError
+from ..limiter import Limiter
 from ..manifest import Manifest, check_format
 from ..network import check_local
 from ..rows import first_episode
 from ..schema import Schema
+from . import limiter_file
 from .options import check_schema
-from .paths import COUNT_FILE, SPARE_STORE_FILE, STORE_FILE, ShardPaths, find_foreign, is_store, shard_paths
+from .paths import (
+    COUNT_FILE,
+    LIMITER_FILE,
+    SPARE_STORE_FILE,
+    STORE_FILE,
+    ShardPaths,
+    find_foreign,
+    is_store,
+    shard_paths,
+)
 
 _MAX_STORE_FILE_BYTES: Final = 256 << 20
 _MAX_LIMIT: Final = 1 << 62
@@ -42,6 +55,7 @@ def create_store(
     *,
     max_rows: int | None = None,
     max_bytes: int | None = None,
+    limiter: Limiter = None,
     durable: bool = True,
 ) -> None:
     """Lay out an empty store with one shard. A crash in between leaves a folder that create completes.
@@ -72,10 +86,11 @@ def create_store(
         if durable:
             for folder in (paths.root.parent, path):
                 files.sync_directory(folder)
+        store_id = secrets.token_hex(16)
         content = {
             "format": manifests.FORMAT,
             "features": [],
-            "id": secrets.token_hex(16),
+            "id": store_id,
             "created": time.time(),
             "max_rows": max_rows,
             "max_bytes": max_bytes,
@@ -84,6 +99,10 @@ def create_store(
         text = json.dumps(content, indent=1, allow_nan=False).encode()
         files.publish(path / SPARE_STORE_FILE, text, sync=durable)  # for a repair
         files.publish(path / COUNT_FILE, count_bytes(1), sync=durable)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path / LIMITER_FILE)  # likewise of a half-made create
+        if limiter:
+            limiter_file.make(path, store_id, limiter, durable=durable)
         files.publish(path / STORE_FILE, text, sync=durable)
         if durable:
             files.sync_directory(path.parent)

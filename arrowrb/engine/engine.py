@@ -6,9 +6,7 @@ import contextlib
 import itertools
 import operator
 import os
-import shutil
 import threading
-import time
 import warnings
 import weakref
 from collections import Counter
@@ -26,6 +24,7 @@ from ..commits import Record
 from ..errors import ClosedError, OptionError, ReadOnlyError, UsageError
 from ..events import Events
 from ..interrupts import Uninterrupted
+from ..limiter import Limiter
 from ..manifest import Manifest
 from ..network import check_local
 from ..retention import Action
@@ -33,7 +32,8 @@ from ..rows import SHARD_SHIFT
 from ..seeds import SeedEntry
 from ..writer import MAX_LANES
 from .creating import read_store_file
-from .options import DEFAULT_CACHE_BYTES, Keeping, WriterOptions
+from .limiting import Limiting, limit
+from .options import DEFAULT_CACHE_BYTES, Keeping, WriterOptions, now_microseconds
 from .paths import shard_paths
 from .reading import GroupCache
 from .sample_logs import Logged, read_batch
@@ -45,11 +45,6 @@ from .snapshot import Layout, Snapshot
 
 _BREAK_SHARE = 0.05
 _BREAKS_MIN_ROWS = 1000
-
-
-def now_microseconds() -> int:
-    """The clock of rows: microseconds since the epoch."""
-    return time.time_ns() // 1000
 
 
 class Engine:
@@ -65,6 +60,7 @@ class Engine:
         clock: Callable[[], int] = now_microseconds,
         at: str | Sequence[Mark] | None = None,
         shard: str = MAIN,
+        limiter: Limiter = None,
     ) -> None:
         files.check_platform()
         self.path = path
@@ -94,12 +90,16 @@ class Engine:
         self.options = options
         self._limits = replace(options.limits, max_rows=self.file.max_rows, max_bytes=self.file.max_bytes)
         self._readers = self._follow([number for number in numbers if not (writable and number == own)])
+        self.limiting = Limiting(path, self.file.store_id, is_past=self._at is not None)
         if writable:
             paths = shard_paths(path, own)
             limits = replace(self._limits, keep_below=checkpoints.keep_below(path, self.file.store_id, own))
             options = replace(options, limits=limits)
             with Uninterrupted():
                 self.writer_shard = ShardWriter(paths, self.schema, self.file.store_id, options, clock)
+                self.limiting = limit(
+                    path, self.file.store_id, self.writer_shard, limiter, durable=self.options.durable
+                )
             self._guard = self.writer_shard.guard
 
     def _follow(self, numbers: Sequence[int]) -> list[ShardReader]:
@@ -127,6 +127,10 @@ class Engine:
         """Refuse to write to what is closed, was opened for reading, or belongs to the parent process."""
         self._own()
 
+    def wait_to_commit(self) -> None:
+        """Return when the limiter allows another commit, or raise `WaitError`; for callers that hold nothing."""
+        self.limiting.wait_to_commit()
+
     def ingest(self, events: Events) -> NDArray[np.int64]:
         """Commit transitions: all or none. Returns their row ids, int64[n], in order of the events."""
         shard = self._own()
@@ -134,6 +138,7 @@ class Engine:
         with shard.guard:
             shard.check()
             row_ids = shard.writer.ingest(events)
+            self.limiting.note(shard.writer.record.num_transitions)
             shard.after_commit()
         self._warn_of_breaks(shard.writer.record)
         return row_ids
@@ -401,17 +406,9 @@ class Engine:
                 self.closed = True
                 self._snapshot = None
                 self._layout = None
+            self.limiting.close()
             for folder in list(self._folders):
                 folder.close()
             shard = self.writer_shard
             if shard is not None and not shard.released and os.getpid() == self._pid:
                 shard.close()
-
-
-def remove_store(engine: Engine, owner: int) -> None:
-    """Close a temporary store and remove its folder; only in the process that made it."""
-    if os.getpid() != owner:
-        return  # a forked child that ends must not take its parent's store with it
-    with contextlib.suppress(ClosedError):
-        engine.close()
-    shutil.rmtree(engine.path, ignore_errors=True)

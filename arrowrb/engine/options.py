@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -20,6 +21,11 @@ MIN_LIMIT_BYTES: Final = 1 << 20
 _MOST_HOT_BYTES: Final = 8 << 30
 _MOST_SECONDS: Final = 1_000_000
 DEFAULT_CACHE_BYTES: Final = 256 << 20
+
+
+def now_microseconds() -> int:
+    """The clock of rows: microseconds since the epoch."""
+    return time.time_ns() // 1000
 
 
 @dataclass(frozen=True, slots=True)

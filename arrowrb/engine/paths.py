@@ -15,6 +15,9 @@ STORE_FILE: Final = "store.json"
 CHECKPOINTS: Final = checkpoints.FOLDER
 SAMPLERS: Final = "samplers"
 SPARE_STORE_FILE: Final = "shards/store.json"  # the same once more: nothing else says what the columns are
+LIMITER_FILE: Final = "limiter"
+MAKER_LOCK: Final = "shards/lock"  # of whoever makes a shard, or changes the limiter
+MAKER_FILE: Final = "shards/maker.json"
 COUNT_FILE: Final = "shards/count"  # of the shards, which readers look at for others
 _SHARD: Final = re.compile(r"\d{5}")
 _SEGMENT_FILE: Final = re.compile(r"\d{8}(\.runs|\.blocks)?\.arrow|\d{8}\.parquet|\d{8}-\d{8}\.runs\.arrow|\..*\.tmp")
@@ -133,7 +136,8 @@ def find_foreign(store: Path) -> list[str]:
     """What lies in a folder beside that which a half-made create leaves: files of others, or segments with rows."""
     paths = shard_paths(store, 0)
     folders = {paths.root.parent, paths.root, paths.segments}
-    files = {paths.manifest, paths.visible, paths.durable, store / SPARE_STORE_FILE, store / COUNT_FILE}
+    files = {paths.manifest, paths.visible, paths.durable}
+    files |= {store / name for name in (SPARE_STORE_FILE, COUNT_FILE, LIMITER_FILE)}
     foreign = []
     for place, names, file_names in os.walk(store):
         inner = {Path(place, name) for name in names}

@@ -34,7 +34,7 @@ from ..writer import OpenSegment
 from .checks import Memory, Problem
 from .creating import StoreFile, read_store_file
 from .inspecting import Inspected, inspect_shard
-from .paths import SAMPLERS, SPARE_STORE_FILE, STORE_FILE, ShardPaths, shard_paths
+from .paths import LIMITER_FILE, SAMPLERS, SPARE_STORE_FILE, STORE_FILE, ShardPaths, shard_paths
 from .rebuilding import find_commit, rebuild_manifest
 from .sealing import write_tables
 from .tables import read_table
@@ -159,7 +159,7 @@ def repair(path: Path) -> Repaired:
             except CorruptError:
                 aside.move(checkpoints.path_of(path, name))
         for problem in before.problems:
-            if problem.file.startswith(f"{SAMPLERS}/"):
+            if problem.file.startswith(f"{SAMPLERS}/") or problem.file == LIMITER_FILE:
                 aside.move(path / problem.file)
         aside.report(lost, before.problems)
     return Repaired(before.problems, tuple(lost), num_lost, aside.folder, verify(path))

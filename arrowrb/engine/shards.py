@@ -24,7 +24,7 @@ from .. import manifest as manifests
 from ..errors import CorruptError, FullError, LockedError, OptionError, StoreError
 from ..rows import MAX_SHARDS
 from .creating import count_bytes, create_shard
-from .paths import COUNT_FILE, ShardPaths, list_shards, shard_paths
+from .paths import COUNT_FILE, MAKER_FILE, MAKER_LOCK, ShardPaths, list_shards, shard_paths
 
 MAIN: Final = "main"
 """The shard that a store has from the beginning."""
@@ -65,8 +65,8 @@ def _find_or_make(store: Path, name: str, *, durable: bool) -> ShardPaths:
             return found
         try:
             lock = files.Lock(
-                store / "shards" / "lock",
-                store / "shards" / "maker.json",
+                store / MAKER_LOCK,
+                store / MAKER_FILE,
                 what=f"A shard of {store} is being made",
                 remedy="Try again when it is there.",
             )

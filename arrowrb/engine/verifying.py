@@ -23,7 +23,7 @@ from .. import manifest as manifests
 from ..errors import ArrowRBError, StoreNotFoundError
 from ..manifest import FileEntry, Manifest, SegmentEntry
 from ..schema import Schema
-from . import priority_files, sample_logs
+from . import limiter_file, priority_files, sample_logs
 from .checks import (
     Memory,
     Places,
@@ -105,7 +105,8 @@ def verify(path: Path, *, progress: Callable[[int, int], None] | None = None) ->
         for entry in shard.manifest.segments
     }
     if store_id:
-        found = (*priority_files.find_damaged(path, store_id, rows), *sample_logs.find_damaged(path, store_id))
+        found = [*priority_files.find_damaged(path, store_id, rows), *sample_logs.find_damaged(path, store_id)]
+        found += limiter_file.find_damaged(path, store_id)
         problems += [Problem(-1, -1, why, str(damaged.relative_to(path))) for damaged, why in found]
     return Verified(tuple(problems), total, num_rows, num_bytes)
 

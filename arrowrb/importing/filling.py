@@ -78,7 +78,7 @@ def filling(
         SchemaError: if the schemas differ.
         OptionError: if limits are given for a store that is there.
     """
-    given = {name: value for name, value in limits.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
     if isinstance(target, Store):
         if given:
             raise OptionError(f"{next(iter(given))} is given, but {target.path} is there. Leave it out.")

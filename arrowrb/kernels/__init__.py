@@ -91,6 +91,9 @@ _HOMES: Final = {
     "split_32": "pages",
     "split_64": "pages",
     "fence": "memory",
+    "add_to": "counting",
+    "raise_to": "counting",
+    "take_over": "counting",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605

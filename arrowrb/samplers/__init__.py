@@ -19,7 +19,19 @@ from .returns import check_discount
 from .sequence_views import SequenceView
 from .sequences import Sequences
 from .shuffled import Shuffled
-from .strategy import Joining, Learning, Once, Sequential, Strategy, Stream, Viewing, check_tiers, generator_state
+from .strategy import (
+    Joining,
+    Learning,
+    Once,
+    Sequential,
+    Strategy,
+    Stream,
+    Viewing,
+    check_batch_size,
+    check_prefetch,
+    check_tiers,
+    generator_state,
+)
 from .uniform import Uniform
 from .views import LAST, View, check_view
 from .whole import with_history
@@ -57,7 +69,9 @@ __all__ = [
     "Weighted",
     "Where",
     "WholeHistory",
+    "check_batch_size",
     "check_discount",
+    "check_prefetch",
     "check_tiers",
     "check_view",
     "generator_state",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from ..errors import OptionError
 from .chains import Chains
 from .reading import AnyView, Drawn
 from .views import View
+
+_MOST_ROWS: Final = (1 << 31) - 1  # of a batch
+_MOST_AHEAD: Final = 1 << 16
 
 
 class Stream(Protocol):
@@ -118,6 +121,20 @@ class Strategy(Protocol):
     def start(self, seed: int | None) -> Stream:
         """A new stream; ``seed`` None takes one from the system."""
         ...
+
+
+def check_batch_size(value: Any, name: str = "batch_size") -> int:
+    """A number of rows, checked."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= _MOST_ROWS:
+        raise OptionError(f"{name} is {value!r}, expected a whole number of 1 to {_MOST_ROWS:,}.")
+    return int(value)
+
+
+def check_prefetch(value: Any) -> int:
+    """How many batches are drawn ahead, checked."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value <= _MOST_AHEAD:
+        raise OptionError(f"prefetch is {value!r}, expected a number of batches from 0 to {_MOST_AHEAD:,}.")
+    return int(value)
 
 
 def check_tiers(tiers: object) -> str:

@@ -6,6 +6,7 @@ conditions  what DuckDB asks of rows, as comparisons
 cold_rows   rows of cold segments, decoded while DuckDB scans them
 views       the SQL of ``transitions`` and ``steps``
 summaries   the tables ``episodes`` and ``segments``
+limits      the tables ``limiter`` and ``participants``
 query       running one statement; what came of it
 posing      questions of samplers
 """

@@ -15,7 +15,7 @@ from typing import Any, Final
 from ..errors import QueryError
 from . import unnamed
 
-VIEWS: Final = ("transitions", "steps", "episodes", "segments", "samples")
+VIEWS: Final = ("transitions", "steps", "episodes", "segments", "samples", "limiter", "participants")
 REMEDY: Final = f"Write one SELECT (or EXPLAIN) over {', '.join(VIEWS[:-1])} or {VIEWS[-1]}."
 
 _QUERY_NODES: Final = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})

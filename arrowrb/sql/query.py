@@ -19,6 +19,7 @@ from .ahead import Ahead, let_go, sweep
 from .cold_rows import ColdRows, count_threads
 from .database import Limits, check_timeout, interruptible
 from .guard import VIEWS, Statement, check, describe
+from .limits import build_limiter, build_participants
 from .relations import tables_of
 from .summaries import build_episodes, build_segments, read_runs
 from .unnamed import Columns
@@ -287,6 +288,9 @@ def _register(engine: Engine, snapshot: Snapshot, cursor: Any, view: str, ahead:
         return
     if view == "samples":
         cursor.register(view, read_samples(engine.path, engine.file.store_id))
+        return
+    if view in ("limiter", "participants"):
+        cursor.register(view, (build_limiter if view == "limiter" else build_participants)(engine.limiting.look()))
         return
     tables = tables_of(snapshot.layout)
     shows_next = view == "transitions"

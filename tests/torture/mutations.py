@@ -20,6 +20,7 @@ import numpy as np
 
 import arrowrb
 from arrowrb import manifest as manifests
+from arrowrb.engine import limiter_file
 from arrowrb.errors import ArrowRBError
 from arrowrb.store import Store
 from tests.torture.workloads import Progress, fork, learner, open_writer, small_segments, write
@@ -63,6 +64,7 @@ def make(folder: Path) -> Path:
         number = write(opened, Progress(folder / "progress"), 500, 50, sampler=sampler)
         opened.checkpoint("point", tensors={"weight": np.arange(30.0)}, state={"number": number})
         write(opened, Progress(folder / "progress"), 60, 30)
+        limiter_file.change(store, opened._engine.file.store_id, arrowrb.SampleToInsertRatio(4), durable=True)
         os._exit(0)
 
     assert fork(job) == 0
@@ -94,6 +96,7 @@ def kinds_of_files(store: Path) -> dict[str, Path]:
         "point": next((store / "checkpoints").glob("*.safetensors")),
         "priorities": max((store / "samplers" / "learner").glob("*.priorities")),
         "largest priority": store / "samplers" / "learner" / "largest",
+        "limiter": store / "limiter",
         "sample log": store / "samplers" / "learner" / "samples-00000001.arrow",
     }
     assert all(path.is_file() for path in kinds.values())
