@@ -22,36 +22,7 @@ import torch
 import arrowrb
 from arrowrb import Collector, Schema, Store
 from arrowrb.errors import ClosedError, LockedError, OptionError, UsageError, WorkerError
-
-LENGTH = 7
-
-
-class Counting(gym.Env[Any, Any]):
-    """Observations (number of the episode, step); each episode takes seven steps; the reward is the action."""
-
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    action_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
-
-    def __init__(self, fails_at: int = -1, pause: float = 0.0) -> None:
-        self.episode = self.steps = -1
-        self.taken, self.fails_at, self.pause = 0, fails_at, pause
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.episode, self.steps = self.episode + 1, 0
-        return self.observe(), {}
-
-    def observe(self) -> Any:
-        return np.array([self.episode, self.steps], np.float32)
-
-    def step(self, action: Any) -> Any:
-        if self.taken == self.fails_at:
-            raise ZeroDivisionError("the environment broke")
-        if self.pause:
-            time.sleep(self.pause)
-        self.taken += 1
-        self.steps += 1
-        return self.observe(), float(np.asarray(action).item()), self.steps == LENGTH, False, {}
+from tests.counting import Counting, check_counting
 
 
 class Constant(torch.nn.Module):
@@ -95,20 +66,6 @@ def within(seconds: float, condition: Any) -> bool:
     return True
 
 
-def check_rows(store: Store) -> None:
-    """Each episode's steps are there in order, none twice; all but the last one of each lane ended."""
-    rows = store.sql(
-        "SELECT row_id >> 48 AS shard, lane, episode_id, list(step ORDER BY step) AS steps, "
-        "list(observation[2] ORDER BY step) AS seen, bool_or(terminated) AS ended FROM transitions GROUP BY ALL"
-    ).fetchall()
-    assert rows
-    for _, _, _, steps, seen, ended in rows:
-        assert steps == list(range(len(steps)))
-        assert seen == steps
-        assert ended == (len(steps) == LENGTH)
-    assert len({episode for _, _, episode, *_ in rows}) == len(rows)
-
-
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_synchronous_batches_are_shared_out(num_envs: int) -> None:
     with (
@@ -141,7 +98,7 @@ def test_synchronous_batches_are_shared_out(num_envs: int) -> None:
             ours, theirs = (each[name].combine_chunks() for each in (table.take(order), stored))
             storage = [each.storage if hasattr(each, "storage") else each for each in (ours, theirs)]
             assert storage[0].to_pylist() == storage[1].to_pylist(), name
-        check_rows(store)
+        check_counting(store)
         with pytest.raises(StopIteration):
             next(collector)
 
@@ -225,7 +182,7 @@ def test_asynchronous_batches_come_once_each() -> None:
                 sizes.append(batch.num_rows)
         assert sorted(sizes) == [20] + [50] * 20
         assert len(ids) == len(set(ids)) == len(store) == 1020
-        check_rows(store)
+        check_counting(store)
 
 
 def test_steps_a_batch() -> None:
@@ -380,7 +337,7 @@ def test_what_a_worker_raises_ends_the_run() -> None:
         collector.close()
         assert len(store) >= 45  # what was whole is kept
         assert store.sql("SELECT count(*) FROM episodes WHERE ended_by = 'running'").fetchall() == [(0,)]
-        check_rows(store)
+        check_counting(store)
 
 
 def test_workers_are_started_again() -> None:
@@ -400,38 +357,9 @@ def test_workers_are_started_again() -> None:
                 ids = [row for batch in collector for row in batch["row_id"].to_pylist()]
                 assert collector.num_restarts >= 3
                 assert len(ids) == len(set(ids)) == len(store) - before == 200
-        check_rows(store)
+        check_counting(store)
         cut = store.sql("SELECT count(*) FROM episodes WHERE ended_by = 'cut' AND length < 7").fetchall()[0][0]
         assert cut >= 6
-
-
-@pytest.mark.parametrize("sync", [True, False])
-def test_killed_workers(sync: bool) -> None:
-    """A worker is killed twenty times at random moments: no row is lost, none comes twice, and no run is stuck."""
-    random = np.random.default_rng(1)
-    with Store.temporary(schema()) as store:
-        with Collector(
-            lambda: Counting(pause=0.0005),
-            num_envs=2,
-            num_workers=2,
-            sync=sync,
-            store=store,
-            frames_per_batch=30,
-            restart_workers=10,
-        ) as collector:
-            ids: list[int] = []
-            while collector.num_restarts < 10:
-                batch = next(collector)
-                assert batch.num_rows == 30
-                ids += batch["row_id"].to_pylist()
-                chosen = processes(collector)[int(random.integers(2))]
-                if chosen is not None and random.random() < 0.5:
-                    time.sleep(random.uniform(0, 0.01))
-                    chosen.kill()
-            assert len(ids) == len(set(ids)) == collector.num_frames
-        stored = {row for (row,) in store.sql("SELECT row_id FROM transitions").fetchall()}
-        assert set(ids) <= stored
-        check_rows(store)
 
 
 def test_a_killed_worker_is_noticed() -> None:
@@ -490,7 +418,7 @@ def test_a_run_goes_on_with_other_numbers_of_workers(tmp_path: Path) -> None:
             total += sum(batch.num_rows for batch in collector)
             assert len(store) == total
     with Store.open(path) as store:
-        check_rows(store)
+        check_counting(store)
         shards = store.sql("SELECT row_id >> 48, count(*) FROM transitions GROUP BY 1 ORDER BY 1").fetchall()
         assert shards == [(1, 45 + 90 + 30), (2, 45 + 30), (3, 30)]
     assert not arrowrb.verify(path).problems
@@ -499,7 +427,8 @@ def test_a_run_goes_on_with_other_numbers_of_workers(tmp_path: Path) -> None:
 SCRIPT = """
     import sys
     import arrowrb
-    from tests.test_workers import Counting, schema, processes
+    from tests.counting import Counting
+    from tests.test_workers import processes
 
     if __name__ == "__main__":
         with (
@@ -552,7 +481,7 @@ def test_no_process_is_left(how: str, tmp_path: Path) -> None:
     with Store.open(path, mode="a") as store:
         for name in ("worker-0", "worker-1"):
             Store.open(path, mode="a", shard=name).close()  # no lock is left
-        check_rows(store)
+        check_counting(store)
     assert not arrowrb.verify(path).problems
 
 
@@ -566,3 +495,24 @@ def test_a_collector_that_nobody_holds_ends_its_workers() -> None:
         assert list(collector.lanes) == [0]
         del collector
         assert within(30, lambda: not alive(pid))
+
+
+def test_workers_wait_for_a_learner(tmp_path: Path) -> None:
+    """The limiter holds them back; closing the collector ends them while they wait, and who sampled lets them go on."""
+    limiter = arrowrb.SampleToInsertRatio(samples_per_insert=1, min_size=100, tolerance=50, patience=60)
+    with Store.create(tmp_path / "store", schema(), limiter=limiter) as store:
+        with Collector(Counting, num_workers=2, sync=False, store=store, frames_per_batch=10) as collector:
+            collector.start()
+            assert within(30, lambda: len(store) >= 100)
+            time.sleep(0.5)
+            assert len(store) <= 100 + 50 + 2 * 10
+            sampler = store.sampler(batch_size=50, seed=1)
+            for _ in range(20):
+                sampler.sample()
+            assert within(30, lambda: len(store) >= 1000)
+            assert collector.running
+            pids = [process.pid for process in processes(collector)]
+            time.sleep(0.2)
+        assert not any(alive(pid) for pid in pids)
+        assert len(store) <= 100 + 1000 + 50 + 2 * 10 + 20
+        check_counting(store)

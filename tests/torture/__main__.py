@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.torture import errors, kills, mutations, power, races, readers
+from tests.torture import errors, kills, mutations, power, races, readers, workers
 from tests.torture.workloads import WORKLOADS, small_segments
 
 ROOT = Path(__file__).parent.parent.parent
@@ -60,6 +60,7 @@ TORTURES = {
     "readers beside a writer": Torture(readers.following, 1_000_000, 10_000_000, alone=True),
     "writers that race": Torture(races.races, 20, 500),
     "takeovers": Torture(races.takeovers, 10, 100),
+    "workers that are killed": Torture(workers.killed, 20, 1000),
     "mutated files, of each kind": Torture(mutations.mutated_files, 300, 2000),
 }
 TESTS = {  # run by pytest: what it is, the tests, and a number that they read from the environment
