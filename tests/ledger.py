@@ -35,6 +35,9 @@ class Ledger:
         self._now += 7
         return self._now
 
+    def wait_to_commit(self) -> None:
+        """Return at once."""
+
     def ingest(self, events: Events) -> np.ndarray:
         if self.fail is not None:
             error, self.fail = self.fail, None
