@@ -36,7 +36,7 @@ class Ledger:
         return self._now
 
     def wait_to_commit(self) -> None:
-        pass
+        """Return at once."""
 
     def ingest(self, events: Events) -> np.ndarray:
         if self.fail is not None:

@@ -25,7 +25,7 @@ import arrowrb
 from arrowrb import SampleToInsertRatio, kernels
 from arrowrb.engine import limiter_file
 from arrowrb.engine.limiter_file import SLOTS, LimiterFile
-from arrowrb.errors import CorruptError, OptionError, UsageError, WaitError
+from arrowrb.errors import CorruptError, LockedError, OptionError, UsageError, WaitError
 from arrowrb.limiter import Rule
 from arrowrb.store import Store
 
@@ -583,6 +583,32 @@ def test_any_damage_is_harmless_or_named(path: Path) -> None:
         except CorruptError:
             assert found
     file.write_bytes(content)
+
+
+def test_a_half_made_create_is_completed(path: Path) -> None:
+    """With the limiter of the second one."""
+    Store.create(path, SCHEMA, limiter=SampleToInsertRatio(1)).close()
+    for name in ("lock", "reserve", "seeds"):
+        (path / "shards" / "00000" / name).unlink()
+    (path / "store.json").unlink()
+    with Store.create(path, SCHEMA, limiter=SampleToInsertRatio(2)) as store:
+        assert limiter_of(store).samples_per_insert == 2
+    for name in ("lock", "reserve", "seeds"):
+        (path / "shards" / "00000" / name).unlink()
+    (path / "store.json").unlink()
+    with Store.create(path, SCHEMA) as store:
+        assert store.info().limiter is None
+
+
+def test_a_limiter_that_cannot_be_changed_leaves_no_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limiter_file, "_PATIENCE_SECONDS", 0.1)
+    Store.create(path, SCHEMA, limiter=SampleToInsertRatio(1)).close()
+    lock = limiter_file.files.Lock(path / "shards/lock", path / "shards/maker.json", what="Made", remedy="Wait.")
+    with pytest.raises(LockedError, match="being changed"):
+        Store.open(path, mode="a", limiter=SampleToInsertRatio(2))
+    lock.release()
+    with Store.open(path, mode="a", limiter=SampleToInsertRatio(2)) as store:
+        assert limiter_of(store).samples_per_insert == 2
 
 
 def test_a_crash_while_the_rule_changes_leaves_the_one_before(path: Path) -> None:
