@@ -36,10 +36,11 @@ from .backup import BackedUp, back_up
 from .checks import Problem
 from .creating import create_store, read_store_file
 from .edges import Edges, read_edges, stored_runs
-from .engine import Engine, now_microseconds, remove_store
+from .engine import Engine, now_microseconds
 from .options import DEFAULT_CACHE_BYTES, WriterOptions, check_cache_bytes, check_path, check_retention, writer_options
 from .paths import enclosing_store, is_store, outside_stores
 from .priority_files import PriorityFiles, check_values
+from .removing import remove_store
 from .repairing import Lost, Repaired, repair
 from .sample_logs import SampleLog, read_samples
 from .sampler_folders import SamplerFolder

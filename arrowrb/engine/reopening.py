@@ -5,7 +5,7 @@ Reads eight bytes a row of the open segments and a few rows of each block; never
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..rows import End, Kind, row_id_base
 from ..tiers.hot import HotSegment
 from ..writer import MAX_LANES, OpenSegment
 from .paths import ShardPaths, is_leftover
-from .tables import EPISODE, KIND, LANE, ORDINAL, STEP, column_of, read_runs
+from .tables import EPISODE, KIND, LANE, ORDINAL, STEP, TIME, column_of, read_runs
 
 _NEAR_SEGMENTS = 4  # a waiting copy lies at most so many segments after the tail that leads to it
 
@@ -73,6 +73,29 @@ def survey(
         rows = next(s.entry.block_rows for s in segments if s.entry.number == plan.segment)
         reach[plan.segment] = max(reach[plan.segment], plan.stop // rows)
     return [replace(s, used_blocks=reach[s.entry.number]) for s in segments], plans
+
+
+def close_off(
+    segments: Sequence[OpenSegment], plans: Iterable[LanePlan], left: Set[int]
+) -> tuple[list[OpenSegment], set[int]]:
+    """Use up what is free in the segments that are ``left``; and those of them that hold nothing, which may go.
+
+    Returns:
+        The segments that stay, and the numbers of the others.
+    """
+    led_to = {plan.segment for plan in plans}
+    empty = {each.entry.number for each in segments if not each.last_ordinal and each.entry.number in left - led_to}
+    filled = [each.filled() if each.entry.number in left else each for each in segments]
+    return [each for each in filled if each.entry.number not in empty], empty
+
+
+def newest_time(segments: Iterable[OpenSegment]) -> int:
+    """The time of the newest row that these hold, in microseconds; 0 where there is none."""
+    newest = 0
+    for segment in segments:
+        times = segment.hot.column(TIME)[segment.hot.column(KIND) != 0]
+        newest = max(newest, int(times.max(initial=0)))
+    return newest
 
 
 def _sealed_ends(paths: ShardPaths, manifest: Manifest, near: set[int]) -> list[BlockEnd]:
