@@ -1,9 +1,10 @@
 """The limits of a store over all of its shards: what leaves next, and what each shard may hold by itself. Pure.
 
-Segments that are sealed leave oldest first over the whole store, by the time of their newest row. So that the store
-keeps within its limits however late somebody looks, each shard is told besides how much it may hold: what it holds, and
-a part of what is free. What is free is counted up to a sixteenth beyond the limit, so that a shard reaches its bound
-only where rows come faster than anybody looks; then it drops its own oldest segments, whoever's turn it is.
+Segments that are sealed leave oldest first over the whole store, by the time of their newest row, a little before the
+limit is reached. So that the store keeps within its limits however late somebody looks, each shard is told besides how
+much it may hold: what it holds, and a part of what is free. What is free is counted up to a sixteenth beyond the limit,
+so that a shard reaches its bound only where rows come faster than anybody looks; then it drops its own oldest segments,
+whoever's turn it is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Final
 from .retention import Limits, Piece
 
 SHARE_BEYOND: Final = 16  # the part of a limit that all shards together may be beyond it
+SHARE_BELOW: Final = 32  # the part of a limit that is left free, since orders take a while
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,12 @@ def plan_orders(holdings: Sequence[Holding], limits: Limits) -> dict[int, Orders
     }
 
 
+def is_over(holdings: Sequence[Holding], limits: Limits) -> bool:
+    """Whether there is more than is aimed at."""
+    live, num_bytes = sum(each.live for each in holdings), sum(each.stock.num_bytes for each in holdings)
+    return _exceeds(limits.max_rows, live) or _exceeds(limits.max_bytes, num_bytes)
+
+
 def choose_oldest(holdings: Sequence[Holding], limits: Limits) -> dict[int, int]:
     """Below which number the segments of each shard go, so that the store is within its limits once they have gone."""
     below = {each.stock.shard: each.stock.evict_below for each in holdings}
@@ -162,7 +170,7 @@ def choose_oldest(holdings: Sequence[Holding], limits: Limits) -> dict[int, int]
 
 
 def _exceeds(limit: int | None, count: int) -> bool:
-    return limit is not None and count > limit
+    return limit is not None and count > limit - limit // SHARE_BELOW
 
 
 def _count(pieces: Iterable[Piece]) -> int:

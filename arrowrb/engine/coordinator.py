@@ -13,6 +13,7 @@ else, and decides by what lies in files only: whoever comes after it goes on whe
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ from typing import Final
 from .. import checkpoints, files
 from ..errors import LockedError
 from ..retention import Action, Limits
-from ..sharing import Holding, Orders, plan_orders
+from ..rows import MAX_SHARDS
+from ..sharing import Holding, Orders, is_over, plan_orders
 from .creating import StoreFile
 from .keeping import Kept
 from .options import WriterOptions
@@ -33,7 +35,8 @@ from .shards import ShardCount
 from .visits import visit
 from .watching import Watched
 
-_BETWEEN_VISITS_SECONDS: Final = 1.0
+_LEAST_PAUSE_SECONDS: Final = 0.1  # between visits of a shard
+_SHARE_OF_VISITS: Final = 5  # of the time that they may take: a fifth
 
 
 class Survey:
@@ -77,12 +80,7 @@ class Survey:
 
     def is_over(self) -> bool:
         """Whether there is more than the store is to keep."""
-        limits = self.limits
-        rows = sum(each.live for each in self.holdings)
-        num_bytes = sum(each.stock.num_bytes for each in self.holdings)
-        return (limits.max_rows is not None and rows > limits.max_rows) or (
-            limits.max_bytes is not None and num_bytes > limits.max_bytes
-        )
+        return is_over(self.holdings, self.limits)
 
     def is_due(self, holding: Holding) -> bool:
         """Whether there is something to do in a shard; a cheap look where there is not."""
@@ -123,6 +121,7 @@ class Coordinator:
         self._options = options
         self._own = own
         self._guard = threading.Lock()
+        self._visiting = threading.Lock()
         self._lock: files.Lock | None = None
         self._survey: Survey | None = None
 
@@ -175,34 +174,38 @@ class Coordinator:
 
     def visit_next(self) -> None:
         """Visit the first shard that has no writer and in which something is due, if none was visited just now."""
-        with self._guard:
-            for shard in self._to_visit(time.monotonic() - _BETWEEN_VISITS_SECONDS):
-                self._visit(shard)
-                return
+        with self._visiting:
+            self._visit(time.monotonic(), most=1)
 
     def visit_all(self) -> None:
         """Visit all shards that have no writer and in which something is due."""
-        with self._guard:
-            for shard in self._to_visit(float("inf")):
-                self._visit(shard)
+        with self._visiting:
+            self._visit(float("inf"), most=MAX_SHARDS)
 
-    def _to_visit(self, before: float) -> Iterator[Watched]:
-        """Shards to visit that were not visited since ``before``."""
+    def _to_visit(self, by: float) -> Iterator[Watched]:
+        """Shards to visit that may be by this time."""
         survey = self._survey
         if survey is None or len(survey.watched) == 1:
             return
         over = survey.is_over()
         for holding in survey.holdings:
             shard = survey.watched[holding.stock.shard]
-            if holding.stock.shard == self._own or shard.visited > before:
+            if holding.stock.shard == self._own or shard.next_visit > by:
                 continue
             due = survey.is_due(holding) or (over and shard.has_unsealed_rows())
             if due and not (holding.follows and shard.has_writer()):
                 yield shard
 
-    def _visit(self, shard: Watched) -> None:
-        file, number = self._file, shard.paths.number
-        below = checkpoints.keep_below(self._store, file.store_id, number)
-        options = replace(self._options, limits=replace(self._options.limits, keep_below=below))
-        visit(shard.paths, file.schema, file.store_id, options, ShardCount(self._store))
-        shard.visited = time.monotonic()
+    def _visit(self, by: float, most: int) -> None:
+        with self._guard:  # not while it visits: others have to be told more meanwhile
+            chosen = list(itertools.islice(self._to_visit(by), most))
+        file = self._file
+        for shard in chosen:
+            begun = time.monotonic()
+            try:
+                below = checkpoints.keep_below(self._store, file.store_id, shard.paths.number)
+                options = replace(self._options, limits=replace(self._options.limits, keep_below=below))
+                visit(shard.paths, file.schema, file.store_id, options, ShardCount(self._store))
+            finally:
+                ended = time.monotonic()
+                shard.next_visit = ended + max(_LEAST_PAUSE_SECONDS, _SHARE_OF_VISITS * (ended - begun))

@@ -26,7 +26,10 @@ _AFTER_ERROR_SECONDS: Final = 5.0
 
 
 class Rounds:
-    """A daemon thread of a writer. What it runs into reaches the next one who writes."""
+    """Daemon threads of a writer. What they run into reaches the next one who writes.
+
+    One looks; the other one, which the coordinator has, visits shards without a writer, which takes longer.
+    """
 
     def __init__(self, shard: ShardWriter, coordinator: Coordinator, num_shards: ShardCount) -> None:
         self.shard = shard
@@ -39,10 +42,15 @@ class Rounds:
         if num_shards() > 1:
             coordinator.look()
             shard.obey(look_at_checkpoints=False)
-        self._thread = threading.Thread(target=self._run, name="arrowrb-rounds", daemon=True)
-        self._thread.start()
+        self._threads: list[threading.Thread] = []
+        self._start("arrowrb-rounds", self._turn)
 
-    def _run(self) -> None:
+    def _start(self, name: str, turn: Callable[[], None]) -> None:
+        thread = threading.Thread(target=self._run, args=(turn,), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _run(self, turn: Callable[[], None]) -> None:
         pause = 0.0
         while not self._stopping.wait(pause):
             if self._num_shards() == 1:
@@ -50,7 +58,7 @@ class Rounds:
                 continue
             pause = _PERIOD_SECONDS
             try:
-                self._turn()
+                turn()
             except BaseException as error:
                 self.shard.note_error(error)
                 pause = _AFTER_ERROR_SECONDS
@@ -60,9 +68,9 @@ class Rounds:
         seldom = now > self._seldom + _SELDOM_SECONDS
         if seldom:
             self._seldom = now
-            self._coordinator.take_role()
+            if self._coordinator.take_role() and len(self._threads) == 1:
+                self._start("arrowrb-visits", self._coordinator.visit_next)
         self._coordinator.look()
-        self._coordinator.visit_next()
         self.shard.obey(look_at_checkpoints=seldom)
 
     def maintain(self, *, dry_run: bool) -> list[Action]:
@@ -77,17 +85,18 @@ class Rounds:
         return actions
 
     def stop(self) -> None:
-        """End the thread, and let another process be the coordinator.
+        """End the threads, and let another process be the coordinator.
 
         Raises:
-            WaitError: if it does not end in time; call it again.
+            WaitError: if they do not end in time; call it again.
         """
         self._stopping.set()
-        self._thread.join(PREPARE_TIMEOUT_SECONDS)
-        if self._thread.is_alive():
-            raise WaitError(
-                f"Waited {PREPARE_TIMEOUT_SECONDS:g} s for a shard without a writer, in which segments are moved."
-            )
+        for thread in self._threads:
+            thread.join(PREPARE_TIMEOUT_SECONDS)
+            if thread.is_alive():
+                raise WaitError(
+                    f"Waited {PREPARE_TIMEOUT_SECONDS:g} s for a shard without a writer, in which segments are moved."
+                )
         self._coordinator.leave_role()
 
 

@@ -220,18 +220,19 @@ class ShardWriter:
             self.segments.touch()
 
     def _evict(self) -> bool:
-        """Take segments that are due out of what can be sampled; their files go in the background."""
-        if self._eviction.obey():
+        """Take segments that are due out of what can be sampled; returns whether there is work in the background."""
+        moved = self._eviction.obey()
+        if moved:
             self._review()
-        return self._eviction.choose(self.writer.record.num_transitions)
+        return self._eviction.choose(self.writer.record.num_transitions) or moved
 
     def obey(self, *, look_at_checkpoints: bool) -> None:
         """Do what is told to the shard since the last commit."""
         if look_at_checkpoints:
             self._eviction.keep_what_is_said()
         with self.guard:
-            evicted = self._evict()
-        if evicted or (look_at_checkpoints and self.segments.state.leaving):
+            due = self._evict()
+        if due or (look_at_checkpoints and self.segments.state.leaving):
             self._submit_work()
 
     def maintain(self, *, dry_run: bool) -> list[Action]:

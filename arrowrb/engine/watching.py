@@ -29,7 +29,7 @@ class Watched:
 
     def __init__(self, paths: ShardPaths, schema: Schema) -> None:
         self.paths = paths
-        self.visited = -float("inf")  # when, by the monotonic clock
+        self.next_visit = -float("inf")  # not before that, by the monotonic clock
         self._schema = schema
         self._commits = CommitFile(paths.visible)
         self._boot_id = files.boot_id()
