@@ -269,6 +269,24 @@ def test_checkpoints_keep_rows_of_all_shards(path: Path) -> None:
     assert arrowrb.verify(path)
 
 
+def test_bytes_are_bounded_over_all_shards(tmp_path: Path) -> None:
+    path, limit = tmp_path / "store", 1 << 20
+    create_store(path, SCHEMA, max_bytes=limit, durable=False)
+    world = World("main", "a")
+    with open_shard(path) as main, open_shard(path, "a") as other:
+        for step in range(400):
+            world.extend(main, "main", 30)
+            world.extend(other, "a", 30)
+            for store in (main, other):
+                store._engine.writer_shard.wait_for_threads()  # type: ignore[union-attr]  # room that is made ahead
+            settle(path)
+            if step % 40 == 39:
+                world.check(main)
+        files = [entry for manifest in main._engine.manifests() for entry in manifest.segments]
+        assert limit * 7 // 8 < sum(entry.bytes for entry in files) <= limit + limit // SHARE_BEYOND
+        assert main.info().num_evicted > 0
+
+
 def test_samplers_go_on_when_rows_go_in_other_shards(path: Path) -> None:
     world = World("main", "a")
     with open_shard(path) as main, open_shard(path, "a") as other:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from .. import checkpoints, files
-from ..errors import LockedError
+from ..errors import FullError, LockedError
 from ..retention import Action, Limits
 from ..rows import MAX_SHARDS
 from ..sharing import Holding, Orders, is_over, plan_orders
@@ -129,7 +129,7 @@ class Coordinator:
         """Become the coordinator where there is none; returns whether this is it now."""
         with self._guard:
             if self._lock is None:
-                with contextlib.suppress(LockedError):
+                with contextlib.suppress(LockedError, FullError):
                     self._lock = files.Lock(
                         self._store / "shards" / "coordinator",
                         self._store / "shards" / "coordinator.json",

@@ -6,12 +6,14 @@ tables and a sync have to precede. In between a checkpoint of another process ma
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+from ..errors import FullError
 from ..retention import Piece, choose_evictions
 from ..sharing import Orders
-from .keeping import Kept, dropping
+from .keeping import Kept, dropping, prepare
 from .orders import OrdersFile, lay_out
 from .paths import ShardPaths
 from .segments import Segments
@@ -28,17 +30,25 @@ class Eviction:
         pieces: Callable[[], list[Piece]],
         num_shards: Callable[[], int],
     ) -> None:
-        lay_out(paths.orders)
+        self._paths = paths
         self._store: Path = paths.root.parent.parent
         self._shard = paths.number
         self._segments = segments
         self._pieces = pieces
         self._num_shards = num_shards
-        self._orders = OrdersFile(paths.orders)
+        self._orders: OrdersFile | None = None
+        self._find_orders()
+        if num_shards() > 1:
+            prepare(self._store)
         self._told: Orders | None = None
         self._kept = Kept(self._store, store_id)
         # Of a version of the state: bytes that may go, transitions that may not, and the first segment that may.
         self._measured = (-1, 0, 0, 0)
+
+    def _find_orders(self) -> None:
+        with contextlib.suppress(FullError):  # where there is no room to be told anything, later
+            lay_out(self._paths.orders)
+            self._orders = OrdersFile(self._paths.orders)
 
     @property
     def evict_below(self) -> int:
@@ -47,7 +57,7 @@ class Eviction:
 
     def obey(self) -> bool:
         """See what is told; returns whether the bounds of the hot tier are others now."""
-        told = self._orders.read()
+        told = None if self._orders is None else self._orders.read()
         if told is self._told:
             return False
         self._told, before = told, self._segments.limits
@@ -91,8 +101,10 @@ class Eviction:
             self._look_at_checkpoints()
             return self._segments.evict_one()
 
-    def keep_what_is_said(self) -> None:
+    def look_around(self) -> None:
         """Keep what checkpoints keep by now, those of other processes too; later, where one is being made."""
+        if self._orders is None:
+            self._find_orders()
         if self._kept.is_new():
             with dropping(self._store) as allowed:
                 if allowed:

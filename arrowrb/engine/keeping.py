@@ -17,7 +17,7 @@ from typing import Final
 
 from .. import checkpoints, files
 from ..checkpoints import Checkpoint
-from ..errors import LockedError, StoreNotFoundError
+from ..errors import FullError, LockedError, StoreNotFoundError
 from .paths import CHECKPOINTS
 
 _PATIENCE_SECONDS: Final = 60.0
@@ -33,6 +33,12 @@ def _take(store: Path) -> files.Lock:
         what=f"Checkpoints of {store} are being made, or segments dropped,",
         remedy="Try again when it is done.",
     )
+
+
+def prepare(store: Path) -> None:
+    """Make the lock's file while there is room for it."""
+    with contextlib.suppress(LockedError, FullError):
+        _take(store).release()
 
 
 @contextlib.contextmanager
@@ -59,10 +65,10 @@ def nothing_is_dropped(store: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def dropping(store: Path) -> Iterator[bool]:
-    """A block in which no checkpoint is made; False where one is being made just now."""
+    """A block in which no checkpoint is made; False where one is being made just now, or no lock can be made."""
     try:
         lock = _take(store)
-    except LockedError:
+    except (LockedError, FullError):
         yield False
         return
     try:

@@ -15,6 +15,7 @@ the newest slot says. So orders may be lost, late or given twice.
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from dataclasses import replace
@@ -68,6 +69,13 @@ class OrdersFile:
         self._sequence = 0
         self._orders: Orders | None = None
         self.read()
+
+    def is_at(self, path: Path) -> bool:
+        """Whether this is the file of that name still."""
+        try:
+            return os.stat(path).st_ino == self._mapping.stamp[0]
+        except FileNotFoundError:
+            return False
 
     def read(self) -> Orders | None:
         """What is said now; None where nothing was. The same object as before where nothing has changed."""

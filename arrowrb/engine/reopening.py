@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from ..recovery import BlockEnd, LanePlan, WaitingCopy, plan_lanes
 from ..rows import End, Kind, row_id_base
 from ..tiers.hot import HotSegment
 from ..writer import MAX_LANES, OpenSegment
+from .keeping import dropping
 from .paths import ShardPaths, is_leftover
 from .tables import EPISODE, KIND, LANE, ORDINAL, STEP, TIME, column_of, read_runs
 
@@ -27,16 +29,25 @@ _NEAR_SEGMENTS = 4  # a waiting copy lies at most so many segments after the tai
 
 def remove_leftovers(paths: ShardPaths, manifest: Manifest) -> None:
     """Remove files of ours that nothing lists; only the lock's holder may."""
-    points = paths.root.parent.parent / checkpoints.FOLDER
-    for folder, known in ((paths.segments, manifest.files), (paths.root, None), (points, None)):
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if known is None:
-                ours = path.name.startswith(".") and path.name.endswith(".tmp")
-            else:
-                ours = path.name not in known and is_leftover(path.name)
-            if ours and not path.is_dir():
-                with files.explaining(path, "removing a leftover file"):
-                    path.unlink()
+    known = manifest.files
+    _remove(path for path in paths.segments.iterdir() if path.name not in known and is_leftover(path.name))
+    _remove(_temporary(paths.root))
+    store = paths.root.parent.parent
+    if _temporary(store / checkpoints.FOLDER):
+        with dropping(store) as allowed:  # else a checkpoint is being made
+            _remove(_temporary(store / checkpoints.FOLDER) if allowed else [])
+
+
+def _temporary(folder: Path) -> list[Path]:
+    names = list(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in names if path.name.startswith(".") and path.name.endswith(".tmp")]
+
+
+def _remove(leftovers: Iterable[Path]) -> None:
+    for path in list(leftovers):
+        if not path.is_dir():
+            with files.explaining(path, "removing a leftover file"):
+                path.unlink(missing_ok=True)
 
 
 def survey(

@@ -21,7 +21,7 @@ from .shards import ShardCount
 
 _PERIOD_SECONDS: Final = 0.03
 _ALONE_SECONDS: Final = 0.2  # while there is no other shard: only whether there is one by now
-_SELDOM_SECONDS: Final = 1.0  # between tries to become the coordinator, and looks at checkpoints
+_SELDOM_SECONDS: Final = 0.25  # between tries to become the coordinator, and looks at checkpoints
 _AFTER_ERROR_SECONDS: Final = 5.0
 
 
@@ -41,7 +41,7 @@ class Rounds:
             coordinator.take_role()
         if num_shards() > 1:
             coordinator.look()
-            shard.obey(look_at_checkpoints=False)
+            shard.obey(look_around=False)
         self._threads: list[threading.Thread] = []
         self._start("arrowrb-rounds", self._turn)
 
@@ -71,7 +71,7 @@ class Rounds:
             if self._coordinator.take_role() and len(self._threads) == 1:
                 self._start("arrowrb-visits", self._coordinator.visit_next)
         self._coordinator.look()
-        self.shard.obey(look_at_checkpoints=seldom)
+        self.shard.obey(look_around=seldom)
 
     def maintain(self, *, dry_run: bool) -> list[Action]:
         """Do what is due in the own shard; as the coordinator, in those that have no writer, too, and tell others."""

@@ -75,11 +75,9 @@ class ShardWriter:
         self._failed: str | None = None
         self._durable_watermark = 0
         self.released = False
-        self._num_shards = num_shards
-        self._visiting = visiting
         self._lock = paths.take_lock(visiting=visiting)
         try:
-            self._recover()
+            self._recover(num_shards, visiting)
             self.segments.changed = self._review
             self._eviction = Eviction(paths, store_id, self.segments, self._pieces, num_shards)
             self._evict()
@@ -92,11 +90,11 @@ class ShardWriter:
 
     # -- opening -------------------------------------------------------------------------------------------------
 
-    def _recover(self) -> None:
+    def _recover(self, num_shards: Callable[[], int], visiting: bool) -> None:
         """Bring the shard's files into the state that the trusted commit record describes. Safe to repeat."""
         paths = self.paths
         listed = manifests.read(paths.manifest, paths.number)
-        times_opened = listed.times_opened + (not self._visiting)
+        times_opened = listed.times_opened + (not visiting)
         manifest = replace(listed, times_opened=times_opened, sequence=listed.sequence + 1)
         visible, durable = commits.read_file(paths.visible), commits.read_file(paths.durable)
         record, unclean = commits.trusted(visible, durable, files.boot_id())
@@ -111,11 +109,11 @@ class ShardWriter:
             limits=self._options.limits,
             durable=self._options.durable,
             check_lock=self._lock.renew,
-            num_shards=self._num_shards,
+            num_shards=num_shards,
         )
         segments, plans = survey(paths, manifest, self.segments.state.hot, record)
         # Rows beyond the record may have been seen under their ids before the power failed.
-        closing = unclean or self._visiting
+        closing = unclean or visiting
         left = {each.entry.number for each in segments if closing or self.segments.outgrows(each.entry, len(plans))}
         segments, empty = close_off(segments, plans, left)
         self.segments.open(without=empty)
@@ -132,7 +130,7 @@ class ShardWriter:
         kept = [plan for plan in plans if plan.running or not unclean]
         places = [(p.lane, slots[p.segment], p.cursor, p.stop, p.running, p.episode_id, p.step) for p in kept]
         self.writer.adopt(segments, np.array(places, np.int64).reshape(-1, 7))
-        cut_time = newest_time(segments) if self._visiting else self._clock()
+        cut_time = newest_time(segments) if visiting else self._clock()
         self.writer.cut([plan.lane for plan in kept if plan.running], cut_time)
         self.writer.leave_blocks([plan.lane for plan in kept if plan.segment in left])
         if self.writer.has_closed():
@@ -226,13 +224,17 @@ class ShardWriter:
             self._review()
         return self._eviction.choose(self.writer.record.num_transitions) or moved
 
-    def obey(self, *, look_at_checkpoints: bool) -> None:
-        """Do what is told to the shard since the last commit."""
-        if look_at_checkpoints:
-            self._eviction.keep_what_is_said()
-        with self.guard:
-            due = self._evict()
-        if due or (look_at_checkpoints and self.segments.state.leaving):
+    def obey(self, *, look_around: bool) -> None:
+        """Do what is told to the shard since the last commit; with ``look_around`` see what checkpoints keep, too."""
+        if look_around:
+            self._eviction.look_around()
+        due = look_around and bool(self.segments.state.leaving)
+        if self.guard.acquire(blocking=False):  # else a commit is under way, which does so when it is done
+            try:
+                due = self._evict() or due
+            finally:
+                self.guard.release()
+        if due:
             self._submit_work()
 
     def maintain(self, *, dry_run: bool) -> list[Action]:

@@ -67,6 +67,8 @@ class Watched:
         if self._state is None or self._held is None or stamp != self._held.stamp:
             manifest, self._held = manifests.read_mapped(self.paths.manifest, self.paths.number)
             self._state, self._stock = ShardState(manifest), None
+            if self._orders is not None and not self._orders.is_at(self.paths.orders):
+                self._orders = None  # a repair has removed it
         return self._state
 
     @property
