@@ -90,7 +90,7 @@ class Store(Sampling, Upkeep):
                 varies by about a sixteenth. Each lane needs 32 rows in a segment, though: with more than a 512th of
                 ``max_rows`` in lanes segments are larger, and so is what is dropped at once. At least 1,000, where
                 syncs already cost more than writing; from 100,000 on they do not. Where the hot tier holds as many,
-                nothing is moved to Parquet.
+                nothing is moved to Parquet. With several shards it bounds all of them together, see the README.
             max_bytes: bytes of segments on disk, likewise.
             cache_bytes: for decoded parts of Parquet files, in memory.
             sync_interval: seconds between syncs to disk: at most so much of the newest is lost when the power fails
@@ -127,9 +127,12 @@ class Store(Sampling, Upkeep):
                 left unfinished are *cut* by ``"a"``; ``"r"`` shows them as running.
             shard: with ``"a"``, the name of what this process writes: actors side by side each have a shard of their
                 own, which is made when it is opened first, and gone on with under the same name. By default the one
-                that `create` wrote. Everybody reads all shards as one store. Not where ``max_rows`` or ``max_bytes``
-                bound the store.
-            hot_rows: for this writer, see `create`; likewise `hot_bytes`. How much is kept is fixed by `create`.
+                that `create` wrote. Everybody reads all shards as one store. A shard that no process writes any more
+                ages and is dropped with the rest; use names again, since a segment is a sixteenth of ``max_rows``
+                divided by all shards that there ever were.
+            hot_rows: for this writer, see `create`; likewise `hot_bytes`. Where there are several shards, that of the
+                main shard's writer (or of another, where it has none) bounds all of them together, and each has a
+                share of it. How much is kept is fixed by `create`, over all shards.
             hot_bytes: see `create`.
             cache_bytes: see `create`.
             sync_interval: see `create`.

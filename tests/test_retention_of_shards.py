@@ -144,6 +144,32 @@ def test_random_operations(path: Path) -> None:
         assert arrowrb.verify(path)
 
 
+@pytest.mark.parametrize("stops", [False, True])
+def test_the_bound_holds_however_fast_rows_come(path: Path, stops: bool) -> None:
+    """Nobody waits for the coordinator here, which may even be gone: then each shard drops its own oldest."""
+    world, names = World("main", "a", "b"), ("main", "a", "b")
+    rng = np.random.default_rng(1)
+    with contextlib.ExitStack() as stack:
+        stores = {name: stack.enter_context(open_shard(path, name)) for name in names}
+        writers: list[Any] = [store._engine.writer_shard for store in stores.values()]
+        until(lambda: all(writer._eviction._told is not None for writer in writers))
+        for step in range(400):
+            name = names[int(rng.integers(3))]
+            world.extend(stores[name], name, int(rng.integers(1, 60)))
+            count = sum(writer.look().num_transitions for writer in writers)
+            # Rows of segments that are still written cannot go.
+            assert count <= MAX_ROWS + MAX_ROWS // SHARE_BEYOND + len(names) * MAX_ROWS // 48
+            if stops and step == 150:
+                for store in stores.values():
+                    rounds: Any = store._engine._rounds
+                    rounds._stopping.set()
+        assert world.count > 2 * MAX_ROWS
+        assert count > MAX_ROWS * 3 // 4
+        for writer in writers:
+            writer.wait_for_threads()
+        assert len(stores["main"]) == count
+
+
 def test_a_fast_and_a_slow_shard_age_alike(path: Path) -> None:
     world = World("main", "fast", "slow")
     with open_shard(path) as main, open_shard(path, "fast") as fast, open_shard(path, "slow") as slow:
@@ -442,4 +468,42 @@ def test_a_writer_is_killed(path: Path) -> None:
             assert world.count < 5 * MAX_ROWS
         rows = main.sql("SELECT row_id >> ?, count(*) FROM transitions GROUP BY 1", [SHARD_SHIFT]).fetchall()
         assert [shard for shard, _ in rows] == [0]
+    assert arrowrb.verify(path)
+
+
+def test_checkpoints_keep_rows_of_other_processes(path: Path) -> None:
+    """Taken while another process drops segments as fast as it can."""
+    writer = start(path, "a", 1, rows=60, pause=0.002)
+    with running(writer), open_shard(path) as main:
+        until(lambda: main.info().num_evicted > 500)
+        for number in range(8):
+            main.checkpoint(f"point-{number}", keep=True)
+            with Store.open(path, at=f"point-{number}") as past:
+                kept = {row_id for (row_id,) in past.sql("SELECT row_id FROM transitions").fetchall()}
+            assert len(kept) > MAX_ROWS // 2
+            before = main.info().num_rows + main.info().num_evicted
+            until(lambda before=before: main.info().num_rows + main.info().num_evicted > before + 1500)
+            assert kept <= {row_id for (row_id,) in main.sql("SELECT row_id FROM transitions").fetchall()}
+            main.remove_checkpoint(f"point-{number}")
+            until(lambda: len(main) <= MAX_ROWS + MAX_ROWS // 8)
+    assert arrowrb.verify(path)
+
+
+def test_kills_at_any_moment(path: Path) -> None:
+    """Of writers, one of which coordinates and visits what the other ones left."""
+    rng = np.random.default_rng(2)
+    for number in range(3):
+        processes = [start(path, name, at, rows=50, pause=0.0) for at, name in enumerate(["main", f"gone-{number}"])]
+        with running(*processes):
+            time.sleep(float(rng.uniform(0.3, 0.8)))
+            kill(processes[1])
+            time.sleep(float(rng.uniform(0.05, 0.4)))
+        assert arrowrb.verify(path)
+    with open_shard(path) as main:
+        settle(path)
+        assert MAX_ROWS // 2 < len(main) <= MAX_ROWS
+        held = main.info()
+        assert held.num_transitions == main.sql("SELECT count(*) FROM transitions").fetchall()[0][0]
+        ever = main.sql("SELECT sum(length) FROM episodes").fetchall()[0][0]
+        assert held.num_transitions + held.num_evicted == ever
     assert arrowrb.verify(path)

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Final
 
 from .. import files
-from ..errors import LockedError
+from ..errors import LockedError, WaitError
 from ..interrupts import Uninterrupted
 from ..schema import Schema
 from .options import WriterOptions
@@ -40,7 +40,10 @@ def visit(
     options = replace(options, sync_interval=None)
     try:
         with contextlib.suppress(LockedError):
-            ShardWriter(paths, schema, store_id, options, _no_time, num_shards, visiting=True).close()
+            shard = ShardWriter(paths, schema, store_id, options, _no_time, num_shards, visiting=True)
+            while not shard.released:  # its threads write files that the lock guards, however slow the disk is
+                with contextlib.suppress(WaitError):
+                    shard.close()
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(paths.visit)
