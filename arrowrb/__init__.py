@@ -13,6 +13,7 @@ The map of the house; each row imports only from rows below it, and names on one
     pending                                         batches that were drawn, and are still to come
     info, samplers/                                 what is told of a store; which rows to draw
     engine/                                         shards that are written or followed, and snapshots of them
+    sharing                                         limits over all shards
     writer, recovery, sizing, retention             commits; what a dead writer left; how large segments are; limits
     limiter                                         how much is sampled for what is collected
     tiers/, checkpoints                             where segments live: mapped Arrow IPC, Parquet; named points

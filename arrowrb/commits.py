@@ -131,6 +131,14 @@ class CommitFile:
         return self._newest
 
 
+def read_newest(file: CommitFile, durable: Path, boot_id: bytes) -> Record:
+    """The newest commit that can be trusted, as a reader sees it who follows a writer."""
+    visible = file.read()
+    if visible is not None and visible.boot_id == boot_id:
+        return visible
+    return trusted(visible, read_file(durable), boot_id)[0]
+
+
 class DurableFile:
     """The durable record of one shard, written by ``pwrite`` and synced."""
 

@@ -1,4 +1,4 @@
-"""Retention and the hot tier's bound: from segments and limits to what is evicted and demoted. Pure.
+"""Retention and the hot tier's bound in one shard: from segments and limits to what is evicted and demoted. Pure.
 
 Both take whole segments, oldest first. Eviction is decided by counts at a commit, so that a seeded run repeats;
 demotion changes nothing that a reader sees, and may come when it likes.
@@ -58,6 +58,7 @@ class Piece:
         rows: allocated.
         num_bytes: of its file.
         num_transitions: in it.
+        last_time: of its newest row, in microseconds; known once it is sealed.
     """
 
     number: int
@@ -67,6 +68,7 @@ class Piece:
     rows: int
     num_bytes: int
     num_transitions: int
+    last_time: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,36 +80,41 @@ class Action:
         segment: its number.
         num_transitions: in it.
         num_bytes: of its file now.
+        shard: the number of its shard.
     """
 
     kind: str
     segment: int
     num_transitions: int
     num_bytes: int
+    shard: int = 0
 
 
-def plan(pieces: Sequence[Piece], tier: HotTier, num_transitions: int) -> list[Action]:
-    """All that is due, evictions first."""
+def plan(
+    pieces: Sequence[Piece], tier: HotTier, num_transitions: int, *, shard: int = 0, below: int = 0
+) -> list[Action]:
+    """All that is due in a shard, evictions first; see `choose_evictions`."""
     kept = sum(piece.num_transitions for piece in pieces if piece.number < tier.limits.keep_below)
-    evicted = choose_evictions(pieces, tier.limits, num_transitions - kept)
+    evicted = choose_evictions(pieces, tier.limits, num_transitions - kept, below)
     for piece in evicted:
         if piece.tier == "hot":
             tier = tier.without(piece)
     demoted = choose_demotions([piece for piece in pieces if piece not in evicted], tier)
     return [
-        Action(kind, piece.number, piece.num_transitions, piece.num_bytes)
+        Action(kind, piece.number, piece.num_transitions, piece.num_bytes, shard)
         for kind, chosen in (("evict", evicted), ("demote", demoted))
         for piece in chosen
     ]
 
 
-def choose_evictions(pieces: Iterable[Piece], limits: Limits, num_transitions: int) -> list[Piece]:
+def choose_evictions(pieces: Iterable[Piece], limits: Limits, num_transitions: int, below: int = 0) -> list[Piece]:
     """The oldest segments that have to go.
 
     Args:
         pieces: in order of number.
         limits: those that bound what is kept.
         num_transitions: in all of them that may go.
+        below: segments of lower numbers go in any case.
     """
     pieces = limits.spare(pieces)
     num_bytes = sum(piece.num_bytes for piece in pieces)
@@ -115,7 +122,7 @@ def choose_evictions(pieces: Iterable[Piece], limits: Limits, num_transitions: i
     for piece in pieces:
         too_many = limits.max_rows is not None and num_transitions > limits.max_rows
         too_large = limits.max_bytes is not None and num_bytes > limits.max_bytes
-        if not (too_many or too_large) or not piece.closed:
+        if not (too_many or too_large or piece.number < below) or not piece.closed:
             break
         evicted.append(piece)
         num_transitions -= piece.num_transitions

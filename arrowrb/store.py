@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
@@ -26,9 +25,10 @@ from .engine import (
     check_path,
     check_retention,
     create_store,
+    remove_store,
     writer_options,
 )
-from .errors import ClosedError, OptionError, StoreError
+from .errors import OptionError, StoreError
 from .events import external
 from .info import StoreInfo, describe
 from .limiter import Limiter, check_limiter
@@ -60,7 +60,7 @@ class Store(Sampling, Upkeep):
         self._stream_guard = threading.Lock()
         self._stream: Stream | None = None
         self._named = NamedSamplers()
-        self._remove = weakref.finalize(self, _remove, engine, os.getpid()) if temporary else None
+        self._remove = weakref.finalize(self, remove_store, engine, os.getpid()) if temporary else None
 
     # -- opening and closing -------------------------------------------------------------------------------------
 
@@ -92,7 +92,7 @@ class Store(Sampling, Upkeep):
                 varies by about a sixteenth. Each lane needs 32 rows in a segment, though: with more than a 512th of
                 ``max_rows`` in lanes segments are larger, and so is what is dropped at once. At least 1,000, where
                 syncs already cost more than writing; from 100,000 on they do not. Where the hot tier holds as many,
-                nothing is moved to Parquet.
+                nothing is moved to Parquet. With several shards it bounds all of them together, see the README.
             max_bytes: bytes of segments on disk, likewise.
             cache_bytes: for decoded parts of Parquet files, in memory.
             sync_interval: seconds between syncs to disk: at most so much of the newest is lost when the power fails
@@ -131,9 +131,12 @@ class Store(Sampling, Upkeep):
                 left unfinished are *cut* by ``"a"``; ``"r"`` shows them as running.
             shard: with ``"a"``, the name of what this process writes: actors side by side each have a shard of their
                 own, which is made when it is opened first, and gone on with under the same name. By default the one
-                that `create` wrote. Everybody reads all shards as one store. Not where ``max_rows`` or ``max_bytes``
-                bound the store.
-            hot_rows: for this writer, see `create`; likewise `hot_bytes`. How much is kept is fixed by `create`.
+                that `create` wrote. Everybody reads all shards as one store. A shard that no process writes any more
+                ages and is dropped with the rest; use names again, since a segment is a sixteenth of ``max_rows``
+                divided by all shards that there ever were.
+            hot_rows: for this writer, see `create`; likewise `hot_bytes`. Where there are several shards, that of the
+                main shard's writer (or of another, where it has none) bounds all of them together, and each has a
+                share of it. How much is kept is fixed by `create`, over all shards.
             hot_bytes: see `create`.
             cache_bytes: see `create`.
             sync_interval: see `create`.
@@ -329,12 +332,3 @@ class Store(Sampling, Upkeep):
             WaitError: if it takes longer than ``timeout``.
         """
         return sql.run(self._engine, query, parameters, threads=threads, memory_bytes=memory_bytes, timeout=timeout)
-
-
-def _remove(engine: Engine, owner: int) -> None:
-    """Close a temporary store and remove its folder; only in the process that made it."""
-    if os.getpid() != owner:
-        return  # a forked child that ends must not take its parent's store with it
-    with contextlib.suppress(ClosedError):
-        engine.close()
-    shutil.rmtree(engine.path, ignore_errors=True)

@@ -70,7 +70,8 @@ class Upkeep:
                 tensors, arrays and numbers, as deep as you like. Tensors lie in a file of safetensors,
                 ``checkpoints/<name>.safetensors``; nothing is pickled.
             state: what else to keep, likewise: counters, states of random generators.
-            keep: keep its rows, whatever ``max_rows`` and ``max_bytes`` say; they do not count for these.
+            keep: keep its rows, of all shards, whatever ``max_rows`` and ``max_bytes`` say; they do not count for
+                these.
 
         Raises:
             OptionError: if the name or a value cannot be kept; says which.
@@ -173,11 +174,14 @@ class Upkeep:
     def maintain(self, *, dry_run: bool = False) -> list[Action]:
         """Do now what a writer does in the background: seal, drop and move what is due; returns once it is done.
 
+        Of other shards: those that no process writes are seen to as well, by the process that coordinates (the writer
+        of the main shard, where it has one); writers of others are told, and do their part within moments.
+
         Args:
             dry_run: only say what would be done; a store that was opened with ``mode="r"`` can too.
 
         Returns:
-            What was or would be done: each ``evict`` or ``demote`` of a segment, with its rows and bytes.
+            What was or would be done: each ``evict`` or ``demote`` of a segment of a shard, with its rows and bytes.
         """
         return self._engine.maintain(dry_run=dry_run)
 

@@ -585,17 +585,20 @@ def test_any_damage_is_harmless_or_named(path: Path) -> None:
     file.write_bytes(content)
 
 
+def unmake(path: Path) -> None:
+    """Leave what there is of a store before anybody has opened it."""
+    for name in ("00000/lock", "00000/reserve", "00000/seeds", "00000/orders", "coordinator", "keeping"):
+        (path / "shards" / name).unlink(missing_ok=True)
+    (path / "store.json").unlink()
+
+
 def test_a_half_made_create_is_completed(path: Path) -> None:
     """With the limiter of the second one."""
     Store.create(path, SCHEMA, limiter=SampleToInsertRatio(1)).close()
-    for name in ("lock", "reserve", "seeds"):
-        (path / "shards" / "00000" / name).unlink()
-    (path / "store.json").unlink()
+    unmake(path)
     with Store.create(path, SCHEMA, limiter=SampleToInsertRatio(2)) as store:
         assert limiter_of(store).samples_per_insert == 2
-    for name in ("lock", "reserve", "seeds"):
-        (path / "shards" / "00000" / name).unlink()
-    (path / "store.json").unlink()
+    unmake(path)
     with Store.create(path, SCHEMA) as store:
         assert store.info().limiter is None
 

@@ -71,10 +71,10 @@ def print_columns(columns: Iterable[tuple[str, str, tuple[int, ...]]], form: str
 
 def print_actions(actions: Iterable[Action], form: str) -> None:
     """What was done, or would be, with each segment."""
-    names = ["action", "segment", "transitions", "bytes"]
-    rows = [[each.kind, each.segment, each.num_transitions, each.num_bytes] for each in actions]
+    names = ["action", "shard", "segment", "transitions", "bytes"]
+    rows = [[each.kind, each.shard, each.segment, each.num_transitions, each.num_bytes] for each in actions]
     if form == "table":
-        _console().print(_table(names, rows, {1, 2, 3}))
+        _console().print(_table(names, rows, {1, 2, 3, 4}))
     elif form == "json":
         _write_json(dict(zip(names, row, strict=True)) for row in rows)
     else:

@@ -52,6 +52,7 @@ from .options import (
 )
 from .paths import enclosing_store, is_store, outside_stores
 from .priority_files import PriorityFiles, check_values
+from .removing import remove_store
 from .repairing import Lost, Repaired, repair
 from .sample_logs import SampleLog, read_samples
 from .sampler_folders import SamplerFolder
@@ -91,6 +92,7 @@ __all__ = [
     "read_edges",
     "read_samples",
     "read_store_file",
+    "remove_store",
     "repair",
     "stored_runs",
     "verify",

@@ -46,6 +46,19 @@ class Background:
             self._changed.notify()
         return future
 
+    def run(self, job: Callable[[], Any], timeout: float) -> None:
+        """Run a job after those before it, and wait for it.
+
+        Raises:
+            WaitError: if that takes longer than ``timeout`` seconds.
+        """
+        try:
+            self.submit(job, awaited=True).result(timeout)
+        except TimeoutError:
+            raise WaitError(
+                f"Waited {timeout:g} s for segments to be moved. They still are, in the background."
+            ) from None
+
     def stop(self, timeout: float) -> None:
         """Finish all jobs and end the thread."""
         with self._changed:

@@ -12,6 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,21 @@ from ..retention import Action
 from ..rows import SHARD_SHIFT
 from ..seeds import SeedEntry
 from ..writer import MAX_LANES
+from .coordinator import Survey
 from .creating import read_store_file
+from .keeping import nothing_is_dropped
 from .limiting import Limiting, limit
 from .options import DEFAULT_CACHE_BYTES, Keeping, WriterOptions, now_microseconds
 from .paths import shard_paths
 from .reading import GroupCache
+from .rounds import Rounds, begin_rounds
 from .sample_logs import Logged, read_batch
 from .sampler_folders import SamplerFolder
 from .shard_reader import ShardReader
 from .shard_writer import ShardWriter
-from .shards import MAIN, Following, own_shard
+from .shards import MAIN, Following, ShardCount, own_shard
 from .snapshot import Layout, Snapshot
+from .visits import after_visits
 
 _BREAK_SHARE = 0.05
 _BREAKS_MIN_ROWS = 1000
@@ -79,12 +84,12 @@ class Engine:
         self._warned = False
         self.cache = GroupCache(cache_bytes)
         self.writer_shard: ShardWriter | None = None
+        self._rounds: Rounds | None = None
         self._at = checkpoints.read(path, self.file.store_id, at).marks if isinstance(at, str) else at
         options = options or WriterOptions()
         if writable:
             check_local(path)
-        self._bounded = self.file.max_rows is not None or self.file.max_bytes is not None
-        own = own_shard(path, shard, bounded=self._bounded, durable=options.durable) if writable else 0
+        own = own_shard(path, shard, durable=options.durable) if writable else 0
         self._following = Following(path)
         numbers = self._following.numbers
         self.options = options
@@ -92,15 +97,18 @@ class Engine:
         self._readers = self._follow([number for number in numbers if not (writable and number == own)])
         self.limiting = Limiting(path, self.file.store_id, is_past=self._at is not None)
         if writable:
-            paths = shard_paths(path, own)
-            limits = replace(self._limits, keep_below=checkpoints.keep_below(path, self.file.store_id, own))
-            options = replace(options, limits=limits)
-            with Uninterrupted():
-                self.writer_shard = ShardWriter(paths, self.schema, self.file.store_id, options, clock)
-                self.limiting = limit(
-                    path, self.file.store_id, self.writer_shard, limiter, durable=self.options.durable
-                )
-            self._guard = self.writer_shard.guard
+            options = replace(options, limits=self._limits)
+            after_visits(shard_paths(path, own), partial(self._open_own, own, options, limiter))
+
+    def _open_own(self, own: int, options: WriterOptions, limiter: Limiter) -> None:
+        self._rounds = rounds = begin_rounds(self.path, own, self.file, options, self.clock)
+        self.writer_shard = rounds.shard
+        self._guard = rounds.shard.guard
+        try:
+            self.limiting = limit(self.path, self.file.store_id, rounds.shard, limiter, durable=options.durable)
+        except BaseException:
+            rounds.stop()
+            raise
 
     def _follow(self, numbers: Sequence[int]) -> list[ShardReader]:
         marks = {mark.shard: mark for mark in self._at or ()}
@@ -215,7 +223,7 @@ class Engine:
 
     def prepare_shard(self, name: str) -> None:
         """Make the shard of this name where there is none, for another process to write."""
-        own_shard(self.path, name, bounded=self._bounded, durable=self.options.durable)
+        own_shard(self.path, name, durable=self.options.durable)
 
     def flush(self) -> None:
         """Make everything committed so far survive a power failure."""
@@ -224,16 +232,10 @@ class Engine:
     def maintain(self, *, dry_run: bool) -> list[Action]:
         """Do what is due with segments, or only say what: that needs no writer, and changes nothing."""
         self.check_open()
-        if dry_run and self.writer_shard is None:
-            for reader in self._readers:
-                reader.refresh()
-            return [
-                action
-                for reader in self._readers
-                for below in [checkpoints.keep_below(self.path, self.file.store_id, reader.paths.number)]
-                for action in reader.plan(replace(self._limits, keep_below=below))
-            ]
-        return self._own().maintain(dry_run=dry_run)
+        if dry_run and (self.writer_shard is None or ShardCount(self.path)() > 1):
+            return Survey(self.path, self.file, self._limits).plan()
+        self._own()
+        return [] if self._rounds is None else self._rounds.maintain(dry_run=dry_run)
 
     # -- points --------------------------------------------------------------------------------------------------
 
@@ -251,20 +253,21 @@ class Engine:
             samplers: gives the states of samplers by name, at that commit.
         """
         shard = self._own()
-        self.snapshot()  # the newest commits of others
-        with samplers.held() as states, shard.guard:  # in this order: a sampler that draws takes a snapshot
-            shard.check()
-            marks = [Mark.of(shard.paths.number, shard.writer.record, shard.manifest.next_segment)]
-            marks += [Mark.of(each.paths.number, each.record, each.manifest.next_segment) for each in self._readers]
-            if keep:
-                shard.keep(max(marks[0].next_segment, shard.segments.limits.keep_below))
-            content = Content(states(), tensors, state)
-        try:
-            shard.flush()
-            ordered = tuple(sorted(marks, key=lambda mark: mark.shard))
-            return checkpoints.write(self.path, self.file.store_id, name, ordered, keep, content)
-        finally:
-            self._keep_what_is_said()
+        with nothing_is_dropped(self.path):
+            self.snapshot()  # the newest commits of others
+            with samplers.held() as states, shard.guard:  # in this order: a sampler that draws takes a snapshot
+                shard.check()
+                marks = [Mark.of(shard.paths.number, shard.writer.record, shard.manifest.next_segment)]
+                marks += [Mark.of(each.paths.number, each.record, each.manifest.next_segment) for each in self._readers]
+                if keep:
+                    shard.keep(max(marks[0].next_segment, shard.segments.limits.keep_below))
+                content = Content(states(), tensors, state)
+            try:
+                shard.flush()
+                ordered = tuple(sorted(marks, key=lambda mark: mark.shard))
+                return checkpoints.write(self.path, self.file.store_id, name, ordered, keep, content)
+            finally:
+                self._keep_what_is_said()
 
     def remove_checkpoint(self, name: str) -> None:
         """Forget a point; its rows are subject to retention again."""
@@ -411,4 +414,6 @@ class Engine:
                 folder.close()
             shard = self.writer_shard
             if shard is not None and not shard.released and os.getpid() == self._pid:
+                if self._rounds is not None:
+                    self._rounds.stop()
                 shard.close()

@@ -63,8 +63,8 @@ class ShardPaths:
         """Who holds the lock, in words."""
         return self.root / "writer.json"
 
-    def take_lock(self) -> files.Lock:
-        """Become the writer of the shard.
+    def take_lock(self, *, visiting: bool = False) -> files.Lock:
+        """Become the writer of the shard, or do what a writer would for a moment.
 
         Raises:
             LockedError: if somebody is already.
@@ -72,7 +72,7 @@ class ShardPaths:
         which = "" if self.number == 0 else f" in shard {self.number}"
         return files.Lock(
             self.lock,
-            self.holder,
+            self.visit if visiting else self.holder,
             what=f"Store {self.root.parent.parent} is already open for writing{which}",
             remedy='Close it there, or open it with mode="r", which follows a live writer, or with a shard of its own.',
         )
@@ -101,6 +101,16 @@ class ShardPaths:
     def seeds(self) -> Path:
         """The seeds of episodes."""
         return self.root / "seeds"
+
+    @property
+    def orders(self) -> Path:
+        """What the shard is told of limits over all shards."""
+        return self.root / "orders"
+
+    @property
+    def visit(self) -> Path:
+        """Who has the lock for a moment, in place of a writer."""
+        return self.root.parent / f"visit-{self.root.name}.json"
 
     @property
     def segments(self) -> Path:

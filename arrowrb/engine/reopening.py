@@ -5,8 +5,9 @@ Reads eight bytes a row of the open segments and a few rows of each block; never
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,24 +20,34 @@ from ..recovery import BlockEnd, LanePlan, WaitingCopy, plan_lanes
 from ..rows import End, Kind, row_id_base
 from ..tiers.hot import HotSegment
 from ..writer import MAX_LANES, OpenSegment
+from .keeping import dropping
 from .paths import ShardPaths, is_leftover
-from .tables import EPISODE, KIND, LANE, ORDINAL, STEP, column_of, read_runs
+from .tables import EPISODE, KIND, LANE, ORDINAL, STEP, TIME, column_of, read_runs
 
 _NEAR_SEGMENTS = 4  # a waiting copy lies at most so many segments after the tail that leads to it
 
 
 def remove_leftovers(paths: ShardPaths, manifest: Manifest) -> None:
     """Remove files of ours that nothing lists; only the lock's holder may."""
-    points = paths.root.parent.parent / checkpoints.FOLDER
-    for folder, known in ((paths.segments, manifest.files), (paths.root, None), (points, None)):
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if known is None:
-                ours = path.name.startswith(".") and path.name.endswith(".tmp")
-            else:
-                ours = path.name not in known and is_leftover(path.name)
-            if ours and not path.is_dir():
-                with files.explaining(path, "removing a leftover file"):
-                    path.unlink()
+    known = manifest.files
+    _remove(path for path in paths.segments.iterdir() if path.name not in known and is_leftover(path.name))
+    _remove(_temporary(paths.root))
+    store = paths.root.parent.parent
+    if _temporary(store / checkpoints.FOLDER):
+        with dropping(store) as allowed:  # else a checkpoint is being made
+            _remove(_temporary(store / checkpoints.FOLDER) if allowed else [])
+
+
+def _temporary(folder: Path) -> list[Path]:
+    names = list(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in names if path.name.startswith(".") and path.name.endswith(".tmp")]
+
+
+def _remove(leftovers: Iterable[Path]) -> None:
+    for path in list(leftovers):
+        if not path.is_dir():
+            with files.explaining(path, "removing a leftover file"):
+                path.unlink(missing_ok=True)
 
 
 def survey(
@@ -73,6 +84,29 @@ def survey(
         rows = next(s.entry.block_rows for s in segments if s.entry.number == plan.segment)
         reach[plan.segment] = max(reach[plan.segment], plan.stop // rows)
     return [replace(s, used_blocks=reach[s.entry.number]) for s in segments], plans
+
+
+def close_off(
+    segments: Sequence[OpenSegment], plans: Iterable[LanePlan], left: Set[int]
+) -> tuple[list[OpenSegment], set[int]]:
+    """Use up what is free in the segments that are ``left``; and those of them that hold nothing, which may go.
+
+    Returns:
+        The segments that stay, and the numbers of the others.
+    """
+    led_to = {plan.segment for plan in plans}
+    empty = {each.entry.number for each in segments if not each.last_ordinal and each.entry.number in left - led_to}
+    filled = [each.filled() if each.entry.number in left else each for each in segments]
+    return [each for each in filled if each.entry.number not in empty], empty
+
+
+def newest_time(segments: Iterable[OpenSegment]) -> int:
+    """The time of the newest row that these hold, in microseconds; 0 where there is none."""
+    newest = 0
+    for segment in segments:
+        times = segment.hot.column(TIME)[segment.hot.column(KIND) != 0]
+        newest = max(newest, int(times.max(initial=0)))
+    return newest
 
 
 def _sealed_ends(paths: ShardPaths, manifest: Manifest, near: set[int]) -> list[BlockEnd]:

@@ -248,6 +248,7 @@ def _repair_manifest(paths: ShardPaths, file: StoreFile, aside: _Aside, lost: li
     for path, reason in unusable:
         lost.append(Lost(paths.number, int(path.name[:8]), path.name, None, None, None, None, reason))
         aside.move(path)
+    paths.orders.unlink(missing_ok=True)  # numbers of segments may be others than those that it speaks of
     aside.keep(paths.manifest)
     manifests.write(paths.manifest, manifest)
     return False

@@ -21,6 +21,7 @@ from .. import manifest as manifests
 from ..manifest import Manifest, SegmentEntry
 from ..retention import LEAST_HOT_SEGMENTS, HotTier, Limits, Piece
 from ..schema import Schema
+from ..sharing import Orders, narrower
 from ..sizing import SegmentShape, shape_segment
 from ..tiers import hot
 from ..tiers.cold import ColdSegment
@@ -40,7 +41,7 @@ class Segments:
 
     Attributes:
         state: the manifest and the mappings, as they are now.
-        limits: what the shard may hold.
+        limits: what the shard may hold now.
         changed: called after each change, by the thread that made it.
         pins: what snapshots hold of segments that went or moved.
     """
@@ -55,6 +56,7 @@ class Segments:
         limits: Limits,
         durable: bool,
         check_lock: Callable[[], None],
+        num_shards: Callable[[], int],
     ) -> None:
         self._paths = paths
         self._reserve = Reserve(paths.reserve)
@@ -66,8 +68,10 @@ class Segments:
         self._state_guard = threading.Lock()
         self.pins = Pins()
         self._next_number = 0
+        self._num_shards = num_shards
         self._asked = limits
-        self.limits = in_force(limits, schema)
+        self._told: Orders | None = None
+        self._own = self.limits = in_force(limits, schema)
         self.changed: Callable[[], None] = _nothing
         entries = manifest.segments
         self.state = ShardState(
@@ -88,11 +92,19 @@ class Segments:
 
     def keep(self, below: int) -> None:
         """Keep segments below this number for good: those of checkpoints that say so."""
-        self.limits = in_force(replace(self._asked, keep_below=below), self._schema)
+        with self._state_guard:
+            self._own = in_force(replace(self._asked, keep_below=below), self._schema)
+            self.limits = narrower(self._own, self._told)
+
+    def tell(self, orders: Orders | None) -> None:
+        """Bound the shard by what its store as a whole may hold."""
+        with self._state_guard:
+            self._told = orders
+            self.limits = narrower(self._own, orders)
 
     def shape(self, num_lanes: int) -> SegmentShape:
         """How large the next segment is."""
-        return shape_next(self._schema, self.state, self.limits, num_lanes)
+        return shape_next(self._schema, self.state, self._own, num_lanes, self._num_shards())
 
     def outgrows(self, entry: SegmentEntry, num_lanes: int) -> bool:
         """Whether an open segment, made under wider limits, is most of what the hot tier may hold now."""
@@ -200,6 +212,13 @@ class Segments:
             leaving = {**self.state.leaving, **{piece.number: piece.num_transitions for piece in pieces}}
             self.state = replace(self.state, leaving=leaving, version=self.state.version + 1)
 
+    def stay(self, below: int) -> None:
+        """Take back that segments below this number leave, as far as they are there."""
+        with self._state_guard:
+            leaving = {number: count for number, count in self.state.leaving.items() if number >= below}
+            if len(leaving) < len(self.state.leaving):
+                self.state = replace(self.state, leaving=leaving, version=self.state.version + 1)
+
     def evict_one(self) -> bool:
         """Drop the oldest segment that leaves, for good; returns whether there was one, and it is sealed.
 
@@ -246,7 +265,7 @@ class Segments:
 
     def tier(self, num_lanes: int) -> HotTier:
         """How full the hot tier is."""
-        return measure_tier(self._schema, self.state, self.limits, num_lanes)
+        return measure_tier(self._schema, self.state, self.limits, self.shape(max(1, num_lanes)))
 
 
 def in_force(limits: Limits, schema: Schema) -> Limits:
@@ -254,26 +273,28 @@ def in_force(limits: Limits, schema: Schema) -> Limits:
     return replace(limits, hot_rows=None, hot_bytes=None) if limits.keeps_all_hot(schema.row_bytes) else limits
 
 
-def shape_next(schema: Schema, state: ShardState, limits: Limits, num_lanes: int) -> SegmentShape:
-    """How large the next segment is."""
+def shape_next(schema: Schema, state: ShardState, limits: Limits, num_lanes: int, num_shards: int = 1) -> SegmentShape:
+    """How large the next segment is; the limits are those of the store, of which each shard has its part."""
     row_bytes = schema.row_bytes
-    bounds = [each for each in (limits.hot_rows, limits.hot_bytes and limits.hot_bytes // row_bytes) if each]
+    hot_rows = [each for each in (limits.hot_rows, limits.hot_bytes and limits.hot_bytes // row_bytes) if each]
+    kept = [limits.max_rows]
+    if num_shards > 1:
+        kept.append(limits.max_bytes and limits.max_bytes // row_bytes)
     return shape_segment(
         num_lanes=num_lanes,
         row_bytes=row_bytes,
         rows_so_far=state.rows_so_far,
-        max_rows=limits.max_rows,
-        hot_rows=min(bounds, default=None),
+        max_rows=min((each // num_shards for each in kept if each is not None), default=None),
+        hot_rows=min((each // num_shards for each in hot_rows), default=None),
         list_size=max(c.num_elements for c in schema.columns if c.encoding != "binary"),
     )
 
 
-def measure_tier(schema: Schema, state: ShardState, limits: Limits, num_lanes: int) -> HotTier:
-    """How full the hot tier is."""
+def measure_tier(schema: Schema, state: ShardState, limits: Limits, following: SegmentShape) -> HotTier:
+    """How full the hot tier is, and what the next segment takes."""
     entries = [entry for entry in state.manifest.segments if entry.tier == "hot"]
     rows, num_bytes = sum(entry.rows for entry in entries), sum(entry.bytes for entry in entries)
-    step = shape_next(schema, state, limits, max(1, num_lanes)).rows
-    return HotTier(rows, num_bytes, step, step * schema.row_bytes, limits)
+    return HotTier(rows, num_bytes, following.rows, following.rows * schema.row_bytes, limits)
 
 
 def _updated(before: Mapping[int, _T], changes: Mapping[int, _T | None]) -> dict[int, _T]:

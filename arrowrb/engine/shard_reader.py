@@ -16,7 +16,6 @@ from ..commits import CommitFile, Record
 from ..errors import CorruptError, StoreError
 from ..files import Holder
 from ..manifest import Manifest, SegmentEntry
-from ..retention import Action, Limits, plan
 from ..schema import Schema
 from ..tiers import hot
 from ..tiers.cold import ColdSegment
@@ -24,7 +23,6 @@ from ..tiers.hot import HotSegment
 from .past import Past, look_back
 from .paths import ShardPaths, identity
 from .pins import Pins
-from .segments import in_force, measure_tier
 from .snapshot import SegmentView
 from .state import Look, ShardState, check_record
 from .tiering import open_cold
@@ -63,7 +61,7 @@ class ShardReader:
         Where there is no new commit, segments have at most moved or gone, and what is mapped of them stays readable:
         then a look at the manifest every millisecond will do.
         """
-        record, now = self._newest(), time.monotonic()
+        record, now = commits.read_newest(self._commits, self.paths.durable, self._boot_id), time.monotonic()
         if record is self._latest and now < self._due:
             return
         if self._held is not None and self._stat() == self._held.stamp:
@@ -78,7 +76,7 @@ class ShardReader:
         moved = dict(self._state.cold) if self._state is not None else {}
         behind, patience = 0, time.monotonic() + _PATIENCE_SECONDS
         while True:
-            record = self._newest()
+            record = commits.read_newest(self._commits, self.paths.durable, self._boot_id)
             if self._held is not None and self._stat() == self._held.stamp:
                 self.record = self._bound(record)
                 return
@@ -150,25 +148,12 @@ class ShardReader:
         """Bytes of files that are gone or moved, which snapshots in this process still hold."""
         return self._pins.num_bytes
 
-    def _newest(self) -> Record:
-        visible = self._commits.read()
-        if visible is not None and visible.boot_id == self._boot_id:
-            return visible
-        record, _ = commits.trusted(visible, commits.read_file(self.paths.durable), self._boot_id)
-        return record
-
     def _stat(self) -> tuple[int, int, int]:
         try:
             stat = os.stat(self._manifest_path)
         except OSError as error:
             raise StoreError(error.errno, "Looking for the manifest failed", self._manifest_path) from error
         return files.stamp_of(stat)
-
-    def plan(self, limits: Limits) -> list[Action]:
-        """What a writer with these limits would do with the segments, as they are now."""
-        state, limits = self._seen, in_force(limits, self._schema)
-        live = self.record.num_transitions - state.num_evicted
-        return plan(state.pieces({}), measure_tier(self._schema, state, limits, 1), live)
 
     def mark(self) -> tuple[object, object]:
         """Two objects that are the same ones as long as `look` shows the same."""

@@ -26,14 +26,15 @@ from ..commits import CommitFile, DurableFile
 from ..errors import ArrowRBError, LockedError, ReadOnlyError, WaitError
 from ..interrupts import Uninterrupted
 from ..manifest import Manifest
-from ..retention import ROOM_BEFORE, Action, HotTier, Piece, choose_demotions, choose_evictions, is_tight, plan
+from ..retention import ROOM_BEFORE, Action, HotTier, Piece, choose_demotions, is_tight, plan
 from ..schema import Schema
 from ..seeds import SeedLog
 from ..writer import OpenSegment, Writer
-from .background import Background, Threads
+from .background import Threads
+from .eviction import Eviction
 from .options import WriterOptions
 from .paths import ShardPaths
-from .reopening import remove_leftovers, survey
+from .reopening import close_off, newest_time, remove_leftovers, survey
 from .sealing import write_tables
 from .segments import Segments
 from .state import Look, check_record
@@ -53,7 +54,11 @@ class ShardWriter:
         store_id: str,
         options: WriterOptions,
         clock: Callable[[], int],
+        num_shards: Callable[[], int],
+        *,
+        visiting: bool = False,
     ) -> None:
+        """Become the shard's writer; or with ``visiting`` do what is due in place of one, and let nothing go on."""
         self.paths = paths
         self.guard = threading.RLock()
         self._schema = schema
@@ -64,32 +69,33 @@ class ShardWriter:
         self._room = threading.Condition()
         self._prepared: Future[OpenSegment] | None = None
         self._tight = False
-        self._measured = (-1, 0, 0)  # of a version of the state: bytes that may go, and transitions that may not
         self._working = self._making_room = False
         self._closing: dict[int, OpenSegment] = {}  # closed, not sealed yet
         self._error: BaseException | None = None
         self._failed: str | None = None
         self._durable_watermark = 0
         self.released = False
-        self._lock = paths.take_lock()
+        self._lock = paths.take_lock(visiting=visiting)
         try:
-            self._recover()
+            self._recover(num_shards, visiting)
             self.segments.changed = self._review
-            self._evict_beyond()
+            self._eviction = Eviction(paths, store_id, self.segments, self._pieces, num_shards)
+            self._evict()
             self._review()
         except BaseException:
             self._lock.release()
             raise
-        self._threads = Threads(self._tick, options.sync_interval, self._note_error)
+        self._threads = Threads(self._tick, options.sync_interval, self.note_error)
         self._submit_work()
 
     # -- opening -------------------------------------------------------------------------------------------------
 
-    def _recover(self) -> None:
+    def _recover(self, num_shards: Callable[[], int], visiting: bool) -> None:
         """Bring the shard's files into the state that the trusted commit record describes. Safe to repeat."""
         paths = self.paths
         listed = manifests.read(paths.manifest, paths.number)
-        manifest = replace(listed, times_opened=listed.times_opened + 1, sequence=listed.sequence + 1)
+        times_opened = listed.times_opened + (not visiting)
+        manifest = replace(listed, times_opened=times_opened, sequence=listed.sequence + 1)
         visible, durable = commits.read_file(paths.visible), commits.read_file(paths.durable)
         record, unclean = commits.trusted(visible, durable, files.boot_id())
         check_record(record, listed, paths.root)
@@ -103,14 +109,13 @@ class ShardWriter:
             limits=self._options.limits,
             durable=self._options.durable,
             check_lock=self._lock.renew,
+            num_shards=num_shards,
         )
         segments, plans = survey(paths, manifest, self.segments.state.hot, record)
         # Rows beyond the record may have been seen under their ids before the power failed.
-        left = {each.entry.number for each in segments if unclean or self.segments.outgrows(each.entry, len(plans))}
-        filled = [each.filled() if each.entry.number in left else each for each in segments]
-        led_to = {plan.segment for plan in plans}
-        empty = {n for n in left - led_to if any(each.entry.number == n and not each.last_ordinal for each in segments)}
-        segments = [each for each in filled if each.entry.number not in empty]
+        closing = unclean or visiting
+        left = {each.entry.number for each in segments if closing or self.segments.outgrows(each.entry, len(plans))}
+        segments, empty = close_off(segments, plans, left)
         self.segments.open(without=empty)
         self._commits = CommitFile(paths.visible, writable=True)
         record = replace(record, sequence=sequence, boot_id=files.boot_id(), clean=False)
@@ -125,7 +130,8 @@ class ShardWriter:
         kept = [plan for plan in plans if plan.running or not unclean]
         places = [(p.lane, slots[p.segment], p.cursor, p.stop, p.running, p.episode_id, p.step) for p in kept]
         self.writer.adopt(segments, np.array(places, np.int64).reshape(-1, 7))
-        self.writer.cut([plan.lane for plan in kept if plan.running], self._clock())
+        cut_time = newest_time(segments) if visiting else self._clock()
+        self.writer.cut([plan.lane for plan in kept if plan.running], cut_time)
         self.writer.leave_blocks([plan.lane for plan in kept if plan.segment in left])
         if self.writer.has_closed():
             self._take_closed()
@@ -201,7 +207,7 @@ class ShardWriter:
         if closed:
             with Uninterrupted():
                 self._take_closed()
-        if self._evict_beyond() or closed:
+        if self._evict() or closed:
             self._submit_work()
 
     def _take_closed(self) -> None:
@@ -211,51 +217,46 @@ class ShardWriter:
         if closed:
             self.segments.touch()
 
-    def _evict_beyond(self) -> bool:
-        """Take segments beyond the limits out of what can be sampled; their files go in the background."""
-        limits, state = self.segments.limits, self.segments.state
-        if self._measured[0] != state.version:  # not the state itself, which holds its mappings
-            pieces = self._pieces()
-            kept = sum(piece.num_transitions for piece in pieces if piece.number < limits.keep_below)
-            self._measured = state.version, sum(piece.num_bytes for piece in limits.spare(pieces)), kept
-        live = self.writer.record.num_transitions - state.num_evicted - self._measured[2]
-        too_many = limits.max_rows is not None and live > limits.max_rows
-        too_large = limits.max_bytes is not None and self._measured[1] > limits.max_bytes
-        if not (too_many or too_large):
-            return False
-        chosen = choose_evictions(self._pieces(), limits, live)
-        if chosen:
-            self.segments.leave(chosen)
-        return bool(chosen)
+    def _evict(self) -> bool:
+        """Take segments that are due out of what can be sampled; returns whether there is work in the background."""
+        moved = self._eviction.obey()
+        if moved:
+            self._review()
+        return self._eviction.choose(self.writer.record.num_transitions) or moved
+
+    def obey(self, *, look_around: bool) -> None:
+        """Do what is told to the shard since the last commit; with ``look_around`` see what checkpoints keep, too."""
+        if look_around:
+            self._eviction.look_around()
+        due = look_around and bool(self.segments.state.leaving)
+        if self.guard.acquire(blocking=False):  # else a commit is under way, which does so when it is done
+            try:
+                due = self._evict() or due
+            finally:
+                self.guard.release()
+        if due:
+            self._submit_work()
 
     def maintain(self, *, dry_run: bool) -> list[Action]:
         """Seal what is closed, then evict and demote what is due; returns what was, or with ``dry_run`` would be."""
         if not dry_run:
             self.flush()
-            self._in_background(partial(self._seal_closed, True))
+            self._threads.sealing.run(partial(self._seal_closed, True), PREPARE_TIMEOUT_SECONDS)
         with self.guard:
             self.check()
             live = self.writer.record.num_transitions - self.segments.state.num_evicted
-            actions = plan(self._pieces(), self._tier(), live)
+            below, shard = self._eviction.evict_below, self.paths.number
+            actions = plan(self._pieces(), self._tier(), live, shard=shard, below=below)
             if not dry_run:
-                self._evict_beyond()
+                self._evict()
         if not dry_run:
-            self._in_background(partial(self._work, True))
-            self._in_background(self._make_room, self._threads.moving)
+            self._threads.sealing.run(partial(self._work, True), PREPARE_TIMEOUT_SECONDS)
+            self._threads.moving.run(self._make_room, PREPARE_TIMEOUT_SECONDS)
         return actions
 
     def wait_for_threads(self) -> None:
         """Return when what was asked of them is done; errors stay for `check`."""
         self._threads.wait(PREPARE_TIMEOUT_SECONDS)
-
-    def _in_background(self, job: Callable[[], None], thread: Background | None = None) -> None:
-        """Wait for a job that runs after those before it."""
-        try:
-            (thread or self._threads.sealing).submit(job, awaited=True).result(PREPARE_TIMEOUT_SECONDS)
-        except TimeoutError:
-            raise WaitError(
-                f"Waited {PREPARE_TIMEOUT_SECONDS:g} s for segments to be moved. They still are, in the background."
-            ) from None
 
     # -- background work -----------------------------------------------------------------------------------------
 
@@ -279,7 +280,7 @@ class ShardWriter:
     def _make_room(self) -> None:
         """Evict and demote what is due."""
         self._making_room = False
-        while self.segments.evict_one() or self._demote_some():
+        while self._eviction.drop_one() or self._demote_some():
             pass
         self._review()  # lanes come and go without a change of segments
         self.segments.merge_runs()
@@ -369,7 +370,8 @@ class ShardWriter:
             self.flush()
             self._work()
 
-    def _note_error(self, error: BaseException) -> None:
+    def note_error(self, error: BaseException) -> None:
+        """Let the next one who writes know what a thread ran into."""
         with self._room:
             self._error = error
             self._room.notify_all()

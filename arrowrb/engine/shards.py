@@ -34,24 +34,18 @@ _PAUSE_SECONDS: Final = 0.01
 _SETTLED_SECONDS: Final = 0.1  # so much later another change of a folder has another time
 
 
-def own_shard(store: Path, name: str, *, bounded: bool, durable: bool) -> int:
+def own_shard(store: Path, name: str, *, durable: bool) -> int:
     """The number of the shard of this name, which is made where there is none; its writer may commit rows then.
 
     Args:
         store: its folder.
         name: of the shard.
-        bounded: whether the store keeps so much only.
         durable: whether what is made has to survive a power failure.
 
     Raises:
-        OptionError: if it is no name, or the store is bounded.
+        OptionError: if it is no name.
         LockedError: if another process makes one, and does not come to an end.
     """
-    if name != MAIN and bounded:
-        raise OptionError(
-            f"shard is {name!r}, but the store keeps max_rows or max_bytes only, which one writer sees to. Leave out "
-            "shard, or create a store without these."
-        )
     number = 0 if name == MAIN else _find_or_make(store, checkpoints.check_name(name), durable=durable).number
     tell_count(store)
     return number
@@ -122,6 +116,26 @@ def _make(store: Path, name: str, *, durable: bool) -> ShardPaths:
     return made
 
 
+class ShardCount:
+    """How many shards a store has: one look at mapped memory."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._count: memoryview | None = None
+        with contextlib.suppress(StoreError):  # an older store, or a file of another size
+            mapped = files.Mapping(store / COUNT_FILE, size=len(count_bytes(0)))
+            self._count = memoryview(mapped.array(0, 1, np.int64))  # type: ignore[arg-type]
+
+    def told(self) -> int | None:
+        """How many, as the file says; None where there is none."""
+        return None if self._count is None else int(self._count[0])
+
+    def __call__(self) -> int:
+        """How many."""
+        told = self.told()
+        return len(list_shards(self._store)) if told is None else max(1, told)
+
+
 class Following:
     """Which shards a store has, looked for again whenever there are others."""
 
@@ -131,17 +145,14 @@ class Following:
         self._stamp = (0, 0)
         self._looked = 0.0
         self._seen = 0
-        self._count: memoryview | None = None
-        with contextlib.suppress(StoreError):  # an older store, or a file of another size
-            mapped = files.Mapping(store / COUNT_FILE, size=len(count_bytes(0)))
-            self._count = memoryview(mapped.array(0, 1, np.int64))  # type: ignore[arg-type]
+        self._count = ShardCount(store)
         self.numbers: list[int] = []
         self.look()
 
     def look(self) -> bool:
         """Look; returns whether there are others than before."""
-        if self._count is not None:
-            count = self._count[0]
+        count = self._count.told()
+        if count is not None:
             if count == self._seen:
                 return False
             self._seen = count

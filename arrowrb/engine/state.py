@@ -70,11 +70,7 @@ class ShardState:
     @cached_property
     def _listed(self) -> list[Piece]:
         """The segments that are not leaving, by the manifest alone. Asked for several times a state."""
-        return [
-            Piece(each.number, each.tier, each.sealed, each.sealed, each.rows, each.bytes, each.num_transitions)
-            for each in self.manifest.segments
-            if each.number not in self.leaving
-        ]
+        return [piece_of(each) for each in self.manifest.segments if each.number not in self.leaving]
 
     def pieces(self, closing: Mapping[int, OpenSegment]) -> list[Piece]:
         """The segments that are not leaving, as limits see them. ``closing`` are closed and not sealed."""
@@ -115,6 +111,20 @@ class ShardState:
             elif number in open_fills:
                 views.append(SegmentView(shard, entry, False, False, self.hot[number], live=open_fills[number]))
         return views
+
+
+def piece_of(entry: SegmentEntry) -> Piece:
+    """A segment as limits see it, by the manifest alone."""
+    return Piece(
+        entry.number,
+        entry.tier,
+        entry.sealed,
+        entry.sealed,
+        entry.rows,
+        entry.bytes,
+        entry.num_transitions,
+        entry.last_time,
+    )
 
 
 def check_record(record: Record, manifest: Manifest, root: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..errors import OptionError, WaitError
+from ..interrupts import Uninterrupted
 
 _MAX_THREADS: Final = 1024
 _MEMORY_SHARE: Final = 0.5  # of the machine's: the rest is for who trains beside it
@@ -160,16 +161,18 @@ def interruptible(cursor: Any, work: Callable[[], Any], timeout: float | None = 
         finally:
             finished.set()
 
-    threading.Thread(target=call, name="arrowrb-sql", daemon=True).start()
+    thread = threading.Thread(target=call, name="arrowrb-sql", daemon=True)
     until = float("inf") if timeout is None else time.monotonic() + timeout
     try:
+        with Uninterrupted():  # it would go on by itself, and the cursor be in use
+            thread.start()
         while not finished.wait(min(_INTERRUPT_SECONDS, max(0.0, until - time.monotonic()))):
             # By the clock, since polars, once imported, lets waits sleep through signals.
             if time.monotonic() >= until:
                 raise WaitError(f"The query took longer than timeout={timeout} seconds. Ask for less, or allow more.")
     except (KeyboardInterrupt, WaitError):
-        cursor.interrupt()
-        while not finished.wait(_INTERRUPT_SECONDS):
-            cursor.interrupt()  # again, since one that comes before the first row is looked for is lost
+        while thread.ident is not None and not finished.is_set():
+            cursor.interrupt()  # again and again, since one that comes before the first row is looked for is lost
+            finished.wait(_INTERRUPT_SECONDS)
         raise
     return done.result()
