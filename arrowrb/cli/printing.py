@@ -47,6 +47,7 @@ def print_info(described: StoreInfo, form: str, *, header: bool = True) -> None:
         print(json.dumps(_plain(values), allow_nan=False))
         return
     values["checkpoints"] = " ".join(point.name for point in described.checkpoints)
+    values["writers"] = " ".join(f"{each.name}={each.pid if each.alive else ''}" for each in described.writers)
     for state, count in values.pop("num_segments").items():
         values[f"num_segments_{state}"] = count
     _write_csv(list(values), [list(values.values())], header=header)
