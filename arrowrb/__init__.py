@@ -3,7 +3,7 @@
 The map of the house; each row imports only from rows below it, and names on one row never import each other:
 
     cli/                                            the command line
-    collector/, importing/, datasets                steps environments into stores; data sets into them; for DataLoader
+    collector/, importing/, datasets, monitor/      environments into stores; data sets; for DataLoader; seeing a run
     store                                           create, open, write, read: the public face
     upkeep, sampling                                what is about all of a store; batches by index
     named, mixture                                  samplers that checkpoints keep; several at once
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .info import SamplerInfo, StoreInfo
     from .loader import to_torch
     from .mixture import Mixture
+    from .monitor import Monitor, RunInfo
     from .recorder import Recorder
     from .sampler import Sampler
     from .samplers import (
@@ -102,6 +103,7 @@ __all__ = [
     "Imported",
     "LockedError",
     "Mixture",
+    "Monitor",
     "OptionError",
     "Prioritized",
     "PrioritizedSequences",
@@ -110,6 +112,7 @@ __all__ = [
     "ReadOnlyError",
     "Recorder",
     "RowError",
+    "RunInfo",
     "Sampler",
     "SamplerInfo",
     "Schema",
@@ -158,6 +161,7 @@ _HOMES = {
     "Imported": "importing",
     "LockedError": "errors",
     "Mixture": "mixture",
+    "Monitor": "monitor",
     "OptionError": "errors",
     "Prioritized": "samplers",
     "PrioritizedSequences": "samplers",
@@ -166,6 +170,7 @@ _HOMES = {
     "ReadOnlyError": "errors",
     "Recorder": "recorder",
     "RowError": "errors",
+    "RunInfo": "monitor",
     "Sampler": "sampler",
     "SamplerInfo": "info",
     "Schema": "schema",

@@ -80,6 +80,14 @@ class Tiers:
             cold_bytes=sum(entry.bytes for entry in cold),
         )
 
+    def lines(self) -> list[tuple[str, str]]:
+        """Label and value of each line of a table."""
+        return [
+            ("segments", ", ".join(f"{count} {state}" for state, count in self.num_segments.items())),
+            ("hot tier", f"{human_bytes(self.allocated_bytes)} for {self.allocated_rows:,} rows"),
+            ("cold tier", f"{human_bytes(self.cold_bytes)} for {self.cold_rows:,} rows"),
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class StoreInfo:
@@ -138,6 +146,7 @@ class StoreInfo:
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of each line of a table."""
+        tiers = Tiers(self.num_segments, self.allocated_rows, self.allocated_bytes, self.cold_rows, self.cold_bytes)
         lines = [
             ("store", self.path),
             ("environment", self.env_id or "-"),
@@ -146,9 +155,7 @@ class StoreInfo:
             ("rows, tails included", f"{self.num_rows:,}"),
             ("dropped", f"{self.num_evicted:,} transitions"),
             ("breaks", f"{self.num_breaks:,}"),
-            ("segments", ", ".join(f"{count} {state}" for state, count in self.num_segments.items())),
-            ("hot tier", f"{human_bytes(self.allocated_bytes)} for {self.allocated_rows:,} rows"),
-            ("cold tier", f"{human_bytes(self.cold_bytes)} for {self.cold_rows:,} rows"),
+            *tiers.lines(),
             ("pinned", human_bytes(self.pinned_bytes)),
             ("bytes a row", f"{self.row_bytes:,}"),
         ]
@@ -294,14 +301,14 @@ def describe_writers(engine: Engine, snapshot: Snapshot) -> tuple[WriterInfo, ..
         newest[view.shard] = max(moment, newest.get(view.shard, 0))
     told = []
     for shard, (record, evicted) in enumerate(zip(snapshot.records, snapshot.evicted, strict=True)):
-        pid, alive = _writer_of(engine, shard)
+        pid, alive = writer_of(engine, shard)
         count = record.num_transitions - evicted.num_transitions
         last = newest.get(shard, 0)
         told.append(WriterInfo(shard, names.get(shard, "?"), pid, alive, count, last / 1e6 if last else None))
     return tuple(told)
 
 
-def _writer_of(engine: Engine, shard: int) -> tuple[int | None, bool]:
+def writer_of(engine: Engine, shard: int) -> tuple[int | None, bool]:
     """The process that has a shard open for writing, or has died so, and whether it runs."""
     own = engine.writer_shard
     if own is not None and own.paths.number == shard:
