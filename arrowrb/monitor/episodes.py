@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -96,7 +97,8 @@ class Episodes:
     def _follow(self, pieces: _Pieces) -> None:
         self.newest.update(pieces.newest)
         whole = pieces.ended & (pieces.first_step == 0)
-        ended = list(zip(*(each[whole].tolist() for each in (pieces.time, pieces.total, pieces.steps)), strict=True))
+        told = (pieces.time, pieces.ordinal, pieces.total, pieces.steps)
+        ended = list(zip(*(each[whole].tolist() for each in told), strict=True))
         # The others that count go on from before, or go on: two a lane at most.
         others = np.flatnonzero(~whole & ((pieces.first_step > 0) | pieces.last_of_lane))
         for at in others.tolist():
@@ -107,11 +109,11 @@ class Episodes:
                 known = before is not None and (before.episode, before.steps) == (episode, first)
                 total = total + before.total if known and before is not None else math.nan
             if pieces.ended[at]:
-                ended.append((int(pieces.time[at]), total, steps))
+                ended.append((int(pieces.time[at]), int(pieces.ordinal[at]), total, steps))
             elif pieces.last_of_lane[at]:
                 self._running[key] = _Running(episode, total, steps)
         self.num_finished += len(ended)
-        self._ended.extend((total, steps) for _, total, steps in sorted(ended))
+        self._ended.extend((total, steps) for _, _, total, steps in sorted(ended, key=itemgetter(0, 1)))
 
 
 class _Pieces:
@@ -122,7 +124,7 @@ class _Pieces:
         first_step: where it begins in its episode.
         steps: of its episode up to its end.
         total: the sum of its rewards.
-        time: of its last row, in microseconds.
+        time, ordinal: of its last row, in microseconds; and its place in the shard's arrivals.
         ended: whether the episode ended with it.
         last_of_lane: whether nothing of its lane follows.
         newest: see `Episodes`.
@@ -141,7 +143,7 @@ class _Pieces:
         last = np.append(starts[1:], shard.size) - 1
         self.shard, self.lane, self.episode = shard[starts], lane[starts], episode[starts]
         self.first_step, self.steps = step[starts], step[last] + 1
-        self.time, self.ended = time[last], done[last]
+        self.time, self.ordinal, self.ended = time[last], ordinal[last], done[last]
         self.last_of_lane = np.append(moves, True)[last]
         rewards = values[reward, 0]
         if schema.columns[reward].dtype == "bfloat16":
