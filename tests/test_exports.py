@@ -56,6 +56,7 @@ NAMES = [
     "Watermark",
     "Weighted",
     "Where",
+    "WorkerError",
     "evaluate",
     "gae",
     "import_minari",

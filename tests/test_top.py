@@ -163,22 +163,19 @@ def test_of_long_episodes_the_length_is_known_at_once(
     assert seen.lengths == Spread(3, (101 + 5 + 30) / 3, 5, 101)
 
 
-def test_lanes_versions_and_rates(shared: tuple[Store, Store, Path]) -> None:
-    first, second, path = shared
-    clock = Clock()
-    schema_env = "CartPole-v1"
-    first_store = path.with_name("poles")
+def test_lanes_versions_and_rates(tmp_path: Path) -> None:
+    clock, env_id, path = Clock(), "CartPole-v1", tmp_path / "store"
     with (
-        Collector(schema_env, num_envs=3) as made,
-        Store.create(first_store, Schema.from_env(made.env)) as main,
-        Store.open(first_store, mode="a", shard="other") as other,
-        Store.open(first_store) as reader,
+        Collector(env_id, num_envs=3) as made,
+        Store.create(path, Schema.from_env(made.env)) as main,
+        Store.open(path, mode="a", shard="other") as other,
+        Store.open(path) as reader,
     ):
         monitor = Monitor(reader, clock=clock)
         seen = monitor.look()
         assert (seen.per_second, seen.policy_version, seen.num_committed) == (None, None, 0)
         assert [shard.num_lanes for shard in seen.shards] == [0, 0]
-        collectors = [Collector(schema_env, num_envs=3, store=store, frames_per_batch=60) for store in (main, other)]
+        collectors = [Collector(env_id, num_envs=3, store=store, frames_per_batch=60) for store in (main, other)]
         collectors[1].policy_version = 7
         next(collectors[0])
         next(collectors[1])
@@ -197,13 +194,12 @@ def test_lanes_versions_and_rates(shared: tuple[Store, Store, Path]) -> None:
             next(collectors[1])
         clock.now += 8
         seen = monitor.look()
-        assert [shard.num_running for shard in seen.shards][0] == 0
+        assert seen.shards[0].num_running == 0
         assert [shard.per_second for shard in seen.shards] == [6, 60]
         clock.now += 30
         assert monitor.look().per_second == 0  # the newest look that is ten seconds old counts
         collectors[1].close()
         assert monitor.look().num_running == 0
-    assert first.info().writers[1].name == second.info().writers[1].name == "second"
 
 
 @pytest.mark.parametrize("limits", [{"hot_rows": 1000}, {"hot_rows": 1000, "max_rows": 3000}])
@@ -362,7 +358,7 @@ def test_the_picture(shared: tuple[Store, Store, Path]) -> None:
     assert f"of the newest {len(world.ended)} episodes" in text
     row = next(line for line in text.splitlines() if line.startswith(" second"))
     assert row.split()[2] == "400"
-    assert row.rstrip().endswith("2 min ago")
+    assert row.rstrip().endswith("2 min")
     assert isinstance(seen.shards[0], ShardInfo)
 
 

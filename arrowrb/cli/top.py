@@ -76,7 +76,7 @@ def _counts(run: RunInfo) -> Table:
         "out": _out(run),
         "transitions": f"{run.num_transitions:,}, {run.num_evicted:,} dropped",
         "episodes": f"{run.num_episodes:,} begun, {run.num_running:,} running, {run.num_finished:,} seen to end, "
-        f"{_rate(run.finished_per_second)} a second",
+        f"{_rate(run.finished_per_second)}/s",
         "return": _spread(run.returns),
         "length": _spread(run.lengths),
         **dict(run.tiers.lines()),
@@ -99,26 +99,25 @@ def _out(run: RunInfo) -> str:
 
 
 def _shards(shards: tuple[ShardInfo, ...], now: float) -> Table:
-    names = ("shard", "writer", "transitions", "a second", "lanes", "running", "policy", "lag", "newest")
+    names = ("shard", "writer", "transitions", "/s", "running", "policy", "lag", "age")
     table = _table(names, left=2)
     for each in shards:
-        newest = "-" if each.last_write is None else f"{_seconds(now - each.last_write)} ago"
+        age = "-" if each.last_write is None else _seconds(now - each.last_write)
         table.add_row(
             each.name,
             _process(each.pid, each.alive),
             f"{each.num_committed:,}",
             _rate(each.per_second),
-            f"{each.num_lanes:,}",
-            f"{each.num_running:,}",
+            f"{each.num_running:,} of {each.num_lanes:,}" if each.num_lanes else "-",
             _number(each.policy_version),
             _number(each.policy_lag),
-            newest,
+            age,
         )
     return table
 
 
 def _samplers(samplers: tuple[LogInfo, ...]) -> Table:
-    table = _table(("sampler", "process", "batches", "of rows", "rows a second"), left=2)
+    table = _table(("sampler", "process", "batches", "of rows", "rows/s"), left=2)
     for each in samplers:
         table.add_row(
             each.name,
