@@ -3,7 +3,7 @@
 The map of the house; each row imports only from rows below it, and names on one row never import each other:
 
     cli/                                            the command line
-    collector/, importing/, datasets                steps environments into stores; data sets into them; for DataLoader
+    collector/, importing/, datasets, monitor/      environments into stores; data sets; for DataLoader; seeing a run
     store                                           create, open, write, read: the public face
     upkeep, sampling                                what is about all of a store; batches by index
     named, mixture                                  samplers that checkpoints keep; several at once
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from .limiter import LimiterInfo, Participant, SampleToInsertRatio
     from .loader import to_torch
     from .mixture import Mixture
+    from .monitor import Monitor, RunInfo
     from .recorder import Recorder
     from .sampler import Sampler
     from .samplers import (
@@ -106,6 +107,7 @@ __all__ = [
     "LimiterInfo",
     "LockedError",
     "Mixture",
+    "Monitor",
     "OptionError",
     "Participant",
     "Prioritized",
@@ -115,6 +117,7 @@ __all__ = [
     "ReadOnlyError",
     "Recorder",
     "RowError",
+    "RunInfo",
     "SampleToInsertRatio",
     "Sampler",
     "SamplerInfo",
@@ -165,6 +168,7 @@ _HOMES = {
     "LimiterInfo": "limiter",
     "LockedError": "errors",
     "Mixture": "mixture",
+    "Monitor": "monitor",
     "OptionError": "errors",
     "Participant": "limiter",
     "Prioritized": "samplers",
@@ -174,6 +178,7 @@ _HOMES = {
     "ReadOnlyError": "errors",
     "Recorder": "recorder",
     "RowError": "errors",
+    "RunInfo": "monitor",
     "SampleToInsertRatio": "limiter",
     "Sampler": "sampler",
     "SamplerInfo": "info",

@@ -3,12 +3,91 @@
 from __future__ import annotations
 
 import html
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
-from . import checkpoints
+from . import checkpoints, files
 from .checkpoints import Checkpoint
-from .engine import Engine
+from .engine import Engine, SegmentView, Snapshot
+from .engine.paths import shard_paths
+from .engine.tables import ORDINAL, TIME
 from .limiter import LimiterInfo
+from .manifest import SegmentEntry
+
+
+@dataclass(frozen=True, slots=True)
+class WriterInfo:
+    """A shard, and who writes it.
+
+    Attributes:
+        shard: its number.
+        name: its name, such as ``main`` or ``worker-0``.
+        pid: the process that has it open for writing, or has died so; None where it was closed in order.
+        alive: whether that process runs.
+        num_transitions: transitions of it that can be sampled.
+        last_write: when its newest row was collected, in seconds since the epoch; None where there is none.
+    """
+
+    shard: int
+    name: str
+    pid: int | None
+    alive: bool
+    num_transitions: int
+    last_write: float | None
+
+    def __str__(self) -> str:
+        who = f"process {self.pid}" if self.alive else "no writer"
+        if self.pid is not None and not self.alive:
+            who += f" (process {self.pid} died)"
+        told = f"{self.name}: {who}, {self.num_transitions:,} transitions"
+        if self.last_write is None:
+            return told
+        return f"{told}, the newest of {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.last_write))}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """What segments take.
+
+    Attributes:
+        num_segments: how many by state: open and sealed (in the hot tier), and cold.
+        allocated_rows, allocated_bytes: room that the segments of the hot tier take on disk.
+        cold_rows, cold_bytes: rows and bytes of the Parquet files.
+    """
+
+    num_segments: dict[str, int]
+    allocated_rows: int
+    allocated_bytes: int
+    cold_rows: int
+    cold_bytes: int
+
+    @classmethod
+    def of(cls, segments: Iterable[SegmentEntry]) -> Self:
+        """Of these segments."""
+        segments = list(segments)
+        hot = [entry for entry in segments if entry.tier == "hot"]
+        cold = [entry for entry in segments if entry.tier == "cold"]
+        return cls(
+            num_segments={
+                "open": sum(not entry.sealed for entry in hot),
+                "sealed": sum(entry.sealed for entry in hot),
+                "cold": len(cold),
+            },
+            allocated_rows=sum(entry.rows for entry in hot),
+            allocated_bytes=sum(entry.bytes for entry in hot),
+            cold_rows=sum(entry.num_rows for entry in cold),
+            cold_bytes=sum(entry.bytes for entry in cold),
+        )
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Label and value of each line of a table."""
+        return [
+            ("segments", ", ".join(f"{count} {state}" for state, count in self.num_segments.items())),
+            ("hot tier", f"{human_bytes(self.allocated_bytes)} for {self.allocated_rows:,} rows"),
+            ("cold tier", f"{human_bytes(self.cold_bytes)} for {self.cold_rows:,} rows"),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +109,8 @@ class StoreInfo:
         row_bytes: bytes of one row.
         bytes_per_transition: allocated bytes of rows in use a transition, tails included.
         checkpoints: the named points that there are, oldest first.
-        writer_pid: the process that has the store open for writing, if any.
+        writer_pid: the process that has the store open for writing, if any; the first where there are several.
+        writers: each shard, and who writes it.
         limiter: by which collecting and sampling wait for each other, and who does; None where there is none.
         columns: name, dtype and shape of each column of the schema.
     """
@@ -52,6 +132,7 @@ class StoreInfo:
     bytes_per_transition: float | None
     checkpoints: tuple[Checkpoint, ...]
     writer_pid: int | None
+    writers: tuple[WriterInfo, ...]
     limiter: LimiterInfo | None
     columns: tuple[tuple[str, str, tuple[int, ...]], ...]
 
@@ -68,6 +149,7 @@ class StoreInfo:
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of each line of a table."""
+        tiers = Tiers(self.num_segments, self.allocated_rows, self.allocated_bytes, self.cold_rows, self.cold_bytes)
         lines = [
             ("store", self.path),
             ("environment", self.env_id or "-"),
@@ -76,9 +158,7 @@ class StoreInfo:
             ("rows, tails included", f"{self.num_rows:,}"),
             ("dropped", f"{self.num_evicted:,} transitions"),
             ("breaks", f"{self.num_breaks:,}"),
-            ("segments", ", ".join(f"{count} {state}" for state, count in self.num_segments.items())),
-            ("hot tier", f"{human_bytes(self.allocated_bytes)} for {self.allocated_rows:,} rows"),
-            ("cold tier", f"{human_bytes(self.cold_bytes)} for {self.cold_rows:,} rows"),
+            *tiers.lines(),
             ("pinned", human_bytes(self.pinned_bytes)),
             ("bytes a row", f"{self.row_bytes:,}"),
         ]
@@ -89,6 +169,7 @@ class StoreInfo:
             told = f"{point.num_transitions:,} transitions, {later:,} later{', kept' if point.keep else ''}"
             lines.append(("checkpoint", f"{point.name}: {told}"))
         lines.append(("writer", "none" if self.writer_pid is None else f"process {self.writer_pid}"))
+        lines += [(f"shard {each.shard}", str(each)) for each in self.writers]
         return lines if self.limiter is None else [*lines, *self.limiter.rows()]
 
     def html(self) -> str:
@@ -188,11 +269,9 @@ def human_bytes(count: float) -> str:
 
 
 def describe(engine: Engine) -> StoreInfo:
-    """Look at a store without reading its rows."""
+    """Look at a store without reading its rows, but for the times of the newest."""
     snapshot = engine.snapshot()
-    segments = [entry for manifest in engine.manifests() for entry in manifest.segments]
-    hot = [entry for entry in segments if entry.tier == "hot"]
-    cold = [entry for entry in segments if entry.tier == "cold"]
+    tiers = Tiers.of(entry for manifest in engine.manifests() for entry in manifest.segments)
     records = snapshot.records
     row_bytes = engine.schema.row_bytes
     num_rows = sum(record.watermark for record in records) - sum(each.num_rows for each in snapshot.evicted)
@@ -205,20 +284,51 @@ def describe(engine: Engine) -> StoreInfo:
         num_rows=num_rows,
         num_evicted=sum(record.num_transitions for record in records) - transitions,
         num_breaks=sum(record.num_breaks for record in records),
-        num_segments={
-            "open": sum(not entry.sealed for entry in hot),
-            "sealed": sum(entry.sealed for entry in hot),
-            "cold": len(cold),
-        },
-        allocated_rows=sum(entry.rows for entry in hot),
-        allocated_bytes=sum(entry.bytes for entry in hot),
-        cold_rows=sum(entry.num_rows for entry in cold),
-        cold_bytes=sum(entry.bytes for entry in cold),
+        num_segments=tiers.num_segments,
+        allocated_rows=tiers.allocated_rows,
+        allocated_bytes=tiers.allocated_bytes,
+        cold_rows=tiers.cold_rows,
+        cold_bytes=tiers.cold_bytes,
         pinned_bytes=engine.pinned_bytes,
         row_bytes=row_bytes,
         bytes_per_transition=num_rows * row_bytes / transitions if transitions else None,
         checkpoints=tuple(checkpoints.read_all(engine.path, engine.file.store_id)),
         writer_pid=engine.writer_pid(),
+        writers=describe_writers(engine, snapshot),
         limiter=engine.limiting.look(),
         columns=tuple((column.name, column.dtype, column.shape) for column in engine.schema.columns),
     )
+
+
+def describe_writers(engine: Engine, snapshot: Snapshot) -> tuple[WriterInfo, ...]:
+    """Each shard of a snapshot, and who writes it, as far as can be seen from here."""
+    names = {manifest.shard: manifest.name for manifest in engine.manifests()}
+    newest: dict[int, int] = {}
+    for view in snapshot.layout.views:
+        moment = _newest_time(view, snapshot.records[view.shard].watermark)
+        newest[view.shard] = max(moment, newest.get(view.shard, 0))
+    told = []
+    for shard, (record, evicted) in enumerate(zip(snapshot.records, snapshot.evicted, strict=True)):
+        pid, alive = writer_of(engine, shard)
+        count = record.num_transitions - evicted.num_transitions
+        last = newest.get(shard, 0)
+        told.append(WriterInfo(shard, names.get(shard, "?"), pid, alive, count, last / 1e6 if last else None))
+    return tuple(told)
+
+
+def writer_of(engine: Engine, shard: int) -> tuple[int | None, bool]:
+    """The process that has a shard open for writing, or has died so, and whether it runs."""
+    own = engine.writer_shard
+    if own is not None and own.paths.number == shard:
+        return engine.writer_pid(), True
+    holder = files.read_holder(shard_paths(engine.path, shard).holder)
+    return (None, False) if holder is None else (holder.pid, files.is_alive(holder.pid))
+
+
+def _newest_time(view: SegmentView, watermark: int) -> int:
+    """When the newest row of a segment was collected, in microseconds; 0 where it has none."""
+    if view.entry.sealed:
+        return view.entry.last_time
+    ordinals = view.column(ORDINAL)
+    there = (ordinals > 0) & (ordinals <= watermark)
+    return int(view.column(TIME)[there].max(initial=0))

@@ -302,8 +302,8 @@ def test_version_and_help() -> None:
     assert run("--version") == (0, f"arrowrb {arrowrb.__version__}\n", "")
     code, out, _ = run("--help")
     assert code == 0
-    assert all(name in out for name in ("collect", "info", "sql"))
-    for name in ("collect", "info", "sql"):
+    assert all(name in out for name in ("collect", "info", "top", "sql"))
+    for name in ("collect", "info", "top", "sql"):
         assert run(name, "--help")[0] == 0
 
 

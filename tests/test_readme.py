@@ -42,7 +42,7 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for line in block.splitlines()
         if line.startswith("arrowrb ")
     ]
-    names = ["collect", "info", "sql", "export", "import", "merge", "maintain", "verify", "repair", "backup"]
+    names = ["collect", "info", "top", "sql", "export", "import", "merge", "maintain", "verify", "repair", "backup"]
     assert [command[0] for command in commands] == names
     for command in commands:
         arguments = ["2000" if each == "100000" else each for each in command]

@@ -1,14 +1,8 @@
-"""The commands, and how they end.
-
-Exit codes: 0 done; 1 an error of ours, told in one line on stderr; 2 wrong usage; 130 interrupted; 141 nobody reads
-what is printed.
-"""
+"""The commands, and their options."""
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -16,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
 
 import arrowrb
+from arrowrb.cli.application import app
 from arrowrb.cli.collecting import Wanted, collect_into
 from arrowrb.cli.importing import Import, import_into, merge_into, print_imported
 from arrowrb.cli.printing import (
@@ -30,7 +24,9 @@ from arrowrb.cli.printing import (
     print_result,
     show_progress,
 )
-from arrowrb.errors import ArrowRBError
+from arrowrb.cli.top import watch
+
+__all__ = ["app"]
 
 Format = Literal["table", "json", "csv"]
 
@@ -44,62 +40,6 @@ _HotRows = Annotated[
     int | None, typer.Option(min=1000, help="Rows in mapped files; older ones go to Parquet.", show_default=False)
 ]
 _MaxRows = Annotated[int | None, typer.Option(min=1000, help="Transitions that a new store keeps.", show_default=False)]
-
-
-class _Commands(TyperGroup):
-    """Turns errors into one line and an exit code, whatever the command."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # Whatever is still buffered must not fail again when the interpreter flushes it at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(141) from None
-        except (ArrowRBError, OSError) as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            raise typer.Exit(1) from None
-        return result
-
-
-app = typer.Typer(
-    cls=_Commands,
-    name="arrowrb",
-    help="A replay store for reinforcement learning: collect into it, look at it, ask it questions in SQL.",
-    epilog="Exit codes: 0 done, 1 an error, 2 wrong usage, 130 interrupted.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def main() -> None:
-    """The entry point `arrowrb`."""
-    if sys.stdout is None:  # closed by the caller
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
-    app(prog_name="arrowrb")
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"arrowrb {arrowrb.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
-    ] = False,
-) -> None:
-    pass
 
 
 def _parse_kwargs(text: str | None) -> dict[str, Any]:
@@ -141,8 +81,28 @@ def collect(
     hot_rows: _HotRows = None,
     max_rows: _MaxRows = None,
     append: Annotated[bool, typer.Option("--append", help="Go on with a store that is there already.")] = False,
+    workers: Annotated[
+        int,
+        typer.Option(min=0, max=1024, help="Processes that step --num-envs environments each, and write side by side."),
+    ] = 0,
+    sync: Annotated[
+        bool,
+        typer.Option(
+            "--sync/--async",
+            help="Whether workers share each commit's transitions out, or collect freely, each by itself.",
+        ),
+    ] = True,
+    restart_workers: Annotated[
+        int, typer.Option(min=0, help="How many times workers that failed or were killed are started again.")
+    ] = 0,
 ) -> None:
-    """Step an environment with random actions into a store, which is created if it is missing."""
+    """Step an environment with random actions into a store, which is created if it is missing.
+
+    With --workers the last line of an error says what happened, and above it stands the traceback of the worker.
+    See the run by `arrowrb top STORE` in another terminal.
+    """
+    if not workers and (restart_workers or not sync):
+        raise typer.BadParameter("--async and --restart-workers are about workers. Give --workers, too.")
     wanted = Wanted(
         env_id=env_id,
         path=store,
@@ -156,6 +116,9 @@ def collect(
         hot_rows=hot_rows,
         max_rows=max_rows,
         append=append,
+        workers=workers,
+        sync=sync,
+        restart_workers=restart_workers,
     )
     if not collect_into(wanted):
         raise typer.Exit(130)
@@ -186,6 +149,25 @@ def info(
             last, described = described, opened.info()
             if described != last:
                 print_info(described, form, header=form != "csv")
+
+
+@app.command()
+def top(
+    store: Annotated[Path, _STORE],
+    interval: Annotated[float, typer.Option(min=0.01, max=86_400, help="Seconds between looks.")] = 1.0,
+    once: Annotated[
+        bool, typer.Option("--once", help="Look for one interval, print one picture, and end; for scripts.")
+    ] = False,
+    form: Annotated[
+        Literal["table", "json"],
+        typer.Option("--format", "-f", help="A table that is drawn in place; JSON for programs, a line for each look."),
+    ] = "table",
+) -> None:
+    """See a run live, from any terminal: who writes how fast, how episodes went, what is sampled. Ends with Ctrl-C.
+
+    Rates are those of the last ten seconds, returns and lengths of the last 100 episodes that ended.
+    """
+    watch(store, interval=interval, once=once, form=form)
 
 
 @app.command()

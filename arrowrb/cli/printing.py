@@ -41,18 +41,19 @@ def print_info(described: StoreInfo, form: str, *, header: bool = True) -> None:
         table.add_column(overflow="fold")
         for label, value in described.rows():
             table.add_row(label, Text(value))
-        _console().print(table)
+        make_console().print(table)
         return
     values = asdict(described)
     del values["columns"]
     if form == "json":
-        print(json.dumps(_plain(values), allow_nan=False))
+        print(json.dumps(plain(values), allow_nan=False))
         return
     limiter = values.pop("limiter") or {}
     for name in LimiterInfo.__slots__:
         if name != "participants":
             values[f"limiter_{name}"] = limiter.get(name)
     values["checkpoints"] = " ".join(point.name for point in described.checkpoints)
+    values["writers"] = " ".join(f"{each.name}={each.pid if each.alive else ''}" for each in described.writers)
     for state, count in values.pop("num_segments").items():
         values[f"num_segments_{state}"] = count
     _write_csv(list(values), [list(values.values())], header=header)
@@ -62,7 +63,7 @@ def print_columns(columns: Iterable[tuple[str, str, tuple[int, ...]]], form: str
     """Name, dtype and shape of each column of a schema."""
     names = ["name", "dtype", "shape"]
     if form == "table":
-        _console().print(_table(names, [[name, dtype, str(shape)] for name, dtype, shape in columns], set()))
+        make_console().print(_table(names, [[name, dtype, str(shape)] for name, dtype, shape in columns], set()))
     elif form == "json":
         _write_json(dict(zip(names, row, strict=True)) for row in columns)
     else:
@@ -74,7 +75,7 @@ def print_actions(actions: Iterable[Action], form: str) -> None:
     names = ["action", "shard", "segment", "transitions", "bytes"]
     rows = [[each.kind, each.shard, each.segment, each.num_transitions, each.num_bytes] for each in actions]
     if form == "table":
-        _console().print(_table(names, rows, {1, 2, 3, 4}))
+        make_console().print(_table(names, rows, {1, 2, 3, 4}))
     elif form == "json":
         _write_json(dict(zip(names, row, strict=True)) for row in rows)
     else:
@@ -114,7 +115,7 @@ def print_repaired(done: Repaired, form: str) -> None:
         _write_csv(names, rows)
     else:
         if rows:
-            _console().print(_table(names, rows, {0, 1, 3, 4, 5, 6}))
+            make_console().print(_table(names, rows, {0, 1, 3, 4, 5, 6}))
         if done.aside is None and not done.problems:
             print("All is well: nothing was done.")
             return
@@ -148,14 +149,14 @@ def print_result(result: pa.Table, form: str, limit: int) -> None:
     else:
         shown = result if limit == 0 else result.slice(0, limit)
         right = {i for i, each in enumerate(result.schema) if _is_number(str(each.type))}
-        console = _console()
+        console = make_console()
         console.print(_table(names, _rows(shown), right))
         if shown.num_rows < result.num_rows:
             print(f"{shown.num_rows:,} of {result.num_rows:,} rows are shown; --limit 0 shows all.", file=sys.stderr)
 
 
-def _console() -> Console:
-    """As wide as the terminal; where there is none, as wide as the table needs."""
+def make_console() -> Console:
+    """On stdout: as wide as the terminal; where there is none, as wide as the table needs."""
     return _Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH, soft_wrap=not sys.stdout.isatty())
 
 
@@ -182,7 +183,7 @@ def _cell(value: Any) -> Text:
     if isinstance(value, float):
         return Text(f"{value:.7g}")
     if isinstance(value, list | dict):
-        value = json.dumps(_rounded(_plain(value)), ensure_ascii=False)
+        value = json.dumps(_rounded(plain(value)), ensure_ascii=False)
     if isinstance(value, bytes):
         value = value.hex(" ")
     text = str(value)
@@ -217,14 +218,14 @@ def _values(column: pa.Array) -> list[Any]:
     return values
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON can say it."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, decimal.Decimal):
@@ -240,7 +241,7 @@ def _write_json(objects: Iterable[dict[str, Any]]) -> None:
     """A list with one object a line."""
     write, before = sys.stdout.write, "[\n"
     for each in objects:
-        write(before + json.dumps(_plain(each), allow_nan=False))
+        write(before + json.dumps(plain(each), allow_nan=False))
         before = ",\n"
     write("[]\n" if before == "[\n" else "\n]\n")
 
@@ -256,12 +257,12 @@ def _write_csv(names: Sequence[str], rows: Iterable[Sequence[Any]], *, header: b
 
 def _csv_cell(value: Any) -> Any:
     if isinstance(value, list | dict):
-        return json.dumps(_plain(value))
+        return json.dumps(plain(value))
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return repr(value)
-    return "" if value is None else _plain(value)
+    return "" if value is None else plain(value)
 
 
 def _problems(count: int) -> str:

@@ -54,8 +54,8 @@ from .paths import enclosing_store, is_store, outside_stores
 from .priority_files import PriorityFiles, check_values
 from .removing import remove_store
 from .repairing import Lost, Repaired, repair
-from .sample_logs import SampleLog, read_samples
-from .sampler_folders import SamplerFolder
+from .sample_logs import SampleLog, newest_batch, read_samples
+from .sampler_folders import SamplerFolder, sampler_folders
 from .shards import MAIN
 from .snapshot import Located, SegmentView, Snapshot
 from .verifying import Verified, verify
@@ -87,6 +87,7 @@ __all__ = [
     "create_store",
     "enclosing_store",
     "is_store",
+    "newest_batch",
     "now_microseconds",
     "outside_stores",
     "read_edges",
@@ -94,6 +95,7 @@ __all__ = [
     "read_store_file",
     "remove_store",
     "repair",
+    "sampler_folders",
     "stored_runs",
     "verify",
     "writer_options",

@@ -302,6 +302,24 @@ def _chunks(folder: Path, store_id: str) -> Iterator[_Chunk]:
                 raise
 
 
+def newest_batch(folder: Path, store_id: str) -> tuple[int, int] | None:
+    """The number of the newest batch of a sampler's log, which may be written just now, and how many rows it has.
+
+    Looks at the newest file alone, so that it costs little. None where there is no batch.
+    """
+    for number, path in reversed(log_files(folder).items()):
+        try:
+            chunk = _Chunk(path, _identity(store_id, folder.name, number))
+        except ArrowRBError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):  # which has gone meanwhile
+                raise
+            continue
+        stop = _end(chunk.columns["batch"])
+        if stop:
+            return int(chunk.columns["batch"][stop - 1]), int(chunk.columns["batch_size"][stop - 1])
+    return None
+
+
 def read_batch(store: Path, store_id: str, sampler: str, number: int) -> Logged:
     """One batch out of a sampler's log, which may be written meanwhile.
 
