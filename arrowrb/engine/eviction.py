@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from pathlib import Path
 
 from ..errors import FullError
 from ..retention import Piece, choose_evictions
@@ -31,17 +30,15 @@ class Eviction:
         num_shards: Callable[[], int],
     ) -> None:
         self._paths = paths
-        self._store: Path = paths.root.parent.parent
-        self._shard = paths.number
         self._segments = segments
         self._pieces = pieces
         self._num_shards = num_shards
         self._orders: OrdersFile | None = None
         self._find_orders()
         if num_shards() > 1:
-            prepare(self._store)
+            prepare(paths)
         self._told: Orders | None = None
-        self._kept = Kept(self._store, store_id)
+        self._kept = Kept(paths.root.parent.parent, store_id)
         # Of a version of the state: bytes that may go, transitions that may not, and the first segment that may.
         self._measured = (-1, 0, 0, 0)
 
@@ -95,7 +92,7 @@ class Eviction:
             return False
         if self._num_shards() == 1:  # only this process makes checkpoints, and has said already what they keep
             return self._segments.evict_one()
-        with dropping(self._store) as allowed:
+        with dropping(self._paths) as allowed:
             if not allowed:
                 return False
             self._look_at_checkpoints()
@@ -106,12 +103,12 @@ class Eviction:
         if self._orders is None:
             self._find_orders()
         if self._kept.is_new():
-            with dropping(self._store) as allowed:
+            with dropping(self._paths) as allowed:
                 if allowed:
                     self._look_at_checkpoints()
 
     def _look_at_checkpoints(self) -> None:
-        below = self._kept.below(self._shard)
+        below = self._kept.below(self._paths.number)
         if below != self._segments.limits.keep_below:
             self._segments.keep(below)
             self._segments.touch()

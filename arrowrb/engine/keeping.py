@@ -1,9 +1,11 @@
 """Which segments are kept for good, since a checkpoint says so, and how that and dropping them exclude each other.
 
-A checkpoint is made by one process, segments are dropped by others. Both take a lock of the store: the one from before
-it looks at the commits of the shards until its file is there, the others while they drop a segment from a manifest, and
-they look at the checkpoints then. So whatever a checkpoint speaks of is there when it is made, and stays if it says so.
-Who drops does not wait: it tries again later. The lock is freed by the kernel when its holder dies.
+A checkpoint is made by one process, segments are dropped by others. Each shard has a lock for that: who makes a
+checkpoint takes those of all shards, from before it looks at their commits until its file is there; a writer takes that
+of its shard while it drops a segment from the manifest, and looks at the checkpoints then. So whatever a checkpoint
+speaks of is there when it is made, and stays if it says so. Writers do not wait for each other, nor for a checkpoint:
+they try again later. One checkpoint is made at a time, by one more lock. Locks are freed by the kernel when their
+holder dies.
 """
 
 from __future__ import annotations
@@ -11,14 +13,16 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from .. import checkpoints, files
 from ..checkpoints import Checkpoint
 from ..errors import FullError, LockedError, StoreNotFoundError
-from .paths import CHECKPOINTS
+from .paths import CHECKPOINTS, ShardPaths, list_shards, shard_paths
 
 _PATIENCE_SECONDS: Final = 60.0
 _PAUSE_SECONDS: Final = 0.002
@@ -26,48 +30,54 @@ _SETTLED_SECONDS: Final = 0.1  # so much later another change of a folder has an
 _TRIES: Final = 5
 
 
-def _take(store: Path) -> files.Lock:
+def _lock(store: Path, name: str) -> files.Lock:
     return files.Lock(
-        store / "shards" / "keeping",
-        store / "shards" / "keeper.json",
-        what=f"Checkpoints of {store} are being made, or segments dropped,",
+        store / "shards" / name,
+        store / "shards" / f"{name}.json",
+        what=f"A checkpoint of {store} is being made, or a segment dropped,",
         remedy="Try again when it is done.",
     )
 
 
-def prepare(store: Path) -> None:
-    """Make the lock's file while there is room for it."""
+def _lock_of(paths: ShardPaths) -> files.Lock:
+    return _lock(paths.root.parent.parent, f"dropping-{paths.root.name}")
+
+
+def prepare(paths: ShardPaths) -> None:
+    """Make the file of a shard's lock while there is room for it."""
     with contextlib.suppress(LockedError, FullError):
-        _take(store).release()
+        _lock_of(paths).release()
 
 
 @contextlib.contextmanager
 def nothing_is_dropped(store: Path) -> Iterator[None]:
-    """A block in which no segment of any shard is dropped for good.
+    """A block to make a checkpoint in: no segment of any shard is dropped for good meanwhile.
 
     Raises:
         LockedError: if another process makes a checkpoint, and does not come to an end.
     """
     patience = time.monotonic() + _PATIENCE_SECONDS
+    with contextlib.ExitStack() as held:
+        held.callback(_wait_for(partial(_lock, store, "keeping"), patience).release)
+        for number in list_shards(store):
+            held.callback(_wait_for(partial(_lock_of, shard_paths(store, number)), patience).release)
+        yield
+
+
+def _wait_for(take: Callable[[], files.Lock], patience: float) -> files.Lock:
     while True:
         try:
-            lock = _take(store)
-            break
+            return take()
         except LockedError:
             if time.monotonic() > patience:
                 raise
             time.sleep(_PAUSE_SECONDS)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
-def dropping(store: Path) -> Iterator[bool]:
-    """A block in which no checkpoint is made; False where one is being made just now, or no lock can be made."""
+def _tried(take: Callable[[], files.Lock]) -> Iterator[bool]:
     try:
-        lock = _take(store)
+        lock = take()
     except (LockedError, FullError):
         yield False
         return
@@ -75,6 +85,16 @@ def dropping(store: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+def dropping(paths: ShardPaths) -> AbstractContextManager[bool]:
+    """A block to drop a shard's segments in; False where a checkpoint is being made, or no lock can be made."""
+    return _tried(partial(_lock_of, paths))
+
+
+def no_checkpoint_is_made(store: Path) -> AbstractContextManager[bool]:
+    """A block in which nobody makes a checkpoint; False where somebody does."""
+    return _tried(partial(_lock, store, "keeping"))
 
 
 class Kept:

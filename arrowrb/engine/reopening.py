@@ -20,7 +20,7 @@ from ..recovery import BlockEnd, LanePlan, WaitingCopy, plan_lanes
 from ..rows import End, Kind, row_id_base
 from ..tiers.hot import HotSegment
 from ..writer import MAX_LANES, OpenSegment
-from .keeping import dropping
+from .keeping import no_checkpoint_is_made
 from .paths import ShardPaths, is_leftover
 from .tables import EPISODE, KIND, LANE, ORDINAL, STEP, TIME, column_of, read_runs
 
@@ -34,7 +34,7 @@ def remove_leftovers(paths: ShardPaths, manifest: Manifest) -> None:
     _remove(_temporary(paths.root))
     store = paths.root.parent.parent
     if _temporary(store / checkpoints.FOLDER):
-        with dropping(store) as allowed:  # else a checkpoint is being made
+        with no_checkpoint_is_made(store) as allowed:
             _remove(_temporary(store / checkpoints.FOLDER) if allowed else [])
 
 
