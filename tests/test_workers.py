@@ -22,7 +22,7 @@ import torch
 import arrowrb
 from arrowrb import Collector, Schema, Store
 from arrowrb.errors import ClosedError, LockedError, OptionError, UsageError, WorkerError
-from tests.counting import Counting, check_counting
+from tests.counting import LENGTH, Counting, check_counting
 
 
 class Constant(torch.nn.Module):
@@ -516,3 +516,23 @@ def test_workers_wait_for_a_learner(tmp_path: Path) -> None:
         assert not any(alive(pid) for pid in pids)
         assert len(store) <= 100 + 1000 + 50 + 2 * 10 + 20
         check_counting(store)
+
+
+def test_workers_fill_a_store_that_keeps_so_much_only() -> None:
+    """Limits are for all shards together; what a batch says was dropped meanwhile is not in it."""
+    with Store.temporary(schema(), max_rows=2_000) as store:
+        with Collector(
+            Counting, num_envs=2, num_workers=2, sync=False, store=store, frames_per_batch=50, total_frames=20_000
+        ) as collector:
+            sampler = store.sampler(batch_size=64, seed=1)
+            for batch in collector:
+                assert batch.num_rows <= 50
+                sampler.sample()
+        assert collector.num_frames == 20_000
+        assert store.info().num_evicted == 20_000 - len(store)
+        assert 1_000 < len(store) <= 2_000 + 2_000 // 8
+        assert (
+            store.sql("SELECT count(*) FROM episodes WHERE ended_by <> 'running'").fetchall()[0][0] >= 20_000 // LENGTH
+        )
+        newest = store.sql("SELECT max(step), count(DISTINCT row_id >> 48) FROM transitions").fetchall()[0]
+        assert newest == (LENGTH - 1, 2)
