@@ -340,7 +340,7 @@ def test_what_a_worker_raises_ends_the_run() -> None:
         check_counting(store)
 
 
-def test_workers_are_started_again() -> None:
+def test_workers_are_started_again(caplog: pytest.LogCaptureFixture) -> None:
     """Each fails after 45 steps; what was committed stays, and what was asked for comes."""
     with Store.temporary(schema()) as store:
         for sync in (True, False):
@@ -355,11 +355,14 @@ def test_workers_are_started_again() -> None:
             ) as collector:
                 before = len(store)
                 ids = [row for batch in collector for row in batch["row_id"].to_pylist()]
-                assert collector.num_restarts >= 3
+                assert collector.num_restarts == len(collector.failures) >= 3
+                assert all(isinstance(error, ZeroDivisionError) for error in collector.failures)
                 assert len(ids) == len(set(ids)) == len(store) - before == 200
         check_counting(store)
         cut = store.sql("SELECT count(*) FROM episodes WHERE ended_by = 'cut' AND length < 7").fetchall()[0][0]
         assert cut >= 6
+        assert "the environment broke" in caplog.text
+        assert "started again" in caplog.text
 
 
 def test_a_killed_worker_is_noticed() -> None:

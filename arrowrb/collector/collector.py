@@ -88,8 +88,8 @@ class Collector:
             num_workers: How many processes step environments; with 0 this one does. Started by spawn.
             sync: Whether all workers collect for each batch, under the same version of the policy, and wait in
                 between; else they run freely, and the batch that is there first comes first.
-            restart_workers: How many times workers that raised or were killed are started again. Their running episodes
-                are cut, and what they had committed stays.
+            restart_workers: How many times workers that raised or were killed are started again; see `failures`. Their
+                running episodes are cut, and what they had committed stays.
 
         Raises:
             EnvironmentFault: If the environment does not keep to Gymnasium's API, or does not say its autoreset mode.
@@ -208,7 +208,12 @@ class Collector:
     @property
     def num_restarts(self) -> int:
         """How many times a worker was started again."""
-        return self._source.num_restarts if isinstance(self._source, Fleet) else 0
+        return len(self.failures)
+
+    @property
+    def failures(self) -> tuple[BaseException, ...]:
+        """Why workers were started again: what they raised, or a WorkerError. Told to the logger ``arrowrb``, too."""
+        return tuple(self._source.failures) if isinstance(self._source, Fleet) else ()
 
     @property
     def policy_version(self) -> int:

@@ -8,6 +8,7 @@ committed an order whole, in part, or not at all; its shard tells which, and onl
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import queue
 import threading
@@ -30,6 +31,7 @@ from arrowrb.engine import Engine
 from arrowrb.errors import ClosedError, OptionError, UsageError
 from arrowrb.schema import Schema
 
+_log: Final = logging.getLogger("arrowrb")
 _AHEAD: Final = 2  # orders that a worker which runs freely has
 _CLOSE_SECONDS: Final = 15.0
 _KILL_SECONDS: Final = 2.0
@@ -97,7 +99,8 @@ class Fleet:
             self._weights = SharedWeights(policy)
             self._weights.publish(policy, 0)
         self.num_workers = num_workers
-        self.num_frames = self.num_restarts = 0
+        self.num_frames = 0
+        self.failures: list[BaseException] = []  # of workers that were started again
         self.worker: int | None = None
         self._most_restarts = restarts
         self._granted = 0  # transitions that were ordered, or are there
@@ -240,11 +243,13 @@ class Fleet:
         with self._guard:
             if self._closing:
                 return
-            if self.num_restarts < self._most_restarts and worker.shard >= 0:
-                self.num_restarts += 1
+            error = worker.error(code)
+            if len(self.failures) < self._most_restarts and worker.shard >= 0:
+                self.failures.append(error)
+                _log.warning("%s It is started again.", error.__cause__ or error)
                 self._launch(worker)
             else:
-                self._events.put(worker.error(code))
+                self._events.put(error)
 
     # -- orders --------------------------------------------------------------------------------------------------
 

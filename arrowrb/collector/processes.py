@@ -52,9 +52,10 @@ class WorkerProcess:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         payload = pickled(job)
-        self.process = context.Process(target=work, args=(payload, weights, theirs), name=f"arrowrb-{self.name}")
+        process = context.Process(target=work, args=(payload, weights, theirs), name=f"arrowrb-{self.name}")
         with _without_interrupts():
-            self.process.start()
+            process.start()
+        self.process = process
         theirs.close()
         self.connection, self.ready, self.failure = ours, False, None
 
