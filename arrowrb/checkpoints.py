@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from . import files, nested
 from .commits import Record
@@ -188,14 +188,22 @@ def path_of(store: Path, name: str) -> Path:
     return path
 
 
+def _opened(store: Path, name: str, path: Path) -> BinaryIO:
+    try:
+        return open(files.open_file(path), "rb")
+    except FileNotFoundError:
+        raise StoreNotFoundError(f"{store} has no checkpoint {name!r} any more: it was removed just now.") from None
+
+
 def read(store: Path, store_id: str, name: str) -> Checkpoint:
     """What a checkpoint says of the store's rows, without its tensors.
 
     Raises:
+        StoreNotFoundError: if there is none of that name.
         CorruptError: if it is damaged, or of another store.
     """
     path = path_of(store, name)
-    with files.explaining(path, "reading a checkpoint"), open(files.open_file(path), "rb") as file:
+    with files.explaining(path, "reading a checkpoint"), _opened(store, name, path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         header = file.read(min(length, _MOST_HEADER_BYTES))

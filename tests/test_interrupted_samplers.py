@@ -62,9 +62,9 @@ def test_interrupted_at_any_moment(interrupts: None, name: str) -> None:
                 signal.setitimer(signal.ITIMER_REAL, chance.uniform(2e-5, 4e-3))
                 for _ in range(30):
                     sampler.sample()
+                signal.setitimer(signal.ITIMER_REAL, 0)  # in here: it may ring meanwhile
             except (KeyboardInterrupt, RuntimeError, QueryError):  # DuckDB tells in its own words
                 hits += 1
-            signal.setitimer(signal.ITIMER_REAL, 0)
             seen: set[int] = set()
             for _ in range(15):
                 seen |= set(sampler.sample()["row_id"].flatten().tolist())

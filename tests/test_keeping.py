@@ -5,8 +5,12 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import pytest
+
+from arrowrb import checkpoints
 from arrowrb.engine import keeping
 from arrowrb.engine.paths import shard_paths
+from arrowrb.errors import StoreNotFoundError
 from arrowrb.store import Store
 from tests.test_shards import SCHEMA, Actor
 
@@ -66,3 +70,24 @@ def test_an_unfinished_checkpoint_of_another_writer_stays(tmp_path: Path) -> Non
             assert unfinished.exists()
         Store.open(path, mode="a", shard="one").close()
         assert not unfinished.exists()
+
+
+def test_a_checkpoint_is_removed_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "store"
+    with Store.create(path, SCHEMA) as store:
+        Actor(0).extend(store, 50)
+        store.checkpoint("one")
+        store.checkpoint("two", keep=True)
+        kept = keeping.Kept(path, store._engine.file.store_id)
+        real = checkpoints.path_of
+
+        def removing(folder: Path, name: str) -> Path:
+            found = real(folder, name)
+            if name == "one":
+                found.unlink()
+            return found
+
+        monkeypatch.setattr(checkpoints, "path_of", removing)
+        assert [each.name for each in kept.look()] == ["two"]
+        with pytest.raises(StoreNotFoundError, match="'one'"):
+            store.restore("one")
