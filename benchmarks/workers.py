@@ -25,7 +25,7 @@ from torch import nn
 import arrowrb
 
 CHEETAH, CARTPOLE = "HalfCheetah-v5", "CartPole-v1"
-LANES, WORKERS = 8, 2
+LANES, WORKERS, WARM = 8, 2, 3
 
 
 def bare_loop(env_id: str, frames: int, barrier: Any, results: Any) -> None:
@@ -57,7 +57,7 @@ def bare(count: int, frames: int) -> float:
 
 
 def collected(env_id: str, num_workers: int, frames: int, folder: Path, **options: Any) -> float:
-    """Transitions a second of workers that run freely, from the first batch that is there to the last."""
+    """Transitions a second of workers that run freely, once they are warm."""
     with gymnasium.make(env_id) as env:
         schema = arrowrb.Schema.from_env(env)
     with (
@@ -66,7 +66,8 @@ def collected(env_id: str, num_workers: int, frames: int, folder: Path, **option
             env_id, num_workers=num_workers, sync=False, store=store, total_frames=frames, seed=1, **options
         ) as collector,
     ):
-        next(collector)
+        for _ in range(WARM * num_workers):  # the first batch of a process loads what is compiled
+            next(collector)
         before, began = collector.num_frames, time.perf_counter()
         for _ in collector:
             pass
@@ -84,7 +85,9 @@ def torchrl(frames: int, folder: Path) -> float | None:
         from torchrl.envs import GymEnv, SerialEnv
     except ImportError:
         return None
-    buffer = TensorDictReplayBuffer(storage=LazyMemmapStorage(frames, scratch_dir=str(folder / "torchrl")))
+    buffer = TensorDictReplayBuffer(
+        storage=LazyMemmapStorage(frames, scratch_dir=str(folder / f"torchrl-{time.monotonic_ns()}"))
+    )
 
     def make() -> Any:
         return SerialEnv(LANES, lambda: GymEnv(CARTPOLE))
@@ -92,10 +95,11 @@ def torchrl(frames: int, folder: Path) -> float | None:
     collector = MultiAsyncCollector(
         [make] * WORKERS, None, frames_per_batch=LANES * 125, total_frames=frames, num_threads=1
     )
-    done, began = 0, 0.0
+    done, batches, began = 0, 0, 0.0
     for batch in collector:
         buffer.extend(batch.reshape(-1))
-        if not began:
+        batches += 1
+        if batches <= WARM * WORKERS:
             began = time.perf_counter()
         else:
             done += batch.numel()
