@@ -95,11 +95,10 @@ def torchrl(frames: int, folder: Path) -> float | None:
     collector = MultiAsyncCollector(
         [make] * WORKERS, None, frames_per_batch=LANES * 125, total_frames=frames, num_threads=1
     )
-    done, batches, began = 0, 0, 0.0
-    for batch in collector:
+    done, began = 0, 0.0
+    for number, batch in enumerate(collector):
         buffer.extend(batch.reshape(-1))
-        batches += 1
-        if batches <= WARM * WORKERS:
+        if number < WARM * WORKERS:
             began = time.perf_counter()
         else:
             done += batch.numel()
@@ -199,7 +198,7 @@ def drawing(rows: int, rounds: int, folder: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--frames", type=int, default=20_000)
+    parser.add_argument("--frames", type=int, default=60_000)
     parser.add_argument("--rows", type=int, default=1_000_000)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
