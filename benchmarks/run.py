@@ -8,7 +8,7 @@ from pathlib import Path
 
 SCRIPTS = (
     *("uniform", "strategies", "prioritized", "sequences", "pixels", "extending", "opening"),
-    *("durability", "footprint", "collecting", "tiers"),
+    *("durability", "footprint", "collecting", "workers", "tiers"),
 )
 
 
