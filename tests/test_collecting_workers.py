@@ -117,7 +117,8 @@ def test_workers_that_fail_are_started_again(tmp_path: Path) -> None:
     options = ("--workers", "1", "--frames", "120", "--frames-per-batch", "40", "--restart-workers", "2")
     with start(tmp_path, "worn_out:Failing-v0", str(path), *options) as process:
         out, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (0, "")
+    assert process.returncode == 0
+    assert err.count("Traceback") == err.count("It is started again.") == 2
     assert "Workers were started again 2 times." in out
     assert shards(path) == {"main": 0, "worker-0": 120}
 
@@ -138,7 +139,8 @@ def test_ctrl_c(tmp_path: Path) -> None:
     seen = json.loads(out)
     workers = [shard for shard in seen["shards"] if shard["name"].startswith("worker-")]
     assert [shard["name"] for shard in workers] == ["worker-0", "worker-1"]
-    assert all(shard["alive"] and shard["num_lanes"] == 1 for shard in workers)
+    assert all(shard["alive"] for shard in workers), workers
+    assert all(shard["num_lanes"] <= 1 for shard in workers), workers  # none between two segments
     assert (process.returncode, out_at_end) == (130, "")
     said = re.fullmatch(r"Ended early after ([\d,]+) transitions in .* now holds ([\d,]+) transitions of .*\n", err)
     assert said is not None, err
