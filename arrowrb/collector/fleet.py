@@ -127,9 +127,7 @@ class Fleet:
             self._launch(worker)
         self._thread.start()
         for _ in self._workers:
-            event = self._events.get()
-            if isinstance(event, BaseException):
-                raise self._failed(event)
+            self._hear()
 
     def _launch(self, worker: WorkerProcess) -> None:
         job = Job(
@@ -169,11 +167,14 @@ class Fleet:
         if self._weights is not None:
             self._weights.close()
 
-    def _failed(self, error: BaseException) -> BaseException:
-        """The run is over."""
-        self._error = error
-        self.close()
-        return error
+    def _hear(self) -> _Collected | Ready:
+        """What a worker says next; where one has failed the run is over, and its error raised."""
+        event = self._events.get()
+        if isinstance(event, BaseException):
+            self._error = event
+            self.close()
+            raise event
+        return event
 
     # -- what workers say, in the thread -----------------------------------------------------------------------------
 
@@ -315,19 +316,11 @@ class Fleet:
                 for worker in self._workers:
                     self._order_ahead(worker)
             self._started = True
-        while not self._parts or (self._share.sync and self._num_ordered()):
+        while not self._parts or (self._share.sync and (self._num_ordered() or not self._events.empty())):
             if not self._num_ordered() and self._events.empty():
                 self.close()  # all is collected
                 raise StopIteration
-            event = self._events.get()
-            if isinstance(event, BaseException):
-                raise self._failed(event)
-            if isinstance(event, _Collected):
-                self._parts.append(event)
-        while self._share.sync and not self._events.empty():  # of workers that had reported before this looked
-            event = self._events.get()
-            if isinstance(event, BaseException):
-                raise self._failed(event)
+            event = self._hear()
             if isinstance(event, _Collected):
                 self._parts.append(event)
         parts, self._parts = self._parts, []
@@ -350,9 +343,7 @@ class Fleet:
         """Whether there is more to come of workers that run by themselves; raises what one of them raised."""
         self._check()
         while not self._events.empty():
-            event = self._events.get()
-            if isinstance(event, BaseException):
-                raise self._failed(event)
+            event = self._hear()
             if isinstance(event, _Collected):
                 self.num_frames += event.until[1] - event.since[1]
         return bool(self._num_ordered())
