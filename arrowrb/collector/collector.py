@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from arrowrb.collector.environments import Wanted
 from arrowrb.collector.fleet import Fleet, Share
 from arrowrb.collector.loop import ENDLESS, Loop, Order, batch_size, check_number, check_numbers
 from arrowrb.collector.policies import is_module
@@ -112,26 +113,21 @@ class Collector:
         self._num_envs = num_envs
         self._source: Loop | Fleet
         self.closed = False
+        wanted = Wanted(env, num_envs, vectorization_mode, env_kwargs, vector_kwargs, wrappers, autoreset_mode)
         options: dict[str, Any] = {
-            "num_envs": num_envs,
-            "vectorization_mode": vectorization_mode,
-            "env_kwargs": env_kwargs,
-            "vector_kwargs": vector_kwargs,
-            "wrappers": wrappers,
             "frame_stack": frame_stack,
             "random_frames": init_random_frames,
             "max_frames_per_episode": max_frames_per_episode,
             "seed": seed,
-            "autoreset_mode": autoreset_mode,
         }
         if num_workers == 0:
             self._source = Loop(
-                env, policy, frames=self._frames, steps=self._steps, store=store, schema=schema, **options
+                wanted, policy, frames=self._frames, steps=self._steps, store=store, schema=schema, **options
             )
             self.schema = self._source.schema
             return
         share = Share(self._frames, self._steps, self._total, init_random_frames, sync)
-        self._source = fleet = Fleet(store, schema, env, policy, options, share, num_workers, restart_workers)
+        self._source = fleet = Fleet(store, schema, wanted, policy, options, share, num_workers, restart_workers)
         self.schema = fleet.schema
         weakref.finalize(self, fleet.close)
         try:

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from arrowrb.arrivals import rows_between
 from arrowrb.collector.batches import Batches
+from arrowrb.collector.environments import Wanted
 from arrowrb.collector.loop import Order, check_policy, engine_of, known_schema
 from arrowrb.collector.policies import check_callable, is_module
 from arrowrb.collector.processes import WorkerProcess, pickled
@@ -73,7 +74,7 @@ class Fleet:
         self,
         store: Any,
         schema: Schema | None,
-        env: Any,
+        wanted: Wanted,
         policy: Any,
         options: dict[str, Any],
         share: Share,
@@ -83,7 +84,7 @@ class Fleet:
         """Check what can be checked here; `start` starts them."""
         if store is None:
             raise OptionError("num_workers is given without a store, which workers write to. Give Store.temporary().")
-        if isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
+        if isinstance(wanted.env, gymnasium.Env | gymnasium.vector.VectorEnv):
             raise OptionError("env is an environment, which cannot be sent to workers. Give an id or a function.")
         known_schema(store, schema)
         self._engine: Engine = engine_of(store)  # type: ignore[assignment]
@@ -92,7 +93,7 @@ class Fleet:
             check_callable(policy)
         check_policy(self.schema, policy, share.random_frames, options["frame_stack"])
         self._store = store
-        self._env, self._policy, self._options, self._share = env, policy, options, share
+        self._wanted, self._policy, self._options, self._share = wanted, policy, options, share
         self.version = 0
         self._weights: Any = None
         if is_module(policy):
@@ -134,7 +135,7 @@ class Fleet:
             self._engine.path,
             worker.name,
             self._engine.options,
-            self._env,
+            self._wanted,
             copied(self._policy),
             self.version,
             {**self._options, "frames": self._share.frames, "steps": self._share.steps},
@@ -270,7 +271,7 @@ class Fleet:
     def _most_frames(self) -> int:
         """Transitions of one worker's batch, at most."""
         steps = self._share.steps
-        return self._share.frames if steps is None else steps * int(self._options["num_envs"])
+        return self._share.frames if steps is None else steps * self._wanted.num_envs
 
     def _order_ahead(self, worker: WorkerProcess) -> None:
         while len(worker.orders) < _AHEAD and self._left() > 0:

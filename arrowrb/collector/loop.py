@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -61,23 +61,17 @@ class Loop:
 
     def __init__(
         self,
-        env: Any,
-        policy: Any = None,
+        wanted: Wanted,
+        policy: Any,
         *,
-        num_envs: int = 1,
-        vectorization_mode: str | None = None,
-        env_kwargs: Mapping[str, Any] | None = None,
-        vector_kwargs: Mapping[str, Any] | None = None,
-        wrappers: Sequence[Callable[[Any], Any]] = (),
-        frame_stack: Mapping[str, int] | None = None,
-        frames: int = 200,
-        steps: int | None = None,
-        random_frames: int = 0,
-        max_frames_per_episode: int | None = None,
-        store: Any = None,
+        frame_stack: Mapping[str, int] | None,
+        frames: int,
+        steps: int | None,
+        random_frames: int,
+        max_frames_per_episode: int | None,
+        store: Any,
         schema: Schema | None = None,
-        seed: int | None = None,
-        autoreset_mode: Any = None,
+        seed: int | None,
     ) -> None:
         """See `Collector`; batches have so many `frames`, or `steps`; `random_frames` is how many may be asked for."""
         known = known_schema(store, schema)
@@ -86,7 +80,6 @@ class Loop:
         self.num_frames = 0
         self.refresh: Callable[[], int] | None = None
         self._closed = self._running = self._started = False
-        wanted = Wanted(env, num_envs, vectorization_mode, env_kwargs, vector_kwargs, wrappers, autoreset_mode)
         self._made = made = environments.make(wanted, known)
         layout = made.layout
         try:

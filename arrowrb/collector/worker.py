@@ -25,6 +25,7 @@ from typing import Any, Final
 import cloudpickle
 import numpy as np
 
+from arrowrb.collector.environments import Wanted
 from arrowrb.collector.loop import Loop, Order
 from arrowrb.engine import Engine, WriterOptions
 from arrowrb.errors import LockedError
@@ -77,7 +78,7 @@ class Job:
         path: Of the store.
         shard: The name of its own.
         writer: How the shard is opened.
-        env: See `Collector`.
+        wanted: Its environments.
         policy: Its copy of the policy; the weights of a module may be newer.
         version: Of that copy.
         options: Of its `Loop`.
@@ -87,7 +88,7 @@ class Job:
     path: Path
     shard: str
     writer: WriterOptions
-    env: Any
+    wanted: Wanted
     policy: Any
     version: int
     options: dict[str, Any]
@@ -184,7 +185,7 @@ class _Worker:
         self._seen: NewPolicy | None = None
         if weights is not None:
             self._take()
-        self._loop = Loop(job.env, self._policy, store=store, **job.options)
+        self._loop = Loop(job.wanted, self._policy, store=store, **job.options)
         if self._policy is not None and not job.sync:
             self._loop.refresh = self._refresh
         _seed(self._loop.policy_seed)
