@@ -27,13 +27,11 @@ import numpy as np
 
 from arrowrb.collector.environments import Wanted
 from arrowrb.collector.loop import Loop, Order
-from arrowrb.engine import Engine, WriterOptions
-from arrowrb.errors import LockedError
+from arrowrb.engine import Engine, WriterOptions, patiently
 from arrowrb.store import Store
 
 _GRACE_SECONDS: Final = 10.0  # for a step of an environment, and for closing the shard
 _LOCK_SECONDS: Final = 10.0  # the worker before, whose parent died, may still be closing the shard
-_PAUSE_SECONDS: Final = 0.05
 
 Moment = tuple[int, int]
 """Of a shard: the newest ordinal, and how many transitions there ever were."""
@@ -164,14 +162,10 @@ def _pickled(error: BaseException) -> bytes | None:
 
 
 def _open(job: Job) -> Store:
-    patience = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            return Store(Engine(job.path, writable=True, options=job.writer, shard=job.shard))
-        except LockedError:
-            if time.monotonic() > patience:
-                raise
-            time.sleep(_PAUSE_SECONDS)
+    def take() -> Store:
+        return Store(Engine(job.path, writable=True, options=job.writer, shard=job.shard))
+
+    return patiently(take, time.monotonic() + _LOCK_SECONDS)
 
 
 class _Worker:

@@ -6,6 +6,7 @@ creating        a new store, and the file that says which it is
 snapshot        what readers see: layout, watermark, draw domain
 tables          block and run tables
 edges           first rows of blocks, and where episodes go on
+patience        waiting for a lock that somebody holds for a moment
 pins            how much snapshots hold of files that are gone
 state           what a shard consists of at one moment
 reading         gathering rows of both tiers; the cache of decoded row groups
@@ -51,6 +52,7 @@ from .options import (
     writer_options,
 )
 from .paths import enclosing_store, is_store, outside_stores
+from .patience import patiently
 from .priority_files import PriorityFiles, check_values
 from .removing import remove_store
 from .repairing import Lost, Repaired, repair
@@ -90,6 +92,7 @@ __all__ = [
     "newest_batch",
     "now_microseconds",
     "outside_stores",
+    "patiently",
     "read_edges",
     "read_samples",
     "read_store_file",

@@ -23,6 +23,7 @@ from .. import checkpoints, files
 from ..checkpoints import Checkpoint
 from ..errors import FullError, LockedError, StoreNotFoundError
 from .paths import CHECKPOINTS, ShardPaths, list_shards, shard_paths
+from .patience import patiently
 
 _PATIENCE_SECONDS: Final = 60.0
 _PAUSE_SECONDS: Final = 0.002
@@ -58,20 +59,11 @@ def nothing_is_dropped(store: Path) -> Iterator[None]:
     """
     patience = time.monotonic() + _PATIENCE_SECONDS
     with contextlib.ExitStack() as held:
-        held.callback(_wait_for(partial(_lock, store, "keeping"), patience).release)
+        held.callback(patiently(partial(_lock, store, "keeping"), patience, _PAUSE_SECONDS).release)
         for number in list_shards(store):
-            held.callback(_wait_for(partial(_lock_of, shard_paths(store, number)), patience).release)
+            take = partial(_lock_of, shard_paths(store, number))
+            held.callback(patiently(take, patience, _PAUSE_SECONDS).release)
         yield
-
-
-def _wait_for(take: Callable[[], files.Lock], patience: float) -> files.Lock:
-    while True:
-        try:
-            return take()
-        except LockedError:
-            if time.monotonic() > patience:
-                raise
-            time.sleep(_PAUSE_SECONDS)
 
 
 @contextlib.contextmanager

@@ -25,16 +25,18 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 
 from .. import commits, files, kernels
-from ..errors import CorruptError, LockedError, StoreError
+from ..errors import CorruptError, StoreError
 from ..limiter import Limiter, Rule, SampleToInsertRatio
 from ..rows import MAX_SHARDS
 from .paths import LIMITER_FILE, MAKER_FILE, MAKER_LOCK, list_shards, shard_paths
+from .patience import patiently
 
 SLOTS: Final = 256  # for participants
 SLOT_BYTES: Final = 128
@@ -131,15 +133,9 @@ def change(store: Path, store_id: str, limiter: Limiter, *, durable: bool) -> No
 @contextlib.contextmanager
 def _alone(store: Path) -> Iterator[None]:
     """Nobody else changes the limiter meanwhile, nor makes a shard."""
-    what, patience = f"The limiter of {store} is being changed", time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            lock = files.Lock(store / MAKER_LOCK, store / MAKER_FILE, what=what, remedy="Try again when it is done.")
-            break
-        except LockedError:
-            if time.monotonic() > patience:
-                raise
-        time.sleep(_PAUSE_SECONDS)
+    what, remedy = f"The limiter of {store} is being changed", "Try again when it is done."
+    take = partial(files.Lock, store / MAKER_LOCK, store / MAKER_FILE, what=what, remedy=remedy)
+    lock = patiently(take, time.monotonic() + _PATIENCE_SECONDS)
     try:
         yield
     finally:
