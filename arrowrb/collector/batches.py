@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -98,6 +99,14 @@ class Batches:
 
     def read(self, snapshot: Snapshot, rows: Located) -> pa.RecordBatch:
         """The batch of rows that are in a store, in their order."""
+        system, keys = self._stored
+        values = snapshot.read(rows, [*system, *set(keys.values())])
+        arrays = [rows.row_ids, *(values[key] for key in system)]
+        return self._assemble(arrays, lambda what, index: values[keys[what, index]])
+
+    @cached_property
+    def _stored(self) -> tuple[list[tuple[int, int]], dict[tuple[str, int], tuple[int, int]]]:
+        """Where a store has the system columns and the others: the place of each, and 1 for the row behind."""
         owners = {"outcome": self._followed, "observation": self._observed, "next": self._observed}
         keys = {
             (what, index): (owners[what][index], int(what == "next"))
@@ -105,10 +114,7 @@ class Batches:
             for index in (source.index, source.valid)
             if index >= 0
         }
-        system = [(self._places[name], 0) for name in _NAMES]
-        values = snapshot.read(rows, [*system, *set(keys.values())])
-        arrays = [rows.row_ids, *(values[key] for key in system)]
-        return self._assemble(arrays, lambda what, index: values[keys[what, index]])
+        return [(self._places[name], 0) for name in _NAMES], keys
 
     def _assemble(self, system: Sequence[NDArray[Any]], read: Callable[[str, int], NDArray[Any]]) -> pa.RecordBatch:
         """The batch of these system columns, and of what `read` gives for each other one."""

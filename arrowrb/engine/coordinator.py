@@ -32,6 +32,7 @@ from .options import WriterOptions
 from .paths import list_shards, shard_paths
 from .segments import in_force
 from .shards import ShardCount
+from .state import same_objects
 from .visits import visit
 from .watching import Watched
 
@@ -66,7 +67,7 @@ class Survey:
             holding, seen = shard.look(self._kept.below(number))
             self.holdings.append(holding)
             marks += seen
-        if len(marks) == len(self._marks) and all(a is b for a, b in zip(marks, self._marks, strict=True)):
+        if same_objects(self._marks, marks):
             return False
         self._marks = marks
         self.orders = plan_orders(self.holdings, self.limits) if len(self.watched) > 1 else {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import operator
 import os
 import threading
 import warnings
@@ -46,6 +45,7 @@ from .shard_reader import ShardReader
 from .shard_writer import ShardWriter
 from .shards import MAIN, Following, ShardCount, own_shard
 from .snapshot import Layout, Snapshot
+from .state import same_objects
 from .visits import after_visits
 
 _BREAK_SHARE = 0.05
@@ -309,8 +309,7 @@ class Engine:
                 reader.refresh()
             shards = self._shards()
             marks = [each for shard in shards for each in shard.mark()]
-            same = len(marks) == len(self._marks) and all(map(operator.is_, marks, self._marks))
-            if same and self._snapshot is not None:
+            if same_objects(self._marks, marks) and self._snapshot is not None:
                 return self._snapshot  # nothing has changed: the way of most draws
             self._marks = marks
             looks = [shard.look() for shard in sorted(shards, key=lambda shard: shard.paths.root)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,6 +16,11 @@ from ..tiers.cold import ColdSegment
 from ..tiers.hot import HotSegment
 from ..writer import OpenSegment
 from .snapshot import SegmentView
+
+
+def same_objects(before: Sequence[object], now: Sequence[object]) -> bool:
+    """Whether two looks found the very same things, so that nothing has changed in between."""
+    return len(before) == len(now) and all(map(operator.is_, before, now))
 
 
 @dataclass(frozen=True, slots=True)

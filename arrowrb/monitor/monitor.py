@@ -12,6 +12,7 @@ from typing import Final
 from arrowrb import files
 from arrowrb.engine import Engine, Snapshot, read_store_file
 from arrowrb.engine.paths import STORE_FILE
+from arrowrb.engine.state import same_objects
 from arrowrb.errors import ArrowRBError, ClosedError, StoreNotFoundError
 from arrowrb.info import Tiers, writer_of
 from arrowrb.manifest import Manifest
@@ -225,8 +226,7 @@ class Monitor:
     def _tiers(self) -> Tiers:
         """Measured anew when a list of segments has changed."""
         manifests, (known, tiers) = self._engine.manifests(), self._measured
-        same = len(known) == len(manifests) and all(a is b for a, b in zip(known, manifests, strict=True))
-        if not same:
+        if not same_objects(known, manifests):
             tiers = Tiers.of(entry for manifest in manifests for entry in manifest.segments)
             self._measured = (manifests, tiers)
         return tiers
