@@ -539,3 +539,22 @@ def test_workers_fill_a_store_that_keeps_so_much_only() -> None:
         )
         newest = store.sql("SELECT max(step), count(DISTINCT row_id >> 48) FROM transitions").fetchall()[0]
         assert newest == (LENGTH - 1, 2)
+
+
+def test_processes_begin_with_ctrl_c_blocked() -> None:
+    """Also the first one of a process, which starts a tracker of resources beside it."""
+    script = """
+        import time
+        from multiprocessing import get_context
+        from arrowrb.collector.processes import _without_interrupts
+
+        if __name__ == "__main__":
+            process = get_context("spawn").Process(target=time.sleep, args=(60,))
+            with _without_interrupts():
+                process.start()
+            with open(f"/proc/{process.pid}/status") as status:
+                print(next(line for line in status if line.startswith("SigBlk")).split()[1])
+            process.kill()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert int(done.stdout, 16) & (1 << (signal.SIGINT - 1))

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -106,6 +106,7 @@ def pickled(value: Any) -> bytes:
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
     """A process that is started begins with SIGINT blocked, until it has a handler."""
+    resource_tracker.ensure_running()  # first: where it must be started, that unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
