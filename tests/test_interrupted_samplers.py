@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -379,3 +381,21 @@ def test_many_threads_draw(tmp_path: Path) -> None:
             add(store, 100)
             store.checkpoint("point", state={})
         assert not errors
+
+
+def test_loading_a_kernel_swallows_no_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLVM calls Python functions back while it loads, and what these raise is printed and forgotten."""
+    ended = []
+
+    def load(_: str, __: str) -> Any:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+            ended.append(True)
+        return SimpleNamespace(**{"no kernel": 1})
+
+    monkeypatch.setattr(kernels, "import_module", load)
+    monkeypatch.setitem(kernels._HOMES, "no kernel", "nowhere")
+    with pytest.raises(KeyboardInterrupt):
+        kernels.__getattr__("no kernel")
+    assert ended == [True]
+    assert "no kernel" not in vars(kernels)

@@ -12,6 +12,8 @@ import threading
 from importlib import import_module
 from typing import Any, Final
 
+from ..interrupts import Uninterrupted
+
 _HOMES: Final = {
     "find_after": "arriving",
     "sum_advantages": "arriving",
@@ -102,7 +104,7 @@ __all__ = sorted(_HOMES)  # noqa: PLE0605
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with _loading:
+    with _loading, Uninterrupted():  # LLVM calls Python back, where a Ctrl-C would be swallowed
         value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
