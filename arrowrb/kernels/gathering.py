@@ -1,4 +1,4 @@
-"""Reading rows by address into one batch: all columns of a row in one go, the rows ahead prefetched."""
+"""Reading rows by address into one batch: a block of rows column by column, the rows ahead prefetched."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from .memory import address_of, copy, copy_item, inline, kernel, load_f64, load_
 # Fields of an output column.
 COLUMN, SHIFT, ITEM, CAST, TARGET = range(5)
 OUTPUT_BYTES = 40
-_AHEAD = 8
+_BLOCK = 256  # rows that are copied column by column: their places stay in the cache
+_LEAST_AHEAD, _MOST_AHEAD, _AHEAD_BYTES = 8, 32, 4096  # rows that are asked for before they are copied
 _LINE = 64
 _MAX_LINES = 8
-_LEAST_RUN = 4
+_LOOKED_AT, _LEAST_RUN = 64, 4  # of so many rows, those that lie one behind the other on average
 
 
 @kernel("int64(int64[::1], int64[:, ::1], int32[::1], int64, int64, int64[::1], int64[::1])")
@@ -127,36 +128,38 @@ def _cast(target: int, source: int, count: int) -> None:
 
 
 @inline
-def _fetch_row(outputs: int, num_outputs: int, addresses: int, position: int) -> None:
-    for c in range(num_outputs):
-        output = outputs + c * OUTPUT_BYTES
-        size = load_i64(output + ITEM * 8)
-        source = load_i64(addresses + load_i64(output) * 8) + (position + load_i64(output + SHIFT * 8)) * size
-        _fetch(source, size)
+def _run_at(slots: int, positions: int, count: int) -> int:
+    """How many rows, at least one of so many, lie one behind the other."""
+    slot, position = load_i64(slots), load_i64(positions)
+    run: Any = 1
+    while run < count and load_i64(positions + run * 8) == position + run and load_i64(slots + run * 8) == slot:
+        run += 1
+    return int(run)
 
 
-@kernel("void(int64[::1], int64[::1], int64[:, ::1], int64[:, ::1])")
-def gather(slots: Any, positions: Any, address_table: Any, output_table: Any) -> None:
-    """Copy the columns that ``outputs`` names, each row to its place in the batch.
+@inline
+def _are_runs(slots: int, positions: int, count: int) -> bool:
+    """Whether rows lie in stretches one behind the other, as far as their beginning tells."""
+    looked: Any = 0
+    runs: Any = 0
+    while looked < min(count, _LOOKED_AT):
+        looked += _run_at(slots + looked * 8, positions + looked * 8, count - looked)
+        runs += 1
+    return bool(runs * _LEAST_RUN <= looked)
 
-    An output with SHIFT 1 reads the row behind (``next_observation``); one with CAST reads float64, writes float32.
-    """
-    n, num_outputs = slots.shape[0], output_table.shape[0]
-    outputs = address_of(output_table)
-    addresses, row_bytes = address_of(address_table), address_table.shape[1] * 8
-    for i in range(min(_AHEAD, n)):
-        _fetch_row(outputs, num_outputs, addresses + slots[i] * row_bytes, positions[i])
-    i = 0
-    while i < n:
-        ahead = i + _AHEAD
-        if ahead < n:
-            _fetch_row(outputs, num_outputs, addresses + slots[ahead] * row_bytes, positions[ahead])
-        here, position = addresses + slots[i] * row_bytes, positions[i]
-        run = 1  # rows that lie one behind the other
-        while i + run < n and positions[i + run] == position + run and slots[i + run] == slots[i]:
-            run += 1
-        if run < _LEAST_RUN:
-            run = 1
+
+@inline
+def _copy_runs(
+    outputs: int, num_outputs: int, addresses: int, row_bytes: int, slots: int, positions: int, stop: int
+) -> None:
+    """Copy rows that lie in stretches, all columns of one stretch after the other."""
+    i: Any = 0
+    while i < stop:
+        run = _run_at(slots + i * 8, positions + i * 8, stop - i)
+        if i + run < stop:
+            j = (i + run) * 8
+            _fetch_row(outputs, num_outputs, addresses + load_i64(slots + j) * row_bytes, load_i64(positions + j))
+        here, position = addresses + load_i64(slots + i * 8) * row_bytes, load_i64(positions + i * 8)
         for c in range(num_outputs):
             output = outputs + c * OUTPUT_BYTES
             size, target = load_i64(output + ITEM * 8), load_i64(output + TARGET * 8)
@@ -168,3 +171,77 @@ def gather(slots: Any, positions: Any, address_table: Any, output_table: Any) ->
             else:
                 copy(target + i * size, source, run * size)
         i += run
+
+
+@inline
+def _fetch_row(outputs: int, num_outputs: int, addresses: int, position: int) -> None:
+    for c in range(num_outputs):
+        output = outputs + c * OUTPUT_BYTES
+        size = load_i64(output + ITEM * 8)
+        source = load_i64(addresses + load_i64(output) * 8) + (position + load_i64(output + SHIFT * 8)) * size
+        _fetch(source, size)
+
+
+def _copying(width: int = 0, cast: bool = False) -> Any:
+    """A function that copies a column of rows that lie anywhere; for items of one width it is much shorter code."""
+
+    @inline
+    def copy_items(
+        target: int, column: int, row_bytes: int, slots: int, positions: int, count: int, shift: int, size: int
+    ) -> None:
+        item = width or size
+        ahead = _MOST_AHEAD if width else max(_LEAST_AHEAD, min(_MOST_AHEAD, _AHEAD_BYTES // max(item, 1)))
+        for i in range(-ahead, count):
+            if i + ahead < count:
+                j = (i + ahead) * 8
+                slot, position = load_i64(slots + j), load_i64(positions + j)
+                source = load_i64(column + slot * row_bytes) + (position + shift) * item
+                if width:  # never in two lines
+                    prefetch(source)
+                else:
+                    _fetch(source, item)
+            if i >= 0:
+                slot, position = load_i64(slots + i * 8), load_i64(positions + i * 8)
+                source = load_i64(column + slot * row_bytes) + (position + shift) * item
+                if cast:
+                    _cast(target + i * (item >> 1), source, item >> 3)
+                elif width:
+                    copy(target + i * item, source, width)
+                else:
+                    copy_item(target + i * item, source, item)
+
+    return copy_items
+
+
+_copy_bytes, _copy_words, _copy_items, _cast_items = _copying(1), _copying(4), _copying(), _copying(cast=True)
+
+
+@kernel("void(int64[::1], int64[::1], int64[:, ::1], int64[:, ::1])")
+def gather(slots: Any, positions: Any, address_table: Any, output_table: Any) -> None:
+    """Copy the columns that ``outputs`` names, each row to its place in the batch.
+
+    An output with SHIFT 1 reads the row behind (``next_observation``); one with CAST reads float64, writes float32.
+    """
+    n, num_outputs = slots.shape[0], output_table.shape[0]
+    outputs = address_of(output_table)
+    addresses, row_bytes = address_of(address_table), address_table.shape[1] * 8
+    slot, position = address_of(slots), address_of(positions)
+    if _are_runs(slot, position, n):
+        _copy_runs(outputs, num_outputs, addresses, row_bytes, slot, position, n)
+        return
+    for first in range(0, n, _BLOCK):
+        count = min(_BLOCK, n - first)
+        here = first * 8
+        for c in range(num_outputs):
+            output = outputs + c * OUTPUT_BYTES
+            size, shift = load_i64(output + ITEM * 8), load_i64(output + SHIFT * 8)
+            column, cast = addresses + load_i64(output + COLUMN * 8) * 8, load_i64(output + CAST * 8) != 0
+            target = load_i64(output + TARGET * 8) + first * (size >> 1 if cast else size)
+            if cast:
+                _cast_items(target, column, row_bytes, slot + here, position + here, count, shift, size)
+            elif size == 4:
+                _copy_words(target, column, row_bytes, slot + here, position + here, count, shift, size)
+            elif size == 1:
+                _copy_bytes(target, column, row_bytes, slot + here, position + here, count, shift, size)
+            else:
+                _copy_items(target, column, row_bytes, slot + here, position + here, count, shift, size)

@@ -43,7 +43,7 @@ def copy(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask for the cache line at an address; a wrong address does no harm."""
+    """Ask for the cache line at an address, as far as the second level; a wrong address does no harm."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
@@ -53,7 +53,7 @@ def prefetch(typingctx: Any, address: Any) -> Any:
             ir.FunctionType(ir.VoidType(), [pointer.type, integer, integer, integer]),
             _PREFETCH,
         )
-        builder.call(function, [pointer, integer(0), integer(3), integer(1)])
+        builder.call(function, [pointer, integer(0), integer(2), integer(1)])
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
