@@ -18,6 +18,7 @@ from typing import Final
 from .retention import Limits, Piece
 
 SHARE_BEYOND: Final = 16  # the part of a limit that all shards together may be beyond it
+_LOOKS_AHEAD: Final = 8
 SHARE_BELOW: Final = 32  # the part of a limit that is left free, since orders take a while
 
 
@@ -137,6 +138,18 @@ def plan_orders(holdings: Sequence[Holding], limits: Limits) -> dict[int, Orders
         each.stock.shard: Orders(below[each.stock.shard], *told)
         for each, *told in zip(holdings, rows, num_bytes, hot_rows, hot_bytes, strict=True)
     }
+
+
+def is_spacious(holdings: Sequence[Holding], limits: Limits) -> bool:
+    """Whether nothing comes near a limit for a while: at least half of each is free."""
+    coming = _LOOKS_AHEAD * sum(each.growth for each in holdings)
+    pairs = (
+        (limits.max_rows, coming + sum(each.live for each in holdings)),
+        (limits.max_bytes, sum(each.stock.num_bytes for each in holdings)),
+        (limits.hot_rows, coming + sum(each.stock.hot_rows for each in holdings)),
+        (limits.hot_bytes, sum(each.stock.hot_bytes for each in holdings)),
+    )
+    return all(limit is None or 2 * used <= limit for limit, used in pairs)
 
 
 def is_over(holdings: Sequence[Holding], limits: Limits) -> bool:

@@ -25,7 +25,7 @@ from .. import checkpoints, files
 from ..errors import FullError, LockedError
 from ..retention import Action, Limits
 from ..rows import MAX_SHARDS
-from ..sharing import Holding, Orders, is_over, plan_orders
+from ..sharing import Holding, Orders, is_over, is_spacious, plan_orders
 from .creating import StoreFile
 from .keeping import Kept
 from .options import WriterOptions
@@ -83,6 +83,10 @@ class Survey:
         """Whether there is more than the store is to keep."""
         return is_over(self.holdings, self.limits)
 
+    def is_spacious(self) -> bool:
+        """Whether nothing comes near a limit for a while."""
+        return is_spacious(self.holdings, self.limits)
+
     def is_due(self, holding: Holding) -> bool:
         """Whether there is something to do in a shard; a cheap look where there is not."""
         stock, told = holding.stock, self.orders.get(holding.stock.shard)
@@ -125,6 +129,7 @@ class Coordinator:
         self._visiting = threading.Lock()
         self._lock: files.Lock | None = None
         self._survey: Survey | None = None
+        self._hastes = False
 
     def take_role(self) -> bool:
         """Become the coordinator where there is none; returns whether this is it now."""
@@ -148,6 +153,12 @@ class Coordinator:
         if self._lock is not None:
             self._lock.release()
         self._lock = self._survey = None
+        self._hastes = False
+
+    @property
+    def in_haste(self) -> bool:
+        """Whether this is the coordinator, and something may come near a limit before long."""
+        return self._hastes
 
     def look(self, *, plan: bool = False) -> list[Action]:
         """Look at all shards and tell each what it is to do, where nobody else does.
@@ -169,6 +180,7 @@ class Coordinator:
                 return []
             if len(self._survey.watched) == 1:
                 return []
+            self._hastes = not self._survey.is_spacious()
             for number, orders in self._survey.orders.items():
                 self._survey.watched[number].tell(orders)
             return self._survey.plan() if plan else []

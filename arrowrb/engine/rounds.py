@@ -19,9 +19,9 @@ from .paths import shard_paths
 from .shard_writer import PREPARE_TIMEOUT_SECONDS, ShardWriter
 from .shards import ShardCount
 
-_PERIOD_SECONDS: Final = 0.03
+_PERIOD_SECONDS: Final = 0.03  # of the coordinator, where something comes near a limit
 _ALONE_SECONDS: Final = 0.2  # while there is no other shard: only whether there is one by now
-_SELDOM_SECONDS: Final = 0.25  # between tries to become the coordinator, and looks at checkpoints
+_SELDOM_SECONDS: Final = 0.25  # of all others, who do as they are told with each commit, too
 _AFTER_ERROR_SECONDS: Final = 5.0
 
 
@@ -56,9 +56,9 @@ class Rounds:
             if self._num_shards() == 1:
                 pause = _ALONE_SECONDS
                 continue
-            pause = _PERIOD_SECONDS
             try:
                 turn()
+                pause = _PERIOD_SECONDS if self._coordinator.in_haste else _SELDOM_SECONDS
             except BaseException as error:
                 self.shard.note_error(error)
                 pause = _AFTER_ERROR_SECONDS
