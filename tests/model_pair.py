@@ -17,6 +17,7 @@ from arrowrb.manifest import FileEntry
 from arrowrb.retention import Limits
 from arrowrb.samplers import ROW, Reading, generator_state
 from arrowrb.store import Store
+from tests.lanes import draw_lanes
 from tests.model import (
     CONTINUED,
     CUT,
@@ -60,7 +61,7 @@ class Pair:
 
     def extend(self, count: int, *, ids: bool, contiguous: bool, how: str) -> None:
         rng, model = self.rng, self.model
-        lanes = rng.integers(0, self.num_lanes, count)
+        lanes = draw_lanes(rng, self.num_lanes, count)
         observation, outcome = random_observations(rng, count), random_outcomes(rng, count)
         following = random_observations(rng, count)
         last = {lane: now.observation for lane, now in model.running.items()}
@@ -174,7 +175,7 @@ class Pair:
         batch = as_batch(random_observations(rng, count), random_observations(rng, count), random_outcomes(rng, count))
         with pytest.raises(kind, match="as asked for"):  # noqa: PT012
             for _ in range(40):
-                lanes = rng.integers(0, self.num_lanes, count)
+                lanes = draw_lanes(rng, self.num_lanes, count)
                 got = self.store.extend(batch, lane=lanes, contiguous=False)
                 self._independent(batch, lanes, got)
         shard.writer._need_segment = need

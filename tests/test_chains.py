@@ -13,6 +13,7 @@ from arrowrb.retention import Limits
 from arrowrb.samplers.chains import Chains, Steps
 from arrowrb.sizing import SegmentShape
 from arrowrb.store import Store
+from tests.lanes import draw_lanes
 from tests.plain_store import plain_schema
 
 LENGTH = 9
@@ -29,7 +30,7 @@ class World:
         return self.rng.normal(size=4).astype(np.float32)
 
     def batch(self, count: int, ends: float) -> dict[str, Any]:
-        lanes = self.rng.integers(0, len(self.now), count)
+        lanes = draw_lanes(self.rng, len(self.now), count)
         rows: dict[str, list[Any]] = {name: [] for name in ("observation", "next_observation", "terminated")}
         for lane in lanes.tolist():
             following, ended = self._observation(), bool(self.rng.random() < ends)

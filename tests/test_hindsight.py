@@ -17,6 +17,7 @@ from arrowrb.errors import ColumnError, OptionError
 from arrowrb.retention import Limits
 from arrowrb.sizing import SegmentShape
 from arrowrb.store import Store
+from tests.lanes import draw_lanes
 from tests.plain_store import plain_batch, plain_schema
 
 GOAL = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -56,7 +57,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     ):
         patch.setattr(segments, "shape_segment", shape)
         for _ in range(15):
-            lanes = rng.integers(0, 3, 80)
+            lanes = draw_lanes(rng, 3, 80)
             rows = []
             for lane in lanes.tolist():
                 episode, t = now[lane]

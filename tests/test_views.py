@@ -19,6 +19,7 @@ from arrowrb.errors import ColumnError, OptionError
 from arrowrb.retention import Limits
 from arrowrb.sizing import SegmentShape
 from arrowrb.store import Store
+from tests.lanes import draw_lanes
 
 GAMMA = 0.9
 SCHEMA = arrowrb.Schema.from_spaces(
@@ -59,7 +60,7 @@ class World:
         return Episode([self._observe()], [], [])
 
     def extend(self, store: Store, count: int, ends: float) -> None:
-        lanes = self.rng.integers(0, len(self.now), count).tolist()
+        lanes = draw_lanes(self.rng, len(self.now), count).tolist()
         rows, touched = [], []
         for lane in lanes:
             episode = self.now[lane]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,24 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 _PREFETCH = "llvm.prefetch.p0"
+_HERE = Path(__file__).parent
+
+
+def _drop_stale_code() -> None:
+    """Numba compiles a kernel anew where its own module has changed, not where one has that it takes functions from."""
+    newest = max(path.stat().st_mtime_ns for path in _HERE.glob("*.py"))
+    for index in _HERE.glob("__pycache__/*.nbi"):
+        with contextlib.suppress(OSError):  # another process does the same, or the installation is not ours to change
+            if index.stat().st_mtime_ns < newest:
+                index.unlink()
+
+
+_drop_stale_code()
 
 
 def kernel(signature: str) -> Callable[[Callable[..., Any]], Any]:
     """Compile a function for one signature, without the GIL; cached on disk where the installation is writable."""
-    cache = os.access(Path(__file__).parent, os.W_OK) or "NUMBA_CACHE_DIR" in os.environ
+    cache = os.access(_HERE, os.W_OK) or "NUMBA_CACHE_DIR" in os.environ
     compiled: Callable[[Callable[..., Any]], Any] = numba.njit(signature, nogil=True, cache=cache, boundscheck=False)
     return compiled
 

@@ -20,7 +20,7 @@ from .world import (
     WORD,
     all_transitions,
     block_rows_of,
-    kind_of,
+    goes_on,
     kinds_of,
     leading,
     linked,
@@ -41,9 +41,9 @@ def _beyond(world: int, slot: int, block: int, enough: int) -> int:
         slot, block = linked(world, slot, block, BEHIND)
         if slot < 0:
             break
-        count, goes_on = leading(world, slot, block)
+        count, carried = leading(world, slot, block)
         total += count
-        if not goes_on:
+        if not carried:
             break
     return total
 
@@ -116,13 +116,12 @@ def count_starts(world_table: Any, counts: Any, slot: int, blocks: Any, seen: An
             at_slot, at_block = linked(world, at_slot, at_block, BEFORE)
             if at_slot < 0:
                 break
-            rows = block_rows_of(world, at_slot)
-            if kind_of(world, at_slot, at_block * rows + rows - 1) != CONTINUED:
+            if not goes_on(world, at_slot, at_block):
                 break
             _count(world, places, at_slot, at_block, length)
             changed[at_slot] = 1
-            count, goes_on = leading(world, at_slot, at_block)
-            if not goes_on:
+            count, carried = leading(world, at_slot, at_block)
+            if not carried:
                 break
             known += count
 

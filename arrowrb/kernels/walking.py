@@ -76,6 +76,63 @@ def slot_of(world: int, row_id: int) -> int:
     return int(find_slot(row_id, shards, num_shards, places, shift, load_i64(world + POSITION_BITS * 8)))
 
 
+@inline
+def last_of_block(shapes: int, fills: int, slot: int, first: int) -> int:
+    """The last committed row of the block that begins at a position; one less than that where there is none.
+
+    Few blocks end early: those of a lane that was moved out of a segment which it alone held open.
+    """
+    stop = committed_stop(shapes, fills, slot, first)
+    kinds = load_i64(shapes + slot * SHAPE_BYTES + KINDS * 8)
+    while stop > first and load_u8(kinds + stop - 1) == 0:
+        stop -= 1
+    return int(stop - 1)
+
+
+@inline
+def go_on(world: int, slot: int, position: int) -> tuple[int, int]:
+    """The row at which the lane of a block goes on behind it, by any row of that; slot -1 where there is none (yet).
+
+    A block that holds nothing but a tail, since its lane rested until it was moved again, is passed over.
+    """
+    shapes, fills = load_i64(world + SHAPES * 8), load_i64(world + FILLS * 8)
+    mask = (1 << load_i64(world + POSITION_BITS * 8)) - 1
+    while True:
+        block = position // load_i64(shapes + slot * SHAPE_BYTES + BLOCK_ROWS * 8)
+        links = load_i64(load_i64(world + CHAINS * 8) + (slot * CHAIN_FIELDS + BEHIND) * 8)
+        row_id = load_i64(links + block * 8)
+        slot, position = slot_of(world, row_id), row_id & mask
+        if slot < 0:
+            return -1, 0
+        kind = committed_kind(shapes, fills, slot, position)
+        if kind == 0:
+            return -1, 0
+        if kind != CONTINUED:
+            return slot, position
+
+
+@inline
+def come_from(world: int, slot: int, position: int) -> tuple[int, int]:
+    """The tail at which the episode of a block's first row was carried into it; slot -1 where there is none.
+
+    Blocks that hold nothing but a tail are passed over, as `go_on` does.
+    """
+    shapes, fills = load_i64(world + SHAPES * 8), load_i64(world + FILLS * 8)
+    mask = (1 << load_i64(world + POSITION_BITS * 8)) - 1
+    while True:
+        block = position // load_i64(shapes + slot * SHAPE_BYTES + BLOCK_ROWS * 8)
+        links = load_i64(load_i64(world + CHAINS * 8) + (slot * CHAIN_FIELDS + BEFORE) * 8)
+        row_id = load_i64(links + block * 8)
+        slot, position = slot_of(world, row_id), row_id & mask
+        if slot < 0:
+            return -1, 0
+        last = last_of_block(shapes, fills, slot, position)
+        if last < position or committed_kind(shapes, fills, slot, last) != CONTINUED:
+            return -1, 0
+        if last > position:
+            return slot, last
+
+
 @kernel(
     "void(int64[::1], int64[::1], int64[::1], int64[:, ::1], int64, boolean, float64[::1], int64[:, ::1], int64[::1],"
     " float32[::1], float64[::1])"
@@ -109,7 +166,7 @@ def sum_steps(
         sums: takes the sums.
     """
     world, shape_table, fill_table = address_of(world_table), world_table[SHAPES], world_table[FILLS]
-    most, position_mask = powers.shape[0] - 1, (1 << world_table[POSITION_BITS]) - 1
+    most = powers.shape[0] - 1
     for i in range(slots.shape[0]):
         shape = shape_table + slots[i] * SHAPE_BYTES
         prefetch(load_i64(shape + KINDS * 8) + positions[i] + 1)
@@ -133,10 +190,7 @@ def sum_steps(
                 continue
             if kind != CONTINUED:
                 break
-            links = load_i64(world_table[CHAINS] + (slot * CHAIN_FIELDS + BEHIND) * 8)
-            behind = load_i64(links + position // load_i64(shape + BLOCK_ROWS * 8) * 8)
-            to = slot_of(world, behind)
-            at = behind & position_mask
+            to, at = go_on(world, slot, position)
             if to < 0 or committed_kind(shape_table, fill_table, to, at) != TRANSITION:
                 break
             slot, position, shape = to, at, shape_table + to * SHAPE_BYTES
@@ -184,17 +238,20 @@ def find_slots(
         positions[i] = row_ids[i] & ((1 << position_bits) - 1)
 
 
-@kernel("void(int64[:, ::1], int64[:, ::1], int64[::1], int64[::1], int64[::1], uint8[::1])")
-def check_links(chains: Any, shapes: Any, slots: Any, positions: Any, row_ids: Any, verdicts: Any) -> None:
-    """Whether the block at ``positions`` goes on at ``row_ids``, as far as its run table tells."""
+@kernel("void(int64[:, ::1], int64[:, ::1], int32[::1], int64[::1], int64[::1], int64[::1], uint8[::1], int64[::1])")
+def check_links(
+    chains: Any, shapes: Any, fills: Any, slots: Any, positions: Any, row_ids: Any, verdicts: Any, last: Any
+) -> None:
+    """Whether the block at ``positions`` goes on at ``row_ids``, as far as its run table tells; and its last rows."""
+    shape_table, fill_table = address_of(shapes), address_of(fills)
     for i in range(slots.shape[0]):
-        s, block_rows = slots[i], shapes[slots[i], BLOCK_ROWS]
-        verdicts[i] = RIGHT
-        if load_u8(shapes[s, KINDS] + positions[i] + block_rows - 1) == CONTINUED:
+        s = slots[i]
+        verdicts[i], last[i] = RIGHT, last_of_block(shape_table, fill_table, s, positions[i])
+        if last[i] >= positions[i] and load_u8(shapes[s, KINDS] + last[i]) == CONTINUED:
             told = chains[s, CONTINUATION]
             if told == 0:
                 verdicts[i] = UNKNOWN
-            elif load_i64(told + positions[i] // block_rows * 8) != row_ids[i]:
+            elif load_i64(told + positions[i] // shapes[s, BLOCK_ROWS] * 8) != row_ids[i]:
                 verdicts[i] = WRONG
 
 
@@ -268,8 +325,7 @@ def walk_forward(
         counts: takes how many rows were found.
     """
     world, n, length = address_of(world_table), places.shape[1], places.shape[2]
-    shape_table, fill_table, chains = world_table[SHAPES], world_table[FILLS], world_table[CHAINS]
-    position_mask = (1 << world_table[POSITION_BITS]) - 1
+    shape_table, fill_table = world_table[SHAPES], world_table[FILLS]
     into = address_of(places)
     to_positions, to_row_ids = n * length * 8, 2 * n * length * 8
     for i in range(n):
@@ -298,19 +354,13 @@ def walk_forward(
             if kind in (0, CONTINUED):  # the lane goes on elsewhere, if at all
                 if kind == 0 and not across:
                     break
-                block_rows = load_i64(shape + BLOCK_ROWS * 8)
-                links = load_i64(chains + (slot * CHAIN_FIELDS + BEHIND) * 8)
-                behind = load_i64(links + (position - 1) // block_rows * 8)
-                slot = slot_of(world, behind)
+                slot, position = go_on(world, slot, position - 1)
                 if slot < 0:
                     break
-                position = behind & position_mask
                 shape = shape_table + slot * SHAPE_BYTES
                 kinds, base = load_i64(shape + KINDS * 8), load_i64(shape + ROW_BASE * 8)
                 stop = committed_stop(shape_table, fill_table, slot, position)
-                kind = load_u8(kinds + position) if position < stop else 0
-                if kind == 0:
-                    break
+                kind = load_u8(kinds + position)
             if kind == TRANSITION or tails:
                 _put(out, to_positions, to_row_ids, found, slot, position, base)
                 last_slot, last_position, last_base = slot, position, base
@@ -327,8 +377,7 @@ def walk_back(world_table: Any, slots: Any, positions: Any, behind: int, places:
     The last place is where it begins; places in front of the first row that there is repeat it. With ``behind`` 1 the
     last place is the row behind, whatever its kind, and the one before it where it begins; it counts, too.
     """
-    world, shape_table, chains = address_of(world_table), world_table[SHAPES], world_table[CHAINS]
-    position_mask, length = (1 << world_table[POSITION_BITS]) - 1, places.shape[2]
+    world, shape_table, length = address_of(world_table), world_table[SHAPES], places.shape[2]
     for i in range(slots.shape[0]):
         slot, position = slots[i], positions[i]
         block_rows = load_i64(shape_table + slot * SHAPE_BYTES + BLOCK_ROWS * 8)
@@ -338,18 +387,13 @@ def walk_back(world_table: Any, slots: Any, positions: Any, behind: int, places:
             found, last = 2, length - 2
             places[0, i, last], places[1, i, last] = slot, position
         while found < length:
-            to_slot, to_position = slot, position - 1
+            to_slot, to_position = slot, position
             if position % block_rows == 0:
-                links = load_i64(chains + (slot * CHAIN_FIELDS + BEFORE) * 8)
-                before = load_i64(links + position // block_rows * 8)
-                to_slot = slot_of(world, before)
+                to_slot, to_position = come_from(world, slot, position)
                 if to_slot < 0:
                     break
                 block_rows = load_i64(shape_table + to_slot * SHAPE_BYTES + BLOCK_ROWS * 8)
-                to_position = (before & position_mask) + block_rows - 1
-                if committed_kind(shape_table, world_table[FILLS], to_slot, to_position) != CONTINUED:
-                    break
-                to_position -= 1
+            to_position -= 1
             if committed_kind(shape_table, world_table[FILLS], to_slot, to_position) != TRANSITION:
                 break
             slot, position = to_slot, to_position

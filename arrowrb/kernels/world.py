@@ -5,16 +5,18 @@ from __future__ import annotations
 from .drawing import BLOCK_ROWS, KINDS, ROW_BASE
 from .memory import inline, load_i64, load_u8
 from .walking import (
-    BEFORE,
     CHAIN_FIELDS,
     CHAINS,
     CONTINUED,
     FILLS,
     POSITION_BITS,
     SHAPE_BYTES,
+    SHAPES,
     TRANSITION,
+    come_from,
     committed_kind,
     committed_stop,
+    last_of_block,
     slot_of,
 )
 
@@ -89,17 +91,20 @@ def leading(world: int, slot: int, block: int) -> tuple[int, bool]:
 
 
 @inline
+def goes_on(world: int, slot: int, block: int) -> bool:
+    """Whether the last row of a block says that its episode goes on in another."""
+    first = block * block_rows_of(world, slot)
+    last = last_of_block(load_i64(world + SHAPES * 8), load_i64(world + FILLS * 8), slot, first)
+    return bool(last >= first and kind_of(world, slot, last) == CONTINUED)
+
+
+@inline
 def step_back(world: int, slot: int, position: int) -> tuple[int, int]:
     """The transition before one in its episode; slot -1 where there is none."""
-    rows = block_rows_of(world, slot)
-    if position % rows == 0:
-        to, block = linked(world, slot, position // rows, BEFORE)
-        if to < 0:
+    if position % block_rows_of(world, slot) == 0:
+        slot, position = come_from(world, slot, position)
+        if slot < 0:
             return -1, 0
-        last = (block + 1) * block_rows_of(world, to) - 1
-        if kind_of(world, to, last) != CONTINUED or kind_of(world, to, last - 1) != TRANSITION:
-            return -1, 0
-        return to, last - 1
     if kind_of(world, slot, position - 1) != TRANSITION:
         return -1, 0
     return slot, position - 1

@@ -1,8 +1,10 @@
 """How the blocks of a lane follow each other: by this, rows are followed over the ends of blocks and segments.
 
 Within a block the row behind is the next one of its lane. A block's last row is a tail; where it says that the episode
-goes on, it does so at the first row of the lane's next block. `Chains` keeps for each block which one that is, and
-which one came before, as row ids, so that nothing has to be searched when rows are drawn. See the walking kernels.
+goes on, it does so at the first row of the lane's next block. A block need not be full, and may hold nothing but such a
+tail: a lane that rests is moved out of a segment that it alone holds open. `Chains` keeps for each block which one
+comes behind it, and which one came before, as row ids, so that nothing has to be searched when rows are drawn. See the
+walking kernels.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from ..engine.tables import EPISODE, KIND, STEP
 from ..rows import POSITION_BITS, SHARD_SHIFT
 
 _NONE: Final = -1
-BLOCK_ROWS, ROW_BASE = 1, 6  # fields of a segment's shape
+ROW_BASE = 6  # a field of a segment's shape
 
 Key = tuple[int, int]
 
@@ -192,12 +194,13 @@ class Chains(Follower):
             positions: of their first rows.
         """
         there = np.flatnonzero(slots >= 0)
-        shapes, verdicts = snapshot.layout.shapes, np.empty(there.size, np.uint8)
-        kernels.check_links(self.table, shapes, slots[there], positions[there], new.row_id[at[there]], verdicts)
-        asked = there[verdicts == kernels.UNKNOWN]
-        right = there[verdicts != kernels.WRONG]
+        verdicts, last = np.empty(there.size, np.uint8), np.empty(there.size, np.int64)
+        pairs = (slots[there], positions[there], new.row_id[at[there]])
+        kernels.check_links(self.table, snapshot.layout.shapes, snapshot.fills, *pairs, verdicts, last)
+        unknown = verdicts == kernels.UNKNOWN
+        asked, right = there[unknown], there[verdicts != kernels.WRONG]
         if asked.size:
-            last = positions[asked] + shapes[slots[asked], BLOCK_ROWS] - 1
+            last = last[unknown]
             values = snapshot.read(Located(slots[asked], last, last), [(EPISODE, 0), (STEP, 0)])
             other = (values[EPISODE, 0] != new.episode[at[asked]]) | (values[STEP, 0] != new.step[at[asked]])
             right = np.setdiff1d(right, asked[other])
