@@ -20,9 +20,9 @@ The map of the house; each row imports only from rows below it, and names on one
     parquet/                                        Parquet's footers, and pages of vectors
     advantages                                      of on-policy steps
     kernels/, manifest, commits, seeds, staging     compiled loops; the durable lists and records; steps -> events
-    files, network, tape, arrival, interrupts       publish, map, lock; other machines; steps as they arrive; Ctrl-C
-    events                                          what a commit is made of
-    schema/, rows, nested                           spaces <-> Arrow <-> NumPy; row ids; values <-> JSON and tensors
+    files, network, tape, arrival                   publish, map, lock; other machines; steps as they arrive
+    events, unmapping                               what a commit is made of; memory that nobody holds any more
+    schema/, rows, nested, interrupts               spaces <-> Arrow <-> NumPy; row ids; JSON and tensors; Ctrl-C
     errors
 
 Names are loaded when they are first used, so that importing arrowrb costs little.

@@ -21,7 +21,6 @@ import struct
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ArrowRBError, CorruptError, FullError, LockedError, StoreError, StoreExistsError
+from .unmapping import unmap_with
 
 PROT_READ: Final = 1
 PROT_WRITE: Final = 2
@@ -46,7 +46,6 @@ _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.memset.restype = ctypes.c_void_p
 _libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 def check_platform() -> None:
@@ -211,10 +210,6 @@ def sync_descriptor(descriptor: int, path: Path) -> None:
         os.fdatasync(descriptor)
 
 
-def _unmap(address: int, size: int) -> None:
-    _libc.munmap(address, size)
-
-
 def sync_file(path: Path) -> None:
     """`sync_descriptor` by name."""
     with explaining(path, "opening for sync"):
@@ -270,7 +265,7 @@ class Mapping:
         self.address: int = address
         self.size: int = actual
         self.stamp = stamp_of(found)
-        weakref.finalize(self, _unmap, address, actual).atexit = False
+        unmap_with(self, address, actual)
 
     @classmethod
     def anonymous(cls, path: Path, size: int) -> Mapping:
@@ -280,7 +275,7 @@ class Mapping:
         if address is None or address == ctypes.c_void_p(-1).value:
             raise MemoryError(f"No room in memory for {size:,} bytes of {path.name}.")
         made.path, made.writable, made.address, made.size, made.stamp = path, True, address, size, (0, 0, 0)
-        weakref.finalize(made, _unmap, address, size).atexit = False
+        unmap_with(made, address, size)
         return made
 
     def array(self, offset: int, count: int, dtype: Any) -> NDArray[Any]:

@@ -15,6 +15,8 @@ def test_jobs_run_in_order_and_hand_over_errors():
     ran = []
     futures = [background.submit(lambda i=i: ran.append(i), awaited=True) for i in range(20)]
     failed = background.submit(lambda: 1 // 0, awaited=True)
+    assert not any(future.done() for future in futures)  # its owner is not ready for them yet
+    background.start()
     background.submit(lambda: {}["missing"], awaited=False)
     background.stop(30)
     assert all(future.done() for future in futures)
@@ -27,6 +29,7 @@ def test_jobs_run_in_order_and_hand_over_errors():
 def test_a_stream_of_jobs_does_not_put_off_the_tick():
     ticks = threading.Semaphore(0)
     background = Background("test", ticks.release, 0.02, lambda error: None)
+    background.start()
     stop = threading.Event()
 
     def submit():

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,3 +193,38 @@ def test_a_process_that_died_is_not_alive():
             time.sleep(0.01)
         assert not files.is_alive(process.pid), "it waits to be asked about, and is dead"
     assert not files.is_alive(process.pid)
+
+
+def test_no_function_runs_where_a_mapping_goes(tmp_path: Path) -> None:
+    """A Ctrl-C that fell into one would be lost. The memory is unmapped nevertheless, and soon."""
+    path = tmp_path / "mapped"
+    path.write_bytes(bytes(1 << 20))
+    calls: list[str] = []
+    mapping: files.Mapping | None = files.Mapping(path)
+    sys.setprofile(lambda frame, event, _: calls.append(f"{event} {frame.f_code.co_name}"))
+    mapping = None
+    sys.setprofile(None)
+    assert mapping is None
+    assert [call for call in calls if call.startswith("call")] == []
+    patience = time.monotonic() + 20
+    while str(path) in Path("/proc/self/maps").read_text():
+        assert time.monotonic() < patience
+        time.sleep(0.001)
+
+
+def test_a_forked_process_unmaps_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "mapped"
+    path.write_bytes(bytes(1 << 20))
+    files.Mapping(path)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            files.Mapping(path)
+            patience = time.monotonic() + 20
+            while str(path) in Path("/proc/self/maps").read_text() and time.monotonic() < patience:
+                time.sleep(0.001)
+            code = 2 if time.monotonic() >= patience else 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

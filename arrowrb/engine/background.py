@@ -36,6 +36,9 @@ class Background:
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin; jobs that were given before come first. Who ticks may need what its owner does not have before."""
         self._thread.start()
 
     def submit(self, job: Callable[[], Any], *, awaited: bool) -> Future[Any]:
@@ -108,6 +111,11 @@ class Threads:
         self.preparing = Background("arrowrb-prepare", _nothing, None, on_error)
         self.moving = Background("arrowrb-move", _nothing, None, on_error)
         self.sealing = Background("arrowrb-seal", tick, interval, on_error)
+
+    def start(self) -> None:
+        """Begin."""
+        for thread in (self.preparing, self.sealing, self.moving):
+            thread.start()
 
     def wait(self, timeout: float) -> None:
         """Return when all jobs are done that were there, and those that they led to."""

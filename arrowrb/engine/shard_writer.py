@@ -68,8 +68,7 @@ class ShardWriter:
         self._flush_guard = threading.Lock()
         self._room = threading.Condition()
         self._prepared: Future[OpenSegment] | None = None
-        self._tight = False
-        self._working = self._making_room = False
+        self._tight = self._working = self._making_room = False
         self._closing: dict[int, OpenSegment] = {}  # closed, not sealed yet
         self._error: BaseException | None = None
         self._failed: str | None = None
@@ -86,6 +85,7 @@ class ShardWriter:
             self._lock.release()
             raise
         self._threads = Threads(self._tick, options.sync_interval, self.note_error)
+        self._threads.start()
         self._submit_work()
 
     # -- opening -------------------------------------------------------------------------------------------------
