@@ -50,10 +50,13 @@ def check(collector: Collector, found: list[dict[str, Any]], logs: list[Any], li
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("info", [False, True])
 @pytest.mark.parametrize(("frames", "num_envs"), [(37, 5), (2, 5), (64, 4)])
-def test_vector_lanes_are_recorded_as_they_happened(mode: str, nested: bool, frames: int, num_envs: int) -> None:
+def test_vector_lanes_are_recorded_as_they_happened(
+    mode: str, nested: bool, info: bool, frames: int, num_envs: int
+) -> None:
     maker = Maker(nested=nested)
-    store = LedgerStore(schema_of(nested=nested))
+    store = LedgerStore(schema_of(nested=nested, info=info))
     collector = Collector(maker, num_envs=num_envs, frames_per_batch=frames, store=store, seed=1, autoreset_mode=mode)
     batches = take(collector, 12)
     assert [batch.num_rows for batch in batches] == [frames] * 12
@@ -319,13 +322,14 @@ class Interrupting(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("info", [False, True])
 @pytest.mark.parametrize("mode", MODES)
-def test_an_interrupt_keeps_what_is_whole(num_envs: int, nested: bool, mode: str) -> None:
+def test_an_interrupt_keeps_what_is_whole(num_envs: int, nested: bool, info: bool, mode: str) -> None:
     if num_envs == 1 and mode != "Disabled":
         return
     for when in range(1, 60, 7):
         maker = Maker(nested=nested)
-        store = LedgerStore(schema_of(nested=nested))
+        store = LedgerStore(schema_of(nested=nested, info=info))
         Interrupting.left = when
         collector = Collector(
             maker,
@@ -356,11 +360,11 @@ def test_an_interrupt_keeps_what_is_whole(num_envs: int, nested: bool, mode: str
         collector.close()
 
 
-@pytest.mark.parametrize("num_envs", [1, 3])
-def test_signals_wherever_they_fall(num_envs: int) -> None:
+@pytest.mark.parametrize(("num_envs", "info"), [(1, False), (3, True), (3, False)])
+def test_signals_wherever_they_fall(num_envs: int, info: bool) -> None:
     rng = np.random.default_rng(num_envs)
     maker = Maker()
-    store = LedgerStore(schema_of(info=num_envs > 1))
+    store = LedgerStore(schema_of(info=info))
     collector = Collector(maker, num_envs=num_envs, frames_per_batch=7, store=store)
     batches = [next(collector)]
     interrupts = 0
@@ -522,6 +526,17 @@ def test_rewards_and_observations_keep_their_dtype_or_the_recorded_cast() -> Non
 
     with pytest.raises(ValueError, match="float64"):
         next(Collector(Narrow))
+    # Gymnasium's vector environment casts what its lanes return to their space.
+    maker = Maker(nested=False)
+    batch = next(Collector(maker, wrappers=[Widening], num_envs=2, seed=1, frames_per_batch=40))
+    check(Collector(World), rows_of(Schema.from_env(World()), batch), maker.logs)
+
+
+class Widening(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Returns float64, though its space says float32."""
+
+    def observation(self, observation: Any) -> Any:
+        return np.asarray(observation, np.float64)
 
 
 def test_infos_are_null_where_missing() -> None:

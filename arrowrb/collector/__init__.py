@@ -7,7 +7,7 @@ worker          a process that steps environments into a shard of its own
 weights         parameters of a policy that processes share
 loop            batches, commits, interrupts
 stepping        one vector step after another onto the tape, and the resets that are ours
-single_lane     the shortest loop, for one simple environment and random actions
+simple_lanes    the shortest loop, for simple environments and random actions
 policies        what a policy is given and what it returns
 environments    ids and factories -> environments
 random_actions  actions drawn in bulk

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from arrowrb.collector.environments import Made, is_pending
 from arrowrb.collector.policies import Decision, Runner
 from arrowrb.collector.random_actions import RandomActions
-from arrowrb.collector.single_lane import SingleLane, fits
+from arrowrb.collector.simple_lanes import SimpleLanes, fits
 from arrowrb.errors import EnvironmentFault
 from arrowrb.recorder import check_final
 from arrowrb.staging import DISABLED, Stage
@@ -48,7 +48,8 @@ class Stepper:
         self._info: Any = {}
         self._elapsed = np.zeros(made.layout.num_lanes, np.int64)
         self._decision: Decision | None = None
-        self._short = SingleLane(made.env, stage, clock, random, limit) if fits(stage) else None
+        simple = fits(stage, made, runner, limit)
+        self._short = SimpleLanes(made.env, stage, clock, random, limit) if simple else None
 
     def start(self, seeds: Sequence[int] | None) -> list[int | None]:
         """Reset all lanes.
@@ -122,7 +123,8 @@ class Stepper:
         while stage.num_pending < frames and (steps is None or stage.num_steps < steps):
             is_random = self._runner is None or (self._decision is None and stage.num_pending < random_frames)
             if self._short is not None and is_random and not (self._runner is not None and self._runner.stacks):
-                count = min(frames - stage.num_pending, frames if steps is None else steps - stage.num_steps)
+                count = -(-(frames - stage.num_pending) // self._layout.num_lanes)
+                count = count if steps is None else min(count, steps - stage.num_steps)
                 if self._runner is not None:
                     count = min(count, random_frames - stage.num_pending)
                 self._short.run(count, version())
