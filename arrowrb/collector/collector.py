@@ -78,7 +78,8 @@ class Collector:
                 shared out evenly; with ``sync=False`` each batch is of one worker. What the last vector step brings
                 beyond, up to `num_envs` - 1 transitions, opens the next batch, under the version it was collected with.
             steps_per_batch: Instead, vector steps in a batch, in each worker, however many transitions these are.
-                Nothing is left over for the next one.
+                Nothing is left over for the next one. Either way, where the schema has extras of the observation from
+                the policy, a batch ends with the decision on the vector step that opens the next one.
             total_frames: Transitions of this collector, of all workers together, whatever the store has already; -1
                 never ends.
             init_random_frames: Transitions before the policy is asked, of all workers together: exactly, where one
