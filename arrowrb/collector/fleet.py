@@ -31,6 +31,7 @@ from arrowrb.collector.weights import SharedWeights, copied
 from arrowrb.collector.worker import Done, Failed, Job, Moment, Published, Ready
 from arrowrb.engine import Engine
 from arrowrb.errors import ClosedError, OptionError, UsageError
+from arrowrb.interrupts import Uninterrupted
 from arrowrb.schema import Schema
 
 _log: Final = logging.getLogger("arrowrb")
@@ -261,13 +262,14 @@ class Fleet:
 
     def publish(self, policy: Any, version: int) -> None:
         """Have the workers use a policy as it is now; where all collect for a batch, from the next one on."""
-        with self._guard:
+        made = Published(pickled(policy), version) if self._weights is None else None
+        with Uninterrupted(), self._guard:
             if self._closing:
                 raise ClosedError("The collector is closed. Make another one.")
-            if self._weights is not None:
+            if made is None:
                 self._weights.write(policy, version)
             else:
-                self._next_policy = Published(pickled(policy), version)
+                self._next_policy = made
             self.version = version
             if not (self._share.sync and self._num_ordered()):
                 self._release()
@@ -293,7 +295,7 @@ class Fleet:
         self._check()
         if self._untaken:
             raise UsageError("The workers run by themselves since start(). Their batches are in the store.")
-        with self._guard:
+        with Uninterrupted(), self._guard:
             if not self._closing and self._share.sync:
                 if not self._parts and not self._num_ordered():
                     self._release()
@@ -320,7 +322,7 @@ class Fleet:
             raise UsageError("A batch has been asked for already. Go on iterating, or make another collector.")
         self._check()
         self._untaken = True
-        with self._guard:
+        with Uninterrupted(), self._guard:
             for worker in self._workers:
                 self._order_ahead(worker)
             self._started = True
