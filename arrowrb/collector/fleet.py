@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, Final
 
@@ -21,40 +21,23 @@ import gymnasium
 import pyarrow as pa
 
 from arrowrb.arrivals import rows_between
+from arrowrb.collector.allotment import Allotment, Share, rest_of
 from arrowrb.collector.batches import Batches
 from arrowrb.collector.environments import Wanted
-from arrowrb.collector.loop import Order, check_policy, engine_of, known_schema
+from arrowrb.collector.loop import check_policy, engine_of, known_schema
 from arrowrb.collector.policies import check_callable, is_module
 from arrowrb.collector.processes import WorkerProcess, pickled
 from arrowrb.collector.weights import SharedWeights, copied
-from arrowrb.collector.worker import Done, Failed, Job, Moment, NewPolicy, Ready
+from arrowrb.collector.worker import Done, Failed, Job, Moment, Published, Ready
 from arrowrb.engine import Engine
 from arrowrb.errors import ClosedError, OptionError, UsageError
+from arrowrb.interrupts import Uninterrupted
 from arrowrb.schema import Schema
 
 _log: Final = logging.getLogger("arrowrb")
 _AHEAD: Final = 2  # orders that a worker which runs freely has
 _CLOSE_SECONDS: Final = 15.0
 _KILL_SECONDS: Final = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """How much is to be collected; see `Collector`.
-
-    Attributes:
-        frames: Transitions of a batch; 0 where steps are counted.
-        steps: Vector steps of a batch.
-        total: Transitions in all.
-        random_frames: So many of them by random actions, the first ones.
-        sync: Whether all workers collect for each batch.
-    """
-
-    frames: int
-    steps: int | None
-    total: int
-    random_frames: int
-    sync: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +76,22 @@ class Fleet:
             check_callable(policy)
         check_policy(self.schema, policy, share.random_frames, options["frame_stack"])
         self._store = store
-        self._wanted, self._policy, self._options, self._share = wanted, policy, options, share
+        self._wanted, self._options, self._share = wanted, options, share
         self.version = 0
+        # What workers have, and what they are to have: of a module that as it was made, and its weights.
+        self._policy = None if policy is None else Published(pickled(copied(policy)), 0)
+        self._next_policy = self._policy
         self._weights: Any = None
         if is_module(policy):
             self._weights = SharedWeights(policy)
-            self._weights.publish(policy, 0)
+            self._weights.write(policy, 0)
+            self._weights.release()
         self.num_workers = num_workers
         self.num_frames = 0
         self.failures: list[BaseException] = []  # of workers that were started again
         self.worker: int | None = None
         self._most_restarts = restarts
-        self._granted = 0  # transitions that were ordered, or are there
-        self._random = 0  # those of them that were ordered from random actions
+        self._allotment = Allotment(share)
         self._started = self._untaken = self._closing = False
         self._error: BaseException | None = None
         self._guard = threading.RLock()
@@ -136,8 +122,7 @@ class Fleet:
             worker.name,
             self._engine.options,
             self._wanted,
-            copied(self._policy),
-            self.version,
+            self._policy,
             {**self._options, "frames": self._share.frames, "steps": self._share.steps},
             self._share.sync,
         )
@@ -204,34 +189,33 @@ class Fleet:
             if isinstance(message, Ready):
                 self._is_ready(worker, message)
             elif isinstance(message, Done):
-                self._is_done(worker, message.moment)
+                self._is_done(worker, message)
             elif isinstance(message, Failed):
                 worker.failure = message
 
     def _is_ready(self, worker: WorkerProcess, message: Ready) -> None:
-        worker.shard, worker.ready = message.shard, True
-        if worker.orders:  # which one before it was at
-            left = message.moment[1] - worker.moment[1]
-            first = worker.orders[0]
-            if left >= first.frames:
-                self._is_done(worker, message.moment)
-            else:
-                rest = first.frames - left
-                self._granted -= left if self._share.steps is not None else 0  # counted with what is to come
-                worker.orders[0] = replace(first, frames=rest, most=rest, random_frames=first.random_frames - left)
-            for order in worker.orders:
-                worker.send(order)
-        else:
+        worker.shard, worker.lanes = message.shard, message.lanes
+        if not worker.orders:
             worker.moment = message.moment
+        else:  # the first one is what the process before was at
+            worker.kept = message.moment[1] - worker.moment[1]
+            rest = rest_of(worker.orders[0], worker.kept)
+            if rest is None:  # all but the report was there
+                self._is_done(worker, Done(message.moment, 0))
+                missing = list(worker.orders)
+            else:
+                missing = [rest, *list(worker.orders)[1:]]
+            for order in missing:
+                worker.send(order)
+        worker.ready = True
         self._events.put(message)
 
-    def _is_done(self, worker: WorkerProcess, moment: Moment) -> None:
-        order = worker.orders.popleft()
-        part = _Collected(worker.number, worker.shard, worker.moment, moment)
-        worker.moment = moment
-        if self._share.steps is not None:
-            self._granted += moment[1] - part.since[1] - order.frames  # fewer than there might have been
-        self._events.put(part)
+    def _is_done(self, worker: WorkerProcess, message: Done) -> None:
+        order, since, until = worker.orders.popleft(), worker.moment, message.moment
+        random_frames = message.random + min(worker.kept, order.random_frames)
+        self._allotment.settle(order, until[1] - since[1], random_frames)
+        worker.moment, worker.kept = until, 0
+        self._events.put(_Collected(worker.number, worker.shard, since, until))
         if not self._share.sync:
             self._order_ahead(worker)
 
@@ -255,63 +239,66 @@ class Fleet:
 
     # -- orders --------------------------------------------------------------------------------------------------
 
-    def _order(self, worker: WorkerProcess, frames: int) -> None:
-        """Have a worker collect so many transitions more."""
-        random = max(0, min(frames, self._share.random_frames - self._random))
-        self._random += random
-        self._granted += frames
-        order = Order(frames, self._share.steps, random, self.version, frames)
+    def _order(self, worker: WorkerProcess, frames: int) -> bool:
+        """Have a worker collect so many transitions more, at most; whether there were any left to order."""
+        order = self._allotment.order(frames)
+        if order is None:
+            return False
         worker.orders.append(order)
         if worker.ready:
             worker.send(order)
-
-    def _left(self) -> int:
-        return self._share.total - self._granted
-
-    def _most_frames(self) -> int:
-        """Transitions of one worker's batch, at most."""
-        steps = self._share.steps
-        return self._share.frames if steps is None else steps * self._wanted.num_envs
+        return True
 
     def _order_ahead(self, worker: WorkerProcess) -> None:
-        while len(worker.orders) < _AHEAD and self._left() > 0:
-            self._order(worker, min(self._most_frames(), self._left()))
+        frames = self._allotment.of_one(len(worker.lanes))
+        while len(worker.orders) < _AHEAD and self._order(worker, frames):
+            pass
 
     def _order_one_each(self) -> None:
-        """A batch of all workers, shared out evenly."""
-        if self._share.steps is None:
-            frames = min(self._share.frames, self._left())
-            each, more = divmod(frames, self.num_workers)
-            shares = [each + (number < more) for number in range(self.num_workers)]
-        else:
-            shares = [self._most_frames()] * self.num_workers
+        """A batch of all workers."""
+        shares = self._allotment.of_each([len(worker.lanes) for worker in self._workers])
         for worker, frames in zip(self._workers, shares, strict=True):
-            if frames and self._left() > 0:
-                self._order(worker, min(frames, self._left()))
+            self._order(worker, frames)
 
     def publish(self, policy: Any, version: int) -> None:
-        """Have the workers use a policy."""
-        with self._guard:
+        """Have the workers use a policy as it is now; where all collect for a batch, from the next one on."""
+        made = Published(pickled(policy), version) if self._weights is None else None
+        with Uninterrupted(), self._guard:
             if self._closing:
                 raise ClosedError("The collector is closed. Make another one.")
-            if self._weights is not None:
-                self._weights.publish(policy, version)
+            if made is None:
+                self._weights.write(policy, version)
             else:
-                message = NewPolicy(pickled(policy), version)
-                for worker in self._workers:
-                    worker.send(message)
-            self._policy, self.version = policy, version
+                self._next_policy = made
+            self.version = version
+            if not (self._share.sync and self._num_ordered()):
+                self._release()
+
+    def _release(self) -> None:
+        """Have the workers use what was published last."""
+        if self._weights is not None:
+            self._weights.release()
+        elif self._policy is not self._next_policy:
+            self._policy = self._next_policy
+            for worker in self._workers:
+                worker.send(self._policy)
 
     # -- batches -------------------------------------------------------------------------------------------------
+
+    @property
+    def lanes(self) -> range:
+        """Those of each worker."""
+        return self._workers[0].lanes
 
     def batch(self) -> pa.RecordBatch:
         """The next batch; see `Collector.__next__`."""
         self._check()
         if self._untaken:
             raise UsageError("The workers run by themselves since start(). Their batches are in the store.")
-        with self._guard:
+        with Uninterrupted(), self._guard:
             if not self._closing and self._share.sync:
                 if not self._parts and not self._num_ordered():
+                    self._release()
                     self._order_one_each()
             elif not self._closing and not self._started:
                 for worker in self._workers:
@@ -329,12 +316,13 @@ class Fleet:
 
     def begin(self) -> None:
         """Have the workers run freely, and leave their batches where they are: in the store."""
-        if not self._share.sync and not self._started:
-            self._untaken = True
-        if not self._untaken:
-            raise UsageError("Workers run by themselves with sync=False, and where no batch has been asked for yet.")
+        if self._share.sync:
+            raise UsageError("With sync=True workers wait for each batch to be asked for. Give sync=False, or iterate.")
+        if self._started and not self._untaken:
+            raise UsageError("A batch has been asked for already. Go on iterating, or make another collector.")
         self._check()
-        with self._guard:
+        self._untaken = True
+        with Uninterrupted(), self._guard:
             for worker in self._workers:
                 self._order_ahead(worker)
             self._started = True
@@ -343,6 +331,8 @@ class Fleet:
     def running(self) -> bool:
         """Whether there is more to come of workers that run by themselves; raises what one of them raised."""
         self._check()
+        if not self._untaken:
+            raise UsageError("start() was not called, so no workers run by themselves. Call it before, or iterate.")
         while not self._events.empty():
             event = self._hear()
             if isinstance(event, _Collected):
