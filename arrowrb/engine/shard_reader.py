@@ -42,7 +42,7 @@ class ShardReader:
         self.paths = paths
         self._until = until
         self._past: Past | None = None
-        self._manifest_path = str(paths.manifest)  # looked at for every snapshot
+        self._manifest_path, self._durable_path = str(paths.manifest), paths.durable  # looked at for every snapshot
         self._schema = schema
         self._store_id = store_id
         self._commits = CommitFile(paths.visible)
@@ -61,7 +61,7 @@ class ShardReader:
         Where there is no new commit, segments have at most moved or gone, and what is mapped of them stays readable:
         then a look at the manifest every millisecond will do.
         """
-        record, now = commits.read_newest(self._commits, self.paths.durable, self._boot_id), time.monotonic()
+        record, now = commits.read_newest(self._commits, self._durable_path, self._boot_id), time.monotonic()
         if record is self._latest and now < self._due:
             return
         if self._held is not None and self._stat() == self._held.stamp:
@@ -76,7 +76,7 @@ class ShardReader:
         moved = dict(self._state.cold) if self._state is not None else {}
         behind, patience = 0, time.monotonic() + _PATIENCE_SECONDS
         while True:
-            record = commits.read_newest(self._commits, self.paths.durable, self._boot_id)
+            record = commits.read_newest(self._commits, self._durable_path, self._boot_id)
             if self._held is not None and self._stat() == self._held.stamp:
                 self.record = self._bound(record)
                 return

@@ -31,7 +31,7 @@ class Watched:
         self.paths = paths
         self.next_visit = -float("inf")  # not before that, by the monotonic clock
         self._schema = schema
-        self._commits = CommitFile(paths.visible)
+        self._commits, self._durable_path = CommitFile(paths.visible), paths.durable
         self._boot_id = files.boot_id()
         self._orders: OrdersFile | None = None
         self._held: files.Mapping | None = None
@@ -45,7 +45,7 @@ class Watched:
 
     def look(self, keep_below: int) -> tuple[Holding, tuple[object, ...]]:
         """How the shard stands; and objects that are the same ones as long as it does not change."""
-        record = commits.read_newest(self._commits, self.paths.durable, self._boot_id)  # before the manifest
+        record = commits.read_newest(self._commits, self._durable_path, self._boot_id)  # before the manifest
         if self._state is not None:
             grown = max(0, record.num_transitions - self._record.num_transitions)
             self._growth = _DECAY * self._growth + grown
