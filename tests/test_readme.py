@@ -22,7 +22,7 @@ def read_blocks(language: str) -> list[str]:
 
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {}
+    namespace: dict[str, Any] = {"__name__": "__main__"}  # as in a script
     blocks = read_blocks("python")
     assert len(blocks) >= 6
     for block in blocks:
