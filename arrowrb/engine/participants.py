@@ -135,8 +135,7 @@ def look(file: LimiterFile) -> tuple[Participant, ...]:
 def _participant(words: list[int]) -> Participant:
     alive, since = _is_alive(words[_OWNER]), words[_SINCE]
     waiting = seconds_since(since) if since > 0 and alive else None
-    text = np.array(words[_NAME:], np.int64).tobytes().rstrip(b"\0").decode(errors="replace")
-    name = "".join(each if each.isprintable() else "?" for each in text)
+    name = _legible(np.array(words[_NAME:], np.int64).tobytes().rstrip(b"\0"))
     reason = _WHY[words[_REASON]] if 0 <= words[_REASON] < len(_WHY) else None
     return Participant(
         side=_SIDES[words[_SIDE]] or COLLECTING,
@@ -151,6 +150,15 @@ def _participant(words: list[int]) -> Participant:
         waited_seconds=words[_WAITED] / 1e9 + (waiting or 0.0),
         num_waits=words[_WAITS] + (waiting is not None),
     )
+
+
+def _legible(name: bytes) -> str:
+    return "".join(each if each.isprintable() else "?" for each in name.decode(errors="replace"))
+
+
+def shown_name(name: str) -> str:
+    """The name that a participant of this name is told of by: as much of it as a slot has room for."""
+    return _legible(name.encode()[:_NAME_BYTES])
 
 
 def nobody_is_left(file: LimiterFile, side: Side, *, idle: Collection[int] = ()) -> bool:
