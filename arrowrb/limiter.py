@@ -43,7 +43,8 @@ class SampleToInsertRatio:
     Fewer than ``min_size`` transitions by then, or workers that have failed, are a `WaitError` at once, with the
     workers' error as its cause. Of other processes nobody can tell whether they are done or come again, and to let
     sampling through in between would break the ratio unseen: when all who collected have closed their store there is a
-    `WaitError` a second later; for those that have died, ``patience`` gives the time to start them again.
+    `WaitError` a second later; for those that have died, or that an error has closed, ``patience`` gives the time to
+    start them again.
 
     Args:
         samples_per_insert: rows of batches (transitions, or sequences, as `SamplerInfo.num_rows` counts them) for each

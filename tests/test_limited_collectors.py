@@ -184,6 +184,32 @@ def test_actors_of_ones_own_that_are_gone(tmp_path: Path, ends: str) -> None:
         assert told in str(caught.value)
 
 
+def test_an_actor_that_failed_may_be_started_again(tmp_path: Path) -> None:
+    """Its store was closed by the error, and not because it was done."""
+    ratio = SampleToInsertRatio(1, min_size=10, tolerance=10, patience=3.0)
+    Store.create(tmp_path / "store", schema(), limiter=ratio).close()
+    with Store.open(tmp_path / "store") as store:
+        sampler = store.sampler(batch_size=8)
+        with pytest.raises(ZeroDivisionError), Store.open(tmp_path / "store", mode="a", shard="actor") as actor:  # noqa: PT012
+            actor.extend(rows(10))
+            raise ZeroDivisionError
+        with soon(), pytest.raises(WaitError, match=r"Nobody collects now: process \d+ \(actor\) died"):
+            again(sampler.sample)
+        with Store.open(tmp_path / "store", mode="a", shard="actor") as actor:
+            actor.extend(rows(10))
+            (told,) = [each for each in limiter_of(store).participants if each.side == "collecting"]
+            assert (told.name, told.alive) == ("actor", True)
+            sampler.sample()
+
+
+def test_a_worker_that_is_started_again_is_waited_for() -> None:
+    env = lambda: Counting(fails_at=30)  # noqa: E731
+    with limited(min_size=60) as store, workers(store, env, restart_workers=5, total_frames=200) as collector:
+        collector.start()
+        store.sampler(batch_size=8).sample()
+        assert collector.num_restarts >= 1
+
+
 # -- iterating, in the thread that samples -------------------------------------------------------------------------
 
 

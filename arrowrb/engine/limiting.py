@@ -110,6 +110,11 @@ class Gate:
         if self._fork == _fork:
             self._leave()
 
+    def fail(self) -> None:
+        """Be seen as one who has died."""
+        if self._fork == _fork:
+            self._place.fail(os.getpid())
+
     def _joined(self) -> Place:
         """Its place, which is taken when it is first asked for; a forked child takes one of its own."""
         if self._fork != _fork:
@@ -117,6 +122,7 @@ class Gate:
             self._place = place = self._places.setdefault(_fork, made)
             if place is made:
                 self._leave = weakref.finalize(self, place.leave, os.getpid())
+                self._leave.atexit = self._side == SAMPLING  # a writer that nobody closes has died
             else:
                 made.leave(os.getpid())  # another thread was first
             self._fork = _fork
@@ -307,6 +313,11 @@ class Limiting:
         if file is None:
             return None
         return LimiterInfo.of(file.rule, *file.balance(), participants.look(file))
+
+    def fail(self) -> None:
+        """An error closes the store, whose writer may be started again: that is waited for as if it had died."""
+        if self._writer is not None:
+            self._writer.fail()
 
     def close(self) -> None:
         """Let everybody through who waits."""

@@ -69,19 +69,20 @@ class Lookout:
                 error = each.error
                 said = str(error).partition("\n")[0]
                 return Verdict(f"The collector has ended with an error: {type(error).__name__}: {said}", cause=error)
+        if not all(each.done or each.asked_by == threading.get_ident() for each in standings):
+            self._alone, self._gone = False, None
+            return None
         return self._idle(standings) or self._left(now)
 
     def _idle(self, standings: list[Standing]) -> Verdict | None:
-        """Where those who could wait for this thread themselves, or are done."""
-        here = threading.get_ident()
-        idle = [each for each in standings if each.done or each.asked_by == here]
-        pids = frozenset().union(*(each.pids for each in idle))
-        alone = len(idle) == len(standings) and participants.nobody_is_left(self._file, self._side, idle=pids)
+        """Where all wait for this thread themselves, or are done; these crews among them."""
+        pids = frozenset().union(*(each.pids for each in standings))
+        alone = participants.nobody_is_left(self._file, self._side, idle=pids)
         before, self._alone = self._alone, alone
-        if alone and idle and all(each.done for each in idle):
+        if alone and standings and all(each.done for each in standings):
             return Verdict("All is collected that the collector was to collect.", is_done=True)
         if alone and before:  # at two looks
-            return Verdict(ASK if idle else None)
+            return Verdict(ASK if standings else None)
         return None
 
     def _left(self, now: float) -> Verdict | None:

@@ -118,6 +118,12 @@ class Place:
             self._cells[self._at + _SIDE] = 0
             self._cells[self._at + _OWNER] = 0
 
+    def fail(self, pid: int) -> None:
+        """Leave the slot as that of one who has died, in the process that took it: who is started again takes it."""
+        if os.getpid() == pid and self._cells[self._at + _OWNER] == self._owner:
+            self._cells[self._at + _ACTIVE] = time.time_ns()
+            self._cells[self._at + _OWNER] = pid << _START_BITS  # another process of that number, long ago
+
 
 def _slots(file: LimiterFile, side: Side | None = None) -> Iterator[list[int]]:
     """The slots that somebody has, or of whom it is still told."""
