@@ -18,7 +18,7 @@ from typing import Final
 
 from ..errors import WaitError
 from ..limiter import COLLECTING, SAMPLING, Limiter, LimiterInfo, Participant, Rule, Side
-from . import limiter_file, lookout, participants
+from . import limiter_file, participants
 from .crews import Crew, Crews
 from .limiter_file import NUM_SHARDS, SAMPLES, SEQUENCE, LimiterFile
 from .lookout import Lookout, Verdict
@@ -55,7 +55,7 @@ class Gate:
 
     def __init__(self, file: LimiterFile, side: Side, name: str | None, crews: Crews) -> None:
         self._file, self._side, self._name, self._crews = file, side, name or "", crews
-        self._begin = lookout.begin(file)
+        self._inserts, self._made = file.inserts(), time.time_ns()
         self._words, self._counts = file.words, file.counts
         self._known, self._fork = -1, -1  # of what the bounds are, and in which process it has its place
         self._places: dict[int, Place] = {}
@@ -131,7 +131,7 @@ class Gate:
     def _wait(self) -> None:
         place, begin = self._place, time.monotonic()
         since, pause = begin, _SHORTEST_PAUSE
-        lookout = Lookout(self._file, self._side, self._crews, self._begin)
+        lookout = Lookout(self._file, self._side, self._crews, self._inserts, self._made)
         seen = self._progress()
         try:
             while not self.closed and self._waits():

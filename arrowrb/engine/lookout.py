@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,17 +43,18 @@ class Verdict:
 class Lookout:
     """Looks out during one wait."""
 
-    def __init__(self, file: LimiterFile, side: Side, crews: Crews, begin: tuple[int, int]) -> None:
+    def __init__(self, file: LimiterFile, side: Side, crews: Crews, inserts: int, made: int) -> None:
         """Begin to wait.
 
         Args:
             file: of the limiter.
             side: of who waits.
             crews: of its process.
-            begin: transitions that there were when its sampler was made; and when that was, in nanoseconds.
+            inserts: transitions that there were when it began to take part.
+            made: when that was, in nanoseconds since the epoch.
         """
         self._file, self._side, self._crews = file, side, crews
-        self._inserts, self._began = begin
+        self._inserts, self._made = inserts, made
         self._looked, self._alone = -_LOOK_SECONDS, False
         self._gone: float | None = None
 
@@ -86,15 +86,10 @@ class Lookout:
         return None
 
     def _left(self, now: float) -> Verdict | None:
-        """Where all who collected since the sampler was made have gone in good order, and nobody comes."""
+        """Where all who collected since it takes part have gone in good order, and nobody comes."""
         came = self._side == SAMPLING and self._file.inserts() > self._inserts
-        if not came or not participants.have_left(self._file, self._began):
+        if not came or not participants.have_left(self._file, self._made):
             self._gone = None
             return None
         self._gone = now if self._gone is None else self._gone
         return Verdict(GONE) if now - self._gone > _GONE_SECONDS else None
-
-
-def begin(file: LimiterFile) -> tuple[int, int]:
-    """What a lookout compares with: transitions now, and the time."""
-    return file.inserts(), time.time_ns()
