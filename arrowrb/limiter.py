@@ -37,6 +37,15 @@ class SampleToInsertRatio:
     ``min_size``. Each is asked before a commit or a batch, so that the balance may leave the tolerance by one commit or
     batch of each process, and both sides never wait at once.
 
+    A wait ends early where nobody could see to it. With a collector that has workers in this process it is known why:
+    once all is collected and nobody else collects, sampling does not wait any more, since there is nothing left to keep
+    in step with. So ``while collector.running: sampler.sample()`` ends by itself, one batch a sampler ahead at most.
+    Fewer than ``min_size`` transitions by then, or workers that have failed, are a `WaitError` at once, with the
+    workers' error as its cause. Of other processes nobody can tell whether they are done or come again, and to let
+    sampling through in between would break the ratio unseen: when all who collected have closed their store there is a
+    `WaitError` a second later; for those that have died, or that an error has closed, ``patience`` gives the time to
+    start them again.
+
     Args:
         samples_per_insert: rows of batches (transitions, or sequences, as `SamplerInfo.num_rows` counts them) for each
             transition. Above 0.

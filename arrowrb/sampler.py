@@ -173,7 +173,8 @@ class Sampler:
 
         Raises:
             EmptyError: if there is nothing to draw, or the strategy has come to its end.
-            WaitError: if the store's limiter does not allow it in time.
+            WaitError: if the store's limiter does not allow it in time, or nobody collects any more; what ended the
+                workers of a collector of this process is its cause.
         """
         batch = self._next()
         if batch is _END:

@@ -212,6 +212,8 @@ class Store(Sampling, Upkeep):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, Exception):
+            self._engine.limiting.fail()
         self.close()
 
     def flush(self) -> None:

@@ -1,13 +1,14 @@
 """SAC with asynchronous workers: they collect while the learner learns, and a limiter keeps the two in step.
 
     python examples/async_sac.py                         # Pendulum-v1 to a mean return of -200
-    python examples/async_sac.py --store runs/async      # keeps the transitions, and goes on with them
+    python examples/async_sac.py --store runs/async      # keeps transitions and agent; run again, it goes on
 
 Each worker writes a shard of one store, and takes a new policy between two steps; the learner draws from all. The
 limiter belongs to the store: collecting waits where it is too far ahead of sampling, and the other way round. What each
 version of the policy reached is asked in SQL, and drawn.
 
-The agent is that of sac_halfcheetah.py.
+The agent is that of sac_halfcheetah.py. Versions of the policy go on, so that the curve is one over all runs. The curve
+is drawn by matplotlib, which arrowrb itself does not need.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import gymnasium
 import matplotlib as mpl
 import numpy as np
 import torch
-from sac_halfcheetah import Actor, Agent
+from sac_halfcheetah import NAME, Actor, Agent
 from torch import Tensor, nn
 
 import arrowrb
@@ -62,18 +63,27 @@ def open_store(path: Path) -> arrowrb.Store:
     return arrowrb.Store.create(path, schema, limiter=LIMITER)
 
 
+def newest_version(store: arrowrb.Store) -> int:
+    """Of the policy, in what was collected; 0 where nothing was."""
+    (version,) = store.sql("SELECT coalesce(max(policy_version), 0) FROM transitions").fetchone() or (0,)
+    return int(version)
+
+
 def scaled(batch: dict[str, Tensor], largest: float) -> dict[str, Tensor]:
     """The agent's actions lie between -1 and 1, and its rewards should be of the order of 1."""
     return {**batch, "action": batch["action"] / largest, "reward": batch["reward"] / 8.0}
 
 
-def train(store: arrowrb.Store, num_workers: int, total_frames: int, seed: int) -> bool:
+def train(store: arrowrb.Store, agent: Agent, num_workers: int, total_frames: int, seed: int) -> bool:
     """Learn while the workers collect; returns whether an evaluation reached the target."""
     largest = float(store.schema.action_space.high[0])
-    agent = Agent(3, 1)
     explorer = Explorer(agent.actor, largest)
     sampler = store.sampler(
-        batch_size=BATCH_SIZE, seed=seed, prefetch=4, transform=lambda batch: scaled(batch, largest)
+        batch_size=BATCH_SIZE,
+        seed=seed + len(store),
+        prefetch=4,
+        name=NAME,
+        transform=lambda batch: scaled(batch, largest),
     )
 
     def best(observation: Any) -> Any:
@@ -91,12 +101,15 @@ def train(store: arrowrb.Store, num_workers: int, total_frames: int, seed: int) 
         store=store,
         seed=seed,
     ) as collector:
+        if len(store):  # what was collected before is of other policies
+            collector.update_policy(version=newest_version(store) + 1)
         collector.start()
         while collector.running:
             agent.update(sampler.sample())
             if agent.num_updates % UPDATES_PER_VERSION == 0:
                 collector.update_policy()
             if agent.num_updates % UPDATES_PER_EVALUATION == 0:
+                agent.save(store)
                 told = arrowrb.evaluate(best, ENV_ID, num_episodes=EPISODES, seed=agent.num_updates)
                 print(
                     f"{len(store):>7,} transitions  {agent.num_updates:>6,} updates  {EPISODES} greedy episodes return "
@@ -138,17 +151,29 @@ def draw(store: arrowrb.Store, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train SAC while workers collect.")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--total-frames", type=int, default=30_000, help="give up after so many")
-    parser.add_argument("--store", type=Path, help="made where there is none (default: a temporary one)")
+    parser.add_argument("--total-frames", type=int, default=30_000, help="give up after so many more")
+    parser.add_argument("--store", type=Path, help="gone on with if it exists (default: a temporary one)")
     parser.add_argument("--plot", type=Path, default=Path("runs/async-sac.png"), help="where the learning curve goes")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
     if options.workers < 1 or options.total_frames < 1 or options.seed < 0:
         parser.error("--workers and --total-frames are numbers from 1 on, --seed from 0 on")
     torch.set_num_threads(1)
-    torch.manual_seed(options.seed)
     with tempfile.TemporaryDirectory() as scratch, open_store(options.store or Path(scratch) / "sac") as store:
-        solved = train(store, options.workers, options.total_frames, options.seed)
+        torch.manual_seed(options.seed + len(store))  # so that a run that goes on does not draw the same noise again
+        agent = Agent(3, 1)
+        if store.checkpoints():
+            agent.load(store)
+            print(f"Going on with {len(store):,} transitions, {agent.num_updates:,} updates.", flush=True)
+        elif len(store):
+            print(f"Going on with {len(store):,} transitions, but no agent; a new one learns from them.", flush=True)
+        try:
+            solved = train(store, agent, options.workers, options.total_frames, options.seed)
+        except KeyboardInterrupt:
+            print("Interrupted: run it again with the same --store and it goes on from here.")
+            return 130
+        finally:
+            agent.save(store)
         print("Solved." if solved else "Not solved.")
         store.sql("SELECT inserts, samples, round(ratio, 1) AS samples_per_insert, state FROM limiter").show()
         draw(store, options.plot)

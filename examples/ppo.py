@@ -2,7 +2,7 @@
 
     python examples/ppo.py                               # CartPole-v1 to a mean return of 475
     python examples/ppo.py --env InvertedPendulum-v5     # to 900
-    python examples/ppo.py --store runs/ppo              # keeps the transitions, and goes on with them
+    python examples/ppo.py --store runs/ppo              # keeps transitions and agent; run again, it goes on
 
 Workers write what they see, and the log probability of what they did, into shards of one store; the learner reads what
 has come since its last look, in the order of episodes. An episode that the time limit cut short, or that goes on, is
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 import arrowrb
 
+NAME = "agent"  # of the checkpoint
 GAMMA, LAMBDA, CLIP = 0.99, 0.95, 0.2
 EPISODES = 20  # of an evaluation
 
@@ -91,26 +92,50 @@ class Policy(nn.Module):
         return (given.argmax(-1) if self.discrete else given).numpy()
 
 
-def learn(batch: dict[str, Tensor], policy: Policy, critic: nn.Module, optimizer: Any, setting: Setting) -> None:
-    """Some epochs over what all workers have collected."""
-    observation = batch["observation"].float()
-    with torch.no_grad():
-        value = critic(observation).squeeze(-1)
-        next_value = critic(batch["next_observation"].float()).squeeze(-1)
-    flags = batch["terminated"], batch["run_end"]
-    advantage, returns = arrowrb.gae(batch["reward"], value, next_value, *flags, gamma=GAMMA, lam=LAMBDA)
-    for _ in range(setting.epochs):
-        for rows in torch.randperm(len(observation)).split(setting.minibatch):
-            distribution = policy.distribution(observation[rows])
-            ratio = (distribution.log_prob(batch["action"][rows]) - batch["log_prob"][rows]).exp()
-            gain = advantage[rows]
-            gain = (gain - gain.mean()) / (gain.std() + 1e-8)
-            loss = -torch.minimum(ratio * gain, ratio.clamp(1 - CLIP, 1 + CLIP) * gain).mean()
-            loss = loss + 0.5 * nn.functional.mse_loss(critic(observation[rows]).squeeze(-1), returns[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_([*policy.parameters(), *critic.parameters()], 0.5)
-            optimizer.step()
+class Agent:
+    """A policy, a critic, and the optimizer of both."""
+
+    def __init__(self, schema: arrowrb.Schema, setting: Setting) -> None:
+        self.setting = setting
+        self.policy = Policy(schema.observation_space, schema.action_space)
+        self.critic = layers(int(np.prod(schema.observation_space.shape or ())), 1, 1.0)
+        self.parameters = [*self.policy.parameters(), *self.critic.parameters()]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=setting.learning_rate, eps=1e-5)
+
+    def learn(self, batch: dict[str, Tensor], left: float) -> None:
+        """Some epochs over what all workers have collected, with step sizes of the share that is left."""
+        policy, critic, setting = self.policy, self.critic, self.setting
+        for group in self.optimizer.param_groups:
+            group["lr"] = setting.learning_rate * left
+        observation = batch["observation"].float()
+        with torch.no_grad():
+            value = critic(observation).squeeze(-1)
+            next_value = critic(batch["next_observation"].float()).squeeze(-1)
+        flags = batch["terminated"], batch["run_end"]
+        advantage, returns = arrowrb.gae(batch["reward"], value, next_value, *flags, gamma=GAMMA, lam=LAMBDA)
+        for _ in range(setting.epochs):
+            for rows in torch.randperm(len(observation)).split(setting.minibatch):
+                distribution = policy.distribution(observation[rows])
+                ratio = (distribution.log_prob(batch["action"][rows]) - batch["log_prob"][rows]).exp()
+                gain = advantage[rows]
+                gain = (gain - gain.mean()) / (gain.std() + 1e-8)
+                loss = -torch.minimum(ratio * gain, ratio.clamp(1 - CLIP, 1 + CLIP) * gain).mean()
+                loss = loss + 0.5 * nn.functional.mse_loss(critic(observation[rows]).squeeze(-1), returns[rows])
+                self.optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.parameters, 0.5)
+                self.optimizer.step()
+
+    def save(self, store: arrowrb.Store) -> None:
+        """One point of the rows and of all that was learned from them."""
+        parts = {"policy": self.policy, "critic": self.critic, "optimizer": self.optimizer}
+        store.checkpoint(NAME, tensors={name: part.state_dict() for name, part in parts.items()})
+
+    def load(self, store: arrowrb.Store) -> None:
+        """Go on from the checkpoint."""
+        tensors, _ = store.restore(NAME)
+        for name in ("policy", "critic", "optimizer"):
+            getattr(self, name).load_state_dict(tensors[name])
 
 
 def open_store(path: Path, env_id: str) -> arrowrb.Store:
@@ -121,14 +146,15 @@ def open_store(path: Path, env_id: str) -> arrowrb.Store:
     return arrowrb.Store.create(path, schema)
 
 
-def train(store: arrowrb.Store, env_id: str, num_workers: int, total_frames: int | None, seed: int) -> bool:
+def newest_version(store: arrowrb.Store) -> int:
+    """Of the policy, in what was collected; 0 where nothing was."""
+    (version,) = store.sql("SELECT coalesce(max(policy_version), 0) FROM transitions").fetchone() or (0,)
+    return int(version)
+
+
+def train(store: arrowrb.Store, agent: Agent, env_id: str, num_workers: int, total: int, seed: int) -> bool:
     """Collect and learn in turn until evaluations reach the target; returns whether they did."""
-    setting = SETTINGS[env_id]
-    torch.manual_seed(seed)
-    policy = Policy(store.schema.observation_space, store.schema.action_space)
-    critic = layers(int(np.prod(store.schema.observation_space.shape or ())), 1, 1.0)
-    optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], lr=setting.learning_rate, eps=1e-5)
-    total = total_frames or setting.total_frames
+    setting, policy = agent.setting, agent.policy
     mark, began = store.watermark(), time.perf_counter()
     with arrowrb.Collector(
         env_id,
@@ -140,14 +166,15 @@ def train(store: arrowrb.Store, env_id: str, num_workers: int, total_frames: int
         store=store,
         seed=seed,
     ) as collector:
+        if len(store):  # what was collected before is of other policies
+            collector.update_policy(version=newest_version(store) + 1)
         for iteration, _ in enumerate(collector):
             batch, mark = store.since(mark)
-            for group in optimizer.param_groups:
-                group["lr"] = setting.learning_rate * (1 - collector.num_frames / total)
-            learn(batch, policy, critic, optimizer, setting)
+            agent.learn(batch, 1 - collector.num_frames / total)
             collector.update_policy()
             if iteration % 5 != 4 and collector.num_frames < total:
                 continue
+            agent.save(store)
             told = arrowrb.evaluate(policy.best, env_id, num_episodes=EPISODES, seed=10_000 + iteration)
             seconds = time.perf_counter() - began
             print(
@@ -167,8 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train PPO from workers that collect side by side.")
     parser.add_argument("--env", choices=sorted(SETTINGS), default="CartPole-v1")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--total-frames", type=int, help="give up after so many")
-    parser.add_argument("--store", type=Path, help="made where there is none (default: a temporary one)")
+    parser.add_argument("--total-frames", type=int, help="give up after so many more")
+    parser.add_argument("--store", type=Path, help="gone on with if it exists (default: a temporary one)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
     if options.workers < 1 or options.seed < 0 or (options.total_frames or 1) < 1:
@@ -178,7 +205,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = options.store or Path(scratch) / "ppo"
         path.parent.mkdir(parents=True, exist_ok=True)
         with open_store(path, options.env) as store:
-            solved = train(store, options.env, options.workers, options.total_frames, options.seed)
+            setting = SETTINGS[options.env]
+            torch.manual_seed(options.seed + len(store))  # so that a run that goes on does not draw the same again
+            agent = Agent(store.schema, setting)
+            if store.checkpoints():
+                agent.load(store)
+                print(f"Going on with {len(store):,} transitions, and the agent that learned from them.", flush=True)
+            total = options.total_frames or setting.total_frames
+            try:
+                solved = train(store, agent, options.env, options.workers, total, options.seed)
+            except KeyboardInterrupt:
+                agent.save(store)
+                print("Interrupted: run it again with the same --store and it goes on from here.")
+                return 130
             print("Solved." if solved else "Not solved.", "What each version of the policy reached in its episodes:")
             store.sql(
                 "SELECT policy_version // 5 * 5 AS version, count(*) AS episodes, "

@@ -135,25 +135,43 @@ def test_own_actors_go_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("env_id", "times"), [("CartPole-v1", 2), ("InvertedPendulum-v5", 1)])
 def test_ppo_collects_with_workers_and_goes_on(env_id: str, times: int, tmp_path: Path) -> None:
-    store = tmp_path / "ppo"
+    store, newest = tmp_path / "ppo", []
     for again in range(times):
         said = run("examples/ppo.py", "--env", env_id, "--total-frames", 2_048, "--store", store, status=1)
         assert "2,048 frames" in said
         assert "Not solved" in said
+        assert ("Going on with 2,048 transitions, and the agent" in said) == (again > 0)
         with arrowrb.Store.open(store) as opened:
             assert len(opened) == 2_048 * (again + 1)
             shards = opened.sql("SELECT count(DISTINCT row_id >> 48), count(log_prob) FROM transitions").fetchall()
             assert shards == [(2, len(opened))]
+            newest += versions_after(opened, newest)
+            assert opened.checkpoints()[-1].num_transitions == len(opened)
+
+
+def versions_after(store: arrowrb.Store, before: list[int]) -> list[int]:
+    """Versions of the policy that are new in a store: they go on above those that it had."""
+    told = store.sql("SELECT DISTINCT policy_version FROM transitions ORDER BY 1").fetchall()
+    found = [version for (version,) in told]
+    assert found[: len(before)] == before
+    assert len(found) > len(before)
+    return found[len(before) :]
 
 
 def test_sac_learns_while_workers_collect(tmp_path: Path) -> None:
-    plot = tmp_path / "curve.png"
-    said = run("examples/async_sac.py", "--total-frames", 1_400, "--plot", plot, "--store", tmp_path / "sac", status=1)
+    plot, path = tmp_path / "curve.png", tmp_path / "sac"
+    said = run("examples/async_sac.py", "--total-frames", 1_400, "--plot", plot, "--store", path, status=1)
     assert "Not solved" in said
     assert plot.read_bytes()[:4] == b"\x89PNG"
-    with arrowrb.Store.open(tmp_path / "sac") as store:
+    with arrowrb.Store.open(path) as store:
         assert len(store) == 1_400
-        assert store.sql("SELECT max(policy_version) FROM transitions").fetchall()[0][0] > 0
+        versions = versions_after(store, [])
+        assert versions[-1] > 0
         inserts, samples = store.sql("SELECT inserts, samples FROM limiter").fetchall()[0]
         assert inserts == 1_400
         assert 0 < samples <= (1_400 - 1_000 + 100 + 50) * 128 + 128
+    said = run("examples/async_sac.py", "--total-frames", 200, "--plot", plot, "--store", path, status=1)
+    assert f"Going on with 1,400 transitions, {samples // 128:,} updates." in said
+    with arrowrb.Store.open(path) as store:
+        assert len(store) == 1_600
+        versions_after(store, versions)

@@ -57,8 +57,8 @@ def until(what: Any, seconds: float = LONG) -> None:
         time.sleep(0.005)
 
 
-def again(what: Any) -> None:
-    for _ in range(100):
+def again(what: Any, times: int = 100) -> None:
+    for _ in range(times):
         what()
 
 

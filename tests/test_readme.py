@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import arrowrb
 from arrowrb.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +23,7 @@ def read_blocks(language: str) -> list[str]:
 
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {}
+    namespace: dict[str, Any] = {"__name__": "__main__"}  # as in a script
     blocks = read_blocks("python")
     assert len(blocks) >= 6
     for block in blocks:
@@ -32,6 +33,10 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert namespace["hard"]["observation"].shape[0] > 0
     assert (abs(namespace["hard"]["observation"][:, 2]) > 0.2).all()
     assert namespace["store"].closed
+    with arrowrb.Store.open("runs/async") as store:  # the learner that is run again
+        versions = store.sql("SELECT list(policy_version ORDER BY time, row_id) FROM transitions").fetchall()
+        assert len(versions[0][0]) == 2_000
+        assert max(versions[0][0][:1_500]) < min(versions[0][0][1_500:])
 
 
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

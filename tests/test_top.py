@@ -243,6 +243,37 @@ def test_what_samplers_take() -> None:
         assert monitor.look().samplers[0].pid is None
 
 
+@pytest.mark.parametrize("strategy", [arrowrb.Uniform(), arrowrb.Prioritized()])
+def test_what_a_limiter_counts_of_samplers(strategy: Any) -> None:
+    """Of each that has a name, with files of its own or without; one that is made again counts from 0."""
+    clock, long_name = Clock(), "learner-" + "x" * 56
+    with Store.temporary(SCHEMA, limiter=arrowrb.SampleToInsertRatio(1, tolerance=1e6)) as store:
+        World(store, np.random.default_rng(1), 1).extend(500)
+        monitor = Monitor(store, clock=clock)
+        monitor.look()
+        with (
+            store.sampler(strategy, batch_size=32, name="learner") as one,
+            store.sampler(strategy, batch_size=16, name=long_name) as other,
+            store.sampler(batch_size=1) as nameless,
+        ):
+            for sampler in (one, other, nameless) * 10:
+                next(sampler)
+            clock.now += 5
+            seen = monitor.look()
+            assert [(each.alive, each.num_batches, each.num_rows, each.rows_per_second) for each in seen.samplers] == [
+                (True, None, 320, 64),
+                (True, None, 160, 32),
+            ]
+            lines = [line.split() for line in picture(seen).splitlines() if line.startswith(" learner")]
+            assert [line[-4:] for line in lines] == [["-", "-", "320", "64"], ["-", "-", "160", "32"]]
+        monitor.look()
+        with store.sampler(strategy, batch_size=4, name="learner") as sampler:
+            next(sampler)
+            clock.now += 2
+            told = monitor.look().samplers[0]
+            assert (told.num_rows, told.rows_per_second) == (4, 4 / 7)  # since the first look
+
+
 def test_a_store_that_counts_samples() -> None:
     counting: Any = SimpleNamespace(limiting=SimpleNamespace(look=lambda: SimpleNamespace(samples=12)))
     silent: Any = SimpleNamespace(limiting=SimpleNamespace(look=lambda: None))

@@ -166,6 +166,10 @@ def top(
     """See a run live, from any terminal: who writes how fast, how episodes went, what is sampled. Ends with Ctrl-C.
 
     Rates are those of the last ten seconds, returns and lengths of the last 100 episodes that ended.
+
+    Of a shard, lag tells how many versions its newest transition is behind that of all shards, and age how old it is.
+
+    Of a sampler, its log tells batches and of how many rows they are; a limiter counts the rows since it was made.
     """
     watch(store, interval=interval, once=once, form=form)
 

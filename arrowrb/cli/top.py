@@ -117,13 +117,14 @@ def _shards(shards: tuple[ShardInfo, ...], now: float) -> Table:
 
 
 def _samplers(samplers: tuple[LogInfo, ...]) -> Table:
-    table = _table(("sampler", "process", "batches", "of rows", "rows/s"), left=2)
+    table = _table(("sampler", "process", "batches", "of rows", "rows", "rows/s"), left=2)
     for each in samplers:
         table.add_row(
             each.name,
             _process(each.pid, each.alive),
             _number(each.num_batches),
             _number(each.batch_size),
+            _number(each.num_rows),
             _rate(each.rows_per_second),
         )
     return table

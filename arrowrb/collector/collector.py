@@ -153,7 +153,8 @@ class Collector:
         Raises:
             ClosedError: After `close`.
             StopIteration: When `total_frames` have been collected.
-            WaitError: If the store's limiter does not allow a commit in time; what was collected is kept.
+            WaitError: If the store's limiter does not allow a commit in time; what was collected is kept. At once where
+                workers wait for a thread that samples, and that is this one: see `start`.
             Exception: What a worker raised, with its traceback; or WorkerError, where it was killed.
         """
         if self.closed:
@@ -172,7 +173,8 @@ class Collector:
         """Have workers collect by themselves, with ``sync=False``, in place of iterating.
 
         For a learner that draws from the store and needs no batches: it does not wait for any, and so cannot wait for
-        workers that wait for it. See `running`.
+        workers that wait for it. Its loop is ``while collector.running: sampler.sample()``; with a limiter, too, it
+        ends when all is collected, see `SampleToInsertRatio`.
 
         Raises:
             UsageError: If there are no workers that run freely, or a batch has been asked for.

@@ -13,6 +13,7 @@ import os
 import queue
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, Final
@@ -29,12 +30,13 @@ from arrowrb.collector.policies import check_callable, is_module
 from arrowrb.collector.processes import WorkerProcess, pickled
 from arrowrb.collector.weights import SharedWeights, copied
 from arrowrb.collector.worker import Done, Failed, Job, Moment, Published, Ready
-from arrowrb.engine import Engine
-from arrowrb.errors import ClosedError, OptionError, UsageError
+from arrowrb.engine import Engine, Standing
+from arrowrb.errors import ClosedError, OptionError, UsageError, WaitError
 from arrowrb.interrupts import Uninterrupted
 from arrowrb.schema import Schema
 
 _log: Final = logging.getLogger("arrowrb")
+_LOOK_SECONDS: Final = 0.1  # between looks at what the limiter lets wait
 _AHEAD: Final = 2  # orders that a worker which runs freely has
 _CLOSE_SECONDS: Final = 15.0
 _KILL_SECONDS: Final = 2.0
@@ -93,7 +95,9 @@ class Fleet:
         self._most_restarts = restarts
         self._allotment = Allotment(share)
         self._started = self._untaken = self._closing = False
-        self._error: BaseException | None = None
+        self._asked_by: int | None = None  # the thread that asked for a batch last
+        self._failure: BaseException | None = None  # what ends the run
+        self._error: BaseException | None = None  # the same, once it was raised
         self._guard = threading.RLock()
         self._events: queue.SimpleQueue[_Collected | Ready | BaseException] = queue.SimpleQueue()
         self._parts: list[_Collected] = []  # of a batch that all collect
@@ -115,6 +119,7 @@ class Fleet:
         self._thread.start()
         for _ in self._workers:
             self._hear()
+        self._engine.limiting.add_crew(self)
 
     def _launch(self, worker: WorkerProcess) -> None:
         job = Job(
@@ -154,8 +159,18 @@ class Fleet:
             self._weights.close()
 
     def _hear(self) -> _Collected | Ready:
-        """What a worker says next; where one has failed the run is over, and its error raised."""
-        event = self._events.get()
+        """What a worker says next; where one has failed the run is over, and its error raised.
+
+        Raises:
+            WaitError: if the limiter lets workers wait for this thread, which then must not wait for them.
+        """
+        begin = time.monotonic()
+        while True:
+            with suppress(queue.Empty):
+                event = self._events.get(timeout=_LOOK_SECONDS)
+                break
+            busy = self._pids([worker for worker in self._workers if worker.orders])
+            self._engine.limiting.check_asking(busy, time.monotonic() - begin)
         if isinstance(event, BaseException):
             self._error = event
             self.close()
@@ -176,8 +191,13 @@ class Fleet:
                         self._receive(connections[each])
                     elif each in ends:
                         self._ended(ends[each])
-        except BaseException as error:  # raised where the next batch is asked for
-            self._events.put(error)
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """The run is over: this is raised where the next batch is asked for."""
+        self._failure = error
+        self._events.put(error)
 
     def _receive(self, worker: WorkerProcess) -> None:
         try:
@@ -230,12 +250,14 @@ class Fleet:
             if self._closing:
                 return
             error = worker.error(code)
-            if len(self.failures) < self._most_restarts and worker.shard >= 0:
+            # Whom the limiter let wait in vain it would let wait again.
+            curable = worker.shard >= 0 and not isinstance(error, WaitError)
+            if curable and len(self.failures) < self._most_restarts:
                 self.failures.append(error)
                 _log.warning("%s It is started again.", error.__cause__ or error)
                 self._launch(worker)
             else:
-                self._events.put(error)
+                self._fail(error)
 
     # -- orders --------------------------------------------------------------------------------------------------
 
@@ -293,6 +315,7 @@ class Fleet:
     def batch(self) -> pa.RecordBatch:
         """The next batch; see `Collector.__next__`."""
         self._check()
+        self._asked_by = threading.get_ident()
         if self._untaken:
             raise UsageError("The workers run by themselves since start(). Their batches are in the store.")
         with Uninterrupted(), self._guard:
@@ -342,6 +365,19 @@ class Fleet:
     def _check(self) -> None:
         if self._error is not None:
             raise ClosedError("The collector has ended with an error. Make another one.") from self._error
+
+    def standing(self) -> Standing | None:
+        """How the workers stand, for samplers of this process that wait for them; None once it is closed."""
+        with self._guard:
+            if self._closing:
+                return None
+            ordered = self._num_ordered()
+            done = not ordered and self._allotment.left <= 0
+            return Standing(self._pids(self._workers), self._failure, done, None if ordered else self._asked_by)
+
+    @staticmethod
+    def _pids(workers: list[WorkerProcess]) -> frozenset[int]:
+        return frozenset(process.pid for worker in workers if (process := worker.process) is not None)
 
     def _num_ordered(self) -> int:
         with self._guard:

@@ -20,6 +20,8 @@ past            a shard as it was at an earlier commit
 background      the writer's threads
 limiter_file    the rule between collecting and sampling, and what it counts
 participants    who collects and samples under it
+crews           processes that commit for a collector of this one
+lookout         whether anybody could still release who waits
 limiting        waiting for it
 sampler_folders what named samplers keep, each in a folder of its own:
 priority_files  priorities,
@@ -39,6 +41,7 @@ from ..retention import Action
 from .backup import BackedUp, back_up
 from .checks import Problem
 from .creating import create_store, read_store_file
+from .crews import Standing
 from .edges import Edges, read_edges, stored_runs
 from .engine import Engine
 from .limiting import Gate
@@ -79,6 +82,7 @@ __all__ = [
     "SamplerFolder",
     "SegmentView",
     "Snapshot",
+    "Standing",
     "Verified",
     "WriterOptions",
     "back_up",

@@ -3,7 +3,7 @@
 A gate is asked before a commit or a batch, where nothing is held: other threads go on meanwhile, so that one that
 samples can release one that commits, and Ctrl-C ends a wait at once. It looks at mapped memory, ever less often. A wait
 ends when the balance allows, when store or sampler is closed, or with an error: when the other side has done nothing
-for so long, or when nobody could release it.
+for so long, or when nobody could release it. Samplers are let through where that is because all is collected.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import math
 import os
 import time
 import weakref
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
 from ..errors import WaitError
 from ..limiter import COLLECTING, SAMPLING, Limiter, LimiterInfo, Participant, Rule, Side
 from . import limiter_file, participants
+from .crews import Crew, Crews
 from .limiter_file import NUM_SHARDS, SAMPLES, SEQUENCE, LimiterFile
+from .lookout import Lookout, Verdict
 from .participants import Place
 from .paths import LIMITER_FILE
 from .shard_writer import ShardWriter
@@ -26,7 +29,6 @@ from .shard_writer import ShardWriter
 _SHORTEST_PAUSE: Final = 0.0002
 _LONGEST_PAUSE: Final = 0.01
 _GROWTH: Final = 1.5
-_LOOK_SECONDS: Final = 0.1  # between looks at who else is there
 _MOST_NAMED: Final = 3
 
 
@@ -51,8 +53,9 @@ class Gate:
         closed: whether it lets everybody through.
     """
 
-    def __init__(self, file: LimiterFile, side: Side, name: str | None) -> None:
-        self._file, self._side, self._name = file, side, name or ""
+    def __init__(self, file: LimiterFile, side: Side, name: str | None, crews: Crews) -> None:
+        self._file, self._side, self._name, self._crews = file, side, name or "", crews
+        self._inserts, self._made = file.inserts(), time.time_ns()
         self._words, self._counts = file.words, file.counts
         self._known, self._fork = -1, -1  # of what the bounds are, and in which process it has its place
         self._places: dict[int, Place] = {}
@@ -107,6 +110,11 @@ class Gate:
         if self._fork == _fork:
             self._leave()
 
+    def fail(self) -> None:
+        """Be seen as one who has died."""
+        if self._fork == _fork:
+            self._place.fail(os.getpid())
+
     def _joined(self) -> Place:
         """Its place, which is taken when it is first asked for; a forked child takes one of its own."""
         if self._fork != _fork:
@@ -114,6 +122,7 @@ class Gate:
             self._place = place = self._places.setdefault(_fork, made)
             if place is made:
                 self._leave = weakref.finalize(self, place.leave, os.getpid())
+                self._leave.atexit = self._side == SAMPLING  # a writer that nobody closes has died
             else:
                 made.leave(os.getpid())  # another thread was first
             self._fork = _fork
@@ -121,7 +130,8 @@ class Gate:
 
     def _wait(self) -> None:
         place, begin = self._place, time.monotonic()
-        since, looked, pause, alone = begin, -1.0, _SHORTEST_PAUSE, False
+        since, pause = begin, _SHORTEST_PAUSE
+        lookout = Lookout(self._file, self._side, self._crews, self._inserts, self._made)
         seen = self._progress()
         try:
             while not self.closed and self._waits():
@@ -132,12 +142,12 @@ class Gate:
                 if done != seen:
                     seen, since = done, now
                 if now - since > self._file.rule.patience and self._waits():
-                    raise WaitError(self._complaint(now - begin, now - since, alone=False))
-                if now - looked > _LOOK_SECONDS:
-                    before, alone = alone, participants.nobody_is_left(self._file, self._side)
-                    if before and alone and self._waits():  # at two looks, and it is so still
-                        raise WaitError(self._complaint(now - begin, now - since, alone=True))
-                    looked = now
+                    raise WaitError(self._complaint(now - begin, now - since))
+                verdict = lookout.look(now)
+                if verdict is not None and self._waits():  # it is so still
+                    if verdict.is_done and not self._has_too_few():
+                        return
+                    raise WaitError(self._hopeless(now - begin, verdict)) from verdict.cause
         finally:
             self.wait_seconds += time.monotonic() - begin
             place.go_on()
@@ -145,29 +155,43 @@ class Gate:
     def _progress(self) -> int:
         return self._file.samples() if self._side == COLLECTING else self._file.inserts()
 
+    def _has_too_few(self) -> bool:
+        return self._file.inserts() < self._file.rule.min_size
+
     def _why(self) -> str:
         if self._side == COLLECTING:
             return participants.SAMPLING_OWES
-        few = self._file.inserts() < self._file.rule.min_size
-        return participants.TOO_FEW if few else participants.SAMPLING_AHEAD
+        return participants.TOO_FEW if self._has_too_few() else participants.SAMPLING_AHEAD
 
-    def _complaint(self, seconds: float, idle: float, *, alone: bool) -> str:
-        """Why it gives up: the numbers, who else is there, and what to do."""
-        rule, (inserts, samples) = self._file.rule, self._file.balance()
-        what = "a commit" if self._side == COLLECTING else "a batch"
-        told = f"Waited {seconds:,.1f} s for the limiter of {self._file.path.parent} to allow {what}: "
-        told += _balance(rule, inserts, samples)
+    def _complaint(self, seconds: float, idle: float) -> str:
+        """Why it gives up after so long: the numbers, who else is there, and what to do."""
         verb = "samples" if self._side == COLLECTING else "collects"
-        if alone:
-            return (
-                f"{told} Nobody could change that: only the thread that waits here {verb}, or others that wait as it "
-                f"does. {_remedy(self._side, inserts < rule.min_size)}"
-            )
         others = [each for each in participants.look(self._file) if each.side != self._side]
         return (
-            f"{told} {_who(others, verb)} Nothing came of it for {idle:,.1f} s, and patience is {rule.patience:g} s. "
+            f"{_told(self._file, self._side, seconds)} {_who(others, verb)} Nothing came of it for {idle:,.1f} s, and "
+            f"patience is {self._file.rule.patience:g} s. "
             f"See `arrowrb info`; start who {verb}, or give a limiter with more patience or tolerance."
         )
+
+    def _hopeless(self, seconds: float, verdict: Verdict) -> str:
+        """Why it gives up at once."""
+        told, verb = _told(self._file, self._side, seconds), "samples" if self._side == COLLECTING else "collects"
+        few = self._has_too_few()
+        if verdict.is_done:
+            return f"{told} {verdict.why} Collect more, or give a limiter with a smaller min_size."
+        if verdict.why is not None:
+            return f"{told} {verdict.why}"
+        return (
+            f"{told} Nobody could change that: only the thread that waits here {verb}, or others that wait as it "
+            f"does. {_remedy(self._side, few)}"
+        )
+
+
+def _told(file: LimiterFile, side: Side, seconds: float) -> str:
+    """What was waited for, how long, and the numbers."""
+    what = "a commit" if side == COLLECTING else "a batch"
+    numbers = _balance(file.rule, *file.balance())
+    return f"Waited {seconds:,.1f} s for the limiter of {file.path.parent} to allow {what}: {numbers}"
 
 
 def _balance(rule: Rule, inserts: int, samples: int) -> str:
@@ -220,6 +244,7 @@ class Limiting:
             CorruptError: if its file is damaged.
         """
         self._gates: weakref.WeakSet[Gate] = weakref.WeakSet()
+        self._crews = Crews()
         self._file: LimiterFile | None = None
         self._writer: Gate | None = None
         self._shard = self._committed = 0
@@ -237,7 +262,7 @@ class Limiting:
     def _gate(self, side: Side, name: str | None) -> Gate | None:
         if self._file is None or not self._file.writable:
             return None
-        gate = Gate(self._file, side, name)
+        gate = Gate(self._file, side, name, self._crews if side == SAMPLING else Crews())
         self._gates.add(gate)
         return gate
 
@@ -249,6 +274,31 @@ class Limiting:
         """Return when the balance allows a commit; see `Gate.wait`."""
         if self._writer is not None:
             self._writer.wait()
+
+    def add_crew(self, crew: Crew) -> None:
+        """A collector of this process has others commit for it: samplers look at how it stands while they wait."""
+        self._crews.add(crew)
+
+    def check_asking(self, pids: Collection[int], seconds: float) -> None:
+        """Refuse to wait for commits of other processes that nobody but the calling thread could release.
+
+        Args:
+            pids: the processes.
+            seconds: how long it has waited for them.
+
+        Raises:
+            WaitError: if all of them wait for the limiter, and only this thread samples.
+        """
+        file = self._file
+        if not pids or file is None or not file.rule.collecting_waits(*file.balance()):
+            return
+        all_wait = participants.waiting_pids(file, COLLECTING).issuperset(pids)
+        if all_wait and participants.nobody_is_left(file, COLLECTING):
+            raise WaitError(
+                f"{_told(file, COLLECTING, seconds)} Nobody could change that: only the thread that waits here for a "
+                "batch of the workers samples. Sample more in between; or have the workers collect by themselves: "
+                "sync=False, and collector.start() in place of iterating."
+            )
 
     def note(self, committed: int) -> None:
         """So many transitions are committed now; the caller holds the guard of commits."""
@@ -263,6 +313,11 @@ class Limiting:
         if file is None:
             return None
         return LimiterInfo.of(file.rule, *file.balance(), participants.look(file))
+
+    def fail(self) -> None:
+        """An error closes the store, whose writer may be started again: that is waited for as if it had died."""
+        if self._writer is not None:
+            self._writer.fail()
 
     def close(self) -> None:
         """Let everybody through who waits."""

@@ -12,7 +12,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 import numpy as np
@@ -84,7 +84,7 @@ class Place:
             cells[at + word] = 0
         cells[at + _NAME : at + _WORDS] = memoryview(words)  # type: ignore[arg-type]
         cells[at + _JOINED] = cells[at + _ACTIVE] = time.time_ns()
-        cells[at + _THREAD] = threading.get_ident()
+        cells[at + _THREAD] = threading.current_thread().ident or 0  # which `threading` knows of from now on
         cells[at + _SIDE] = _SIDES.index(side)
 
     def count(self, rows: int) -> None:
@@ -118,6 +118,12 @@ class Place:
             self._cells[self._at + _SIDE] = 0
             self._cells[self._at + _OWNER] = 0
 
+    def fail(self, pid: int) -> None:
+        """Leave the slot as that of one who has died, in the process that took it: who is started again takes it."""
+        if os.getpid() == pid and self._cells[self._at + _OWNER] == self._owner:
+            self._cells[self._at + _ACTIVE] = time.time_ns()
+            self._cells[self._at + _OWNER] = pid << _START_BITS  # another process of that number, long ago
+
 
 def _slots(file: LimiterFile, side: Side | None = None) -> Iterator[list[int]]:
     """The slots that somebody has, or of whom it is still told."""
@@ -135,8 +141,7 @@ def look(file: LimiterFile) -> tuple[Participant, ...]:
 def _participant(words: list[int]) -> Participant:
     alive, since = _is_alive(words[_OWNER]), words[_SINCE]
     waiting = seconds_since(since) if since > 0 and alive else None
-    text = np.array(words[_NAME:], np.int64).tobytes().rstrip(b"\0").decode(errors="replace")
-    name = "".join(each if each.isprintable() else "?" for each in text)
+    name = _legible(np.array(words[_NAME:], np.int64).tobytes().rstrip(b"\0"))
     reason = _WHY[words[_REASON]] if 0 <= words[_REASON] < len(_WHY) else None
     return Participant(
         side=_SIDES[words[_SIDE]] or COLLECTING,
@@ -153,13 +158,47 @@ def _participant(words: list[int]) -> Participant:
     )
 
 
-def nobody_is_left(file: LimiterFile, side: Side) -> bool:
-    """Whether all who could release this side wait on it themselves, each in the thread that does both.
+def _legible(name: bytes) -> str:
+    return "".join(each if each.isprintable() else "?" for each in name.decode(errors="replace"))
+
+
+def shown_name(name: str) -> str:
+    """The name that a participant of this name is told of by: as much of it as a slot has room for."""
+    return _legible(name.encode()[:_NAME_BYTES])
+
+
+def nobody_is_left(file: LimiterFile, side: Side, *, idle: Collection[int] = ()) -> bool:
+    """Whether all who could release the calling thread, which is of this side, wait on it themselves.
 
     So it is in a loop of one thread that commits and samples in turn. Where the other side has nobody yet, somebody
     may still come.
+
+    Args:
+        file: of the limiter.
+        side: "collecting" or "sampling".
+        idle: processes of the other side that do nothing now.
     """
     other: Side = SAMPLING if side == COLLECTING else COLLECTING
     others = {(words[_OWNER], words[_THREAD]) for words in _slots(file, other) if _is_alive(words[_OWNER])}
     stuck = {(words[_OWNER], words[_THREAD]) for words in _slots(file, side) if words[_SINCE] > 0}
-    return bool(others) and others <= stuck
+    stuck.add((_owner(os.getpid()) or 0, threading.get_ident()))
+    able = {(owner, thread) for owner, thread in others if owner >> _START_BITS not in idle}
+    return bool(others or idle) and able <= stuck
+
+
+def have_left(file: LimiterFile, since: int) -> bool:
+    """Whether nobody collects, and nobody who did has died since a moment, in nanoseconds since the epoch.
+
+    Of this process that goes by the threads that committed: one that has ended does not.
+    """
+    threads = {thread.ident for thread in threading.enumerate()}
+    for words in _slots(file, COLLECTING):
+        ended = words[_OWNER] >> _START_BITS == os.getpid() and words[_THREAD] not in threads
+        if words[_ACTIVE] >= since if not _is_alive(words[_OWNER]) else not ended:
+            return False
+    return True
+
+
+def waiting_pids(file: LimiterFile, side: Side) -> set[int]:
+    """The processes of a side that wait now."""
+    return {words[_OWNER] >> _START_BITS for words in _slots(file, side) if words[_SINCE] > 0}

@@ -115,6 +115,7 @@ class _Counts:
     finished: int
     sampled: int | None
     batches: dict[str, int]
+    rows: dict[str, int]
 
 
 class Monitor:
@@ -186,6 +187,7 @@ class Monitor:
             episodes.num_finished,
             count_sampled(engine),
             {log.name: log.num_batches for log in logs if log.num_batches is not None},
+            {log.name: log.num_rows for log in logs if log.num_rows is not None},
         )
         rates = _Rates(self._oldest(now), now)
         samplers = tuple(replace(log, rows_per_second=rates.log(log)) for log in logs)
@@ -283,7 +285,10 @@ class _Rates:
         return self._rate(self._now.finished - self._before.finished)
 
     def log(self, log: LogInfo) -> float | None:
-        """Rows a second of a sampler with a log, by the size of its newest batch."""
+        """Rows a second of a sampler: as they are counted, or by its log and the size of its newest batch."""
+        if log.num_rows is not None:
+            before = self._before.rows.get(log.name, 0)
+            return self._rate(log.num_rows - (before if before <= log.num_rows else 0))  # another one counts from 0
         if log.num_batches is None or log.batch_size is None:
             return None
         return self._rate((log.num_batches - self._before.batches.get(log.name, 0)) * log.batch_size)
