@@ -25,17 +25,19 @@ from arrowrb.collector.batches import Batches
 from arrowrb.collector.environments import Wanted
 from arrowrb.collector.loop import Order, check_policy, engine_of, known_schema
 from arrowrb.collector.policies import check_callable, is_module
-from arrowrb.collector.processes import WorkerProcess, pickled
+from arrowrb.collector.processes import LOOK_SECONDS, WorkerProcess, pickled
 from arrowrb.collector.weights import SharedWeights, copied
 from arrowrb.collector.worker import Done, Failed, Job, Moment, NewPolicy, Ready
 from arrowrb.engine import Engine
 from arrowrb.errors import ClosedError, OptionError, UsageError
+from arrowrb.interrupts import Uninterrupted
 from arrowrb.schema import Schema
 
 _log: Final = logging.getLogger("arrowrb")
 _AHEAD: Final = 2  # orders that a worker which runs freely has
 _CLOSE_SECONDS: Final = 15.0
 _KILL_SECONDS: Final = 2.0
+_CLOSED: Final = "The collector is closed. Make another one."
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ class Fleet:
         self._random = 0  # those of them that were ordered from random actions
         self._started = self._untaken = self._closing = False
         self._error: BaseException | None = None
+        self._pid = os.getpid()
         self._guard = threading.RLock()
         self._events: queue.SimpleQueue[_Collected | Ready | BaseException] = queue.SimpleQueue()
         self._parts: list[_Collected] = []  # of a batch that all collect
@@ -144,7 +147,12 @@ class Fleet:
         worker.start(job, self._weights)
 
     def close(self) -> None:
-        """End all workers: they close their shards. Twice does nothing."""
+        """End all workers: they close their shards. Twice does nothing, and so it does in a process that was forked."""
+        if os.getpid() == self._pid:
+            with Uninterrupted():  # so that none is left
+                self._close()
+
+    def _close(self) -> None:
         with self._guard:
             if self._closing:
                 return
@@ -158,15 +166,17 @@ class Fleet:
             worker.let_go()
         patience = time.monotonic() + _CLOSE_SECONDS
         for worker in workers:
-            worker.process.join(max(0.0, patience - time.monotonic()))
+            worker.join(patience)
         for worker in workers:
-            if worker.process.is_alive():
+            if not worker.has_ended:
                 worker.process.kill()
-                worker.process.join(_KILL_SECONDS)
+                worker.join(time.monotonic() + _KILL_SECONDS)
         os.close(self._wake)
         os.close(self._woken)
         if self._weights is not None:
             self._weights.close()
+        if self._num_ordered():  # a thread may wait for what does not come any more
+            self._events.put(ClosedError(_CLOSED))
 
     def _hear(self) -> _Collected | Ready:
         """What a worker says next; where one has failed the run is over, and its error raised."""
@@ -184,13 +194,13 @@ class Fleet:
             while True:
                 connections = {worker.connection: worker for worker in self._workers if worker.connection is not None}
                 ends = {worker.process.sentinel: worker for worker in self._workers if worker.process is not None}
-                for each in wait([self._wake, *connections, *ends]):
-                    if self._closing:
-                        return
-                    if each in connections:
-                        self._receive(connections[each])
-                    elif each in ends:
-                        self._ended(ends[each])
+                heard = wait([self._wake, *connections, *ends], LOOK_SECONDS)
+                if self._closing:
+                    return
+                for worker in [connections[each] for each in heard if each in connections]:
+                    self._receive(worker)
+                for worker in [worker for end, worker in ends.items() if end in heard or worker.has_ended]:
+                    self._ended(worker)
         except BaseException as error:  # raised where the next batch is asked for
             self._events.put(error)
 
@@ -293,7 +303,7 @@ class Fleet:
         """Have the workers use a policy."""
         with self._guard:
             if self._closing:
-                raise ClosedError("The collector is closed. Make another one.")
+                raise ClosedError(_CLOSED)
             if self._weights is not None:
                 self._weights.publish(policy, version)
             else:
@@ -350,6 +360,8 @@ class Fleet:
         return bool(self._num_ordered())
 
     def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise UsageError(f"Process {os.getpid()} was forked from {self._pid}, whose workers these are.")
         if self._error is not None:
             raise ClosedError("The collector has ended with an error. Make another one.") from self._error
 
