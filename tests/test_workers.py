@@ -370,6 +370,70 @@ def test_workers_are_started_again(caplog: pytest.LogCaptureFixture) -> None:
         assert "started again" in caplog.text
 
 
+class Worn(Counting):
+    """The first process raises after 31 steps, the second one is killed after 3, the third one lasts."""
+
+    def __init__(self, folder: str) -> None:
+        Path(folder, str(os.getpid())).touch()
+        number = len(os.listdir(folder))
+        super().__init__(fails_at=31 if number == 1 else -1)
+        self.is_killed_at = 3 if number == 2 else -1
+
+    def step(self, action: Any) -> Any:
+        if self.taken == self.is_killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+@pytest.mark.parametrize("size", [{"frames_per_batch": 80}, {"steps_per_batch": 40}], ids=["frames", "steps"])
+@pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
+def test_a_worker_may_fail_twice_within_an_order(sync: bool, size: dict[str, Any], tmp_path: Path) -> None:
+    """Each batch is whole, and all come to the total."""
+    with Store.temporary(schema()) as store:
+        with Collector(
+            partial(Worn, str(tmp_path)),
+            num_envs=2,
+            num_workers=1,
+            sync=sync,
+            store=store,
+            total_frames=90,
+            restart_workers=2,
+            **size,
+        ) as collector:
+            batches = list(collector)
+            assert collector.num_restarts == 2
+            assert collector.num_frames == len(store) == 90
+        assert [batch.num_rows for batch in batches] == [80, 10]
+        assert len({row for batch in batches for row in batch["row_id"].to_pylist()}) == 90
+        check_counting(store)
+
+
+def test_a_worker_that_dies_before_it_reports(tmp_path: Path) -> None:
+    """What it has committed is a batch; what it was to do next is done once."""
+
+    def make() -> Any:
+        real, killed = worker._send, tmp_path / "killed"
+
+        def send(connection: Any, message: Any) -> None:
+            if isinstance(message, worker.Done) and not killed.exists():
+                killed.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(connection, message)
+
+        worker._send = send
+        return Counting()
+
+    with (
+        Store.temporary(schema()) as store,
+        Collector(
+            make, num_workers=1, sync=False, store=store, frames_per_batch=20, total_frames=110, restart_workers=1
+        ) as collector,
+    ):
+        assert [batch.num_rows for batch in collector] == [20] * 5 + [10]
+        assert collector.num_restarts == 1
+        assert len(store) == 110
+
+
 def test_a_killed_worker_is_noticed() -> None:
     with Store.temporary(schema()) as store:
         collector = Collector(lambda: Counting(pause=0.01), num_workers=2, store=store, frames_per_batch=100_000)

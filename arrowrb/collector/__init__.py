@@ -2,6 +2,7 @@
 
 collector       Collector: here, or in workers
 fleet           the workers as the process sees them that started them
+allotment       how much is ordered of each worker
 processes       one worker, from outside
 worker          a process that steps environments into a shard of its own
 weights         parameters of a policy that processes share

@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from arrowrb.collector.allotment import Share
 from arrowrb.collector.environments import Wanted
-from arrowrb.collector.fleet import Fleet, Share
+from arrowrb.collector.fleet import Fleet
 from arrowrb.collector.loop import ENDLESS, Loop, Order, batch_size, check_number, check_numbers
 from arrowrb.collector.policies import is_module
 from arrowrb.errors import ClosedError, OptionError, UsageError

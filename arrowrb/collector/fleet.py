@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, Final
 
@@ -21,9 +21,10 @@ import gymnasium
 import pyarrow as pa
 
 from arrowrb.arrivals import rows_between
+from arrowrb.collector.allotment import Allotment, Share, rest_of
 from arrowrb.collector.batches import Batches
 from arrowrb.collector.environments import Wanted
-from arrowrb.collector.loop import Order, check_policy, engine_of, known_schema
+from arrowrb.collector.loop import check_policy, engine_of, known_schema
 from arrowrb.collector.policies import check_callable, is_module
 from arrowrb.collector.processes import LOOK_SECONDS, WorkerProcess, pickled
 from arrowrb.collector.weights import SharedWeights, copied
@@ -38,25 +39,6 @@ _AHEAD: Final = 2  # orders that a worker which runs freely has
 _CLOSE_SECONDS: Final = 15.0
 _KILL_SECONDS: Final = 2.0
 _CLOSED: Final = "The collector is closed. Make another one."
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """How much is to be collected; see `Collector`.
-
-    Attributes:
-        frames: Transitions of a batch; 0 where steps are counted.
-        steps: Vector steps of a batch.
-        total: Transitions in all.
-        random_frames: So many of them by random actions, the first ones.
-        sync: Whether all workers collect for each batch.
-    """
-
-    frames: int
-    steps: int | None
-    total: int
-    random_frames: int
-    sync: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +88,7 @@ class Fleet:
         self.failures: list[BaseException] = []  # of workers that were started again
         self.worker: int | None = None
         self._most_restarts = restarts
-        self._granted = 0  # transitions that were ordered, or are there
-        self._random = 0  # those of them that were ordered from random actions
+        self._allotment = Allotment(share)
         self._started = self._untaken = self._closing = False
         self._error: BaseException | None = None
         self._pid = os.getpid()
@@ -219,28 +200,25 @@ class Fleet:
                 worker.failure = message
 
     def _is_ready(self, worker: WorkerProcess, message: Ready) -> None:
-        worker.shard, worker.ready = message.shard, True
-        if worker.orders:  # which one before it was at
-            left = message.moment[1] - worker.moment[1]
-            first = worker.orders[0]
-            if left >= first.frames:
-                self._is_done(worker, message.moment)
-            else:
-                rest = first.frames - left
-                self._granted -= left if self._share.steps is not None else 0  # counted with what is to come
-                worker.orders[0] = replace(first, frames=rest, most=rest, random_frames=first.random_frames - left)
-            for order in worker.orders:
-                worker.send(order)
-        else:
+        worker.shard = message.shard
+        if not worker.orders:
             worker.moment = message.moment
+        else:  # the first one is what the process before was at
+            rest = rest_of(worker.orders[0], message.moment[1] - worker.moment[1])
+            if rest is None:  # all but the report was there
+                self._is_done(worker, message.moment)
+                missing = list(worker.orders)
+            else:
+                missing = [rest, *list(worker.orders)[1:]]
+            for order in missing:
+                worker.send(order)
+        worker.ready = True
         self._events.put(message)
 
     def _is_done(self, worker: WorkerProcess, moment: Moment) -> None:
-        order = worker.orders.popleft()
         part = _Collected(worker.number, worker.shard, worker.moment, moment)
+        self._allotment.settle(worker.orders.popleft(), moment[1] - part.since[1])
         worker.moment = moment
-        if self._share.steps is not None:
-            self._granted += moment[1] - part.since[1] - order.frames  # fewer than there might have been
         self._events.put(part)
         if not self._share.sync:
             self._order_ahead(worker)
@@ -265,39 +243,26 @@ class Fleet:
 
     # -- orders --------------------------------------------------------------------------------------------------
 
-    def _order(self, worker: WorkerProcess, frames: int) -> None:
-        """Have a worker collect so many transitions more."""
-        random = max(0, min(frames, self._share.random_frames - self._random))
-        self._random += random
-        self._granted += frames
-        order = Order(frames, self._share.steps, random, self.version, frames)
+    def _order(self, worker: WorkerProcess, frames: int) -> bool:
+        """Have a worker collect so many transitions more, at most; whether there were any left to order."""
+        order = self._allotment.order(frames, self.version)
+        if order is None:
+            return False
         worker.orders.append(order)
         if worker.ready:
             worker.send(order)
-
-    def _left(self) -> int:
-        return self._share.total - self._granted
-
-    def _most_frames(self) -> int:
-        """Transitions of one worker's batch, at most."""
-        steps = self._share.steps
-        return self._share.frames if steps is None else steps * self._wanted.num_envs
+        return True
 
     def _order_ahead(self, worker: WorkerProcess) -> None:
-        while len(worker.orders) < _AHEAD and self._left() > 0:
-            self._order(worker, min(self._most_frames(), self._left()))
+        frames = self._allotment.of_one(self._wanted.num_envs)
+        while len(worker.orders) < _AHEAD and self._order(worker, frames):
+            pass
 
     def _order_one_each(self) -> None:
-        """A batch of all workers, shared out evenly."""
-        if self._share.steps is None:
-            frames = min(self._share.frames, self._left())
-            each, more = divmod(frames, self.num_workers)
-            shares = [each + (number < more) for number in range(self.num_workers)]
-        else:
-            shares = [self._most_frames()] * self.num_workers
+        """A batch of all workers."""
+        shares = self._allotment.of_each([self._wanted.num_envs] * self.num_workers)
         for worker, frames in zip(self._workers, shares, strict=True):
-            if frames and self._left() > 0:
-                self._order(worker, min(frames, self._left()))
+            self._order(worker, frames)
 
     def publish(self, policy: Any, version: int) -> None:
         """Have the workers use a policy."""
