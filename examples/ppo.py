@@ -1,4 +1,4 @@
-"""PPO with synchronous workers: each batch is collected by all of them, under one version of the policy.
+"""PPO with synchronous workers: all of them collect for each batch, under one version of the policy.
 
     python examples/ppo.py                               # CartPole-v1 to a mean return of 475
     python examples/ppo.py --env InvertedPendulum-v5     # to 900
@@ -6,7 +6,9 @@
 
 Workers write what they see, and the log probability of what they did, into shards of one store; the learner reads what
 has come since its last look, in the order of episodes. An episode that the time limit cut short, or that goes on, is
-bootstrapped with the value of its true next observation; one that terminated is not.
+bootstrapped with the value of its true next observation; one that terminated is not. What a worker's last vector step
+brought beyond its share, three transitions at most, opens the next batch: they are of the version before, and so are
+their log probabilities. `steps_per_batch` would leave none over.
 
 PPO: Schulman et al. 2017, https://arxiv.org/abs/1707.06347, with a clipped objective and annealed step sizes.
 """

@@ -22,6 +22,7 @@ from arrowrb.errors import ClosedError, EnvironmentFault, OptionError, SchemaErr
 from arrowrb.loader import to_torch
 from arrowrb.schema import Extra, Schema
 from arrowrb.store import Store
+from tests.counting import Counting
 from tests.ledger import LedgerStore, by_lane, check_lane, rows_of
 from tests.worlds import INFO, FileMaker, Logged, Maker, World, episodes_of, read_log
 
@@ -402,6 +403,29 @@ def test_signals_wherever_they_fall(num_envs: int) -> None:
         check_lane(store.schema, stored, [real[first]], most_missing=10**9)
     for row in rows(collector, batches):
         assert engine.rows[row["row_id"]]["time"] == row["time"]
+
+
+@pytest.mark.parametrize("policy", [None, lambda observation: observation[:, :1]])
+def test_stop_iteration_does_not_look_like_the_end(policy: Any) -> None:
+    """What an iterator beneath an environment raises when it has come to its end."""
+
+    class Replayed(Counting):
+        left = iter(range(25))
+
+        def step(self, action: Any) -> Any:
+            next(self.left)
+            return super().step(action)
+
+    schema = Schema.from_spaces(Counting.observation_space, Counting.action_space)
+    with (
+        Store.temporary(schema) as store,
+        Collector(Replayed, policy, frames_per_batch=20, total_frames=60, store=store) as collector,
+    ):
+        assert next(collector).num_rows == 20
+        with pytest.raises(EnvironmentFault, match="StopIteration") as caught:
+            next(collector)
+        assert isinstance(caught.value.__cause__, StopIteration)
+        assert collector.num_frames == len(store) == 25
 
 
 def test_a_commit_that_fails_is_raised_and_leaves_order() -> None:

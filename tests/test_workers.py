@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -26,7 +27,8 @@ import torch
 import arrowrb
 from arrowrb import Collector, Schema, Store
 from arrowrb.collector import worker
-from arrowrb.errors import ClosedError, LockedError, OptionError, UsageError, WorkerError
+from arrowrb.collector.weights import SharedWeights
+from arrowrb.errors import ClosedError, EnvironmentFault, LockedError, OptionError, UsageError, WorkerError
 from tests.counting import LENGTH, Counting, check_counting
 
 
@@ -120,6 +122,13 @@ def test_the_rows_are_the_same_as_without_workers() -> None:
         assert one["step"].to_pylist() == other["step"].to_pylist()
 
 
+def varied() -> Any:
+    """An environment that draws from the global generators while it is made."""
+    env: Any = gym.make("CartPole-v1")
+    env.unwrapped.gravity += random.random() + np.random.random()
+    return env
+
+
 def run_synchronously(seed: int) -> list[Any]:
     rows = []
     with gym.make("CartPole-v1") as env:
@@ -127,7 +136,7 @@ def run_synchronously(seed: int) -> list[Any]:
     with (
         Store.temporary(made) as store,
         Collector(
-            "CartPole-v1", num_envs=2, num_workers=2, store=store, frames_per_batch=150, total_frames=450, seed=seed
+            varied, num_envs=2, num_workers=2, store=store, frames_per_batch=150, total_frames=450, seed=seed
         ) as collector,
     ):
         for batch in collector:
@@ -219,6 +228,29 @@ def test_random_frames_are_those_of_all() -> None:
         assert count == 105
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_function_may_make_a_vector_environment(num_workers: int) -> None:
+    """Its lanes are those that steps are counted by, and random actions end with a vector step."""
+    with Store.temporary(schema()) as store:
+        policy = Constant()
+        policy.set(1e6)
+        with Collector(
+            lambda: gym.vector.SyncVectorEnv([Counting] * 4),
+            policy,
+            num_workers=num_workers,
+            store=store,
+            steps_per_batch=10,
+            total_frames=400,
+            init_random_frames=101,
+        ) as collector:
+            assert next(collector).num_rows == 4 * 9 * max(1, num_workers)  # a step in ten resets
+            assert collector.lanes == range(4)
+            list(collector)
+        assert store.sql("SELECT count(*) FILTER (action[1] <> 1e6), count(*) FROM transitions").fetchall() == [
+            (104, 400)
+        ]
+
+
 @pytest.mark.parametrize("sync", [True, False])
 def test_every_version_of_a_module_is_whole(sync: bool) -> None:
     """Each row's action is the version that it is recorded with, however often the module changes."""
@@ -285,6 +317,91 @@ def test_other_policies_are_sent() -> None:
             collector.policy_version = 7
 
 
+class Valued:
+    """A policy that is no module: actions are its value."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def set(self, value: float) -> None:
+        self.value = value
+
+    def __call__(self, observation: Any) -> Any:
+        return np.full((len(observation), 1), self.value, np.float32)
+
+
+class Waiting(Counting):
+    """Its first two processes wait in their tenth step until the learner has gone on, and fail."""
+
+    def __init__(self, folder: str) -> None:
+        Path(folder, f"process-{os.getpid()}").touch()
+        self.folder, self.number = Path(folder), len(list(Path(folder).glob("process-*")))
+        super().__init__(fails_at=10 if self.number <= 2 else -1)
+
+    def step(self, action: Any) -> Any:
+        if self.taken == self.fails_at:
+            (self.folder / f"reached-{self.number}").touch()
+            assert within(60, (self.folder / f"go-on-{self.number}").exists)
+        return super().step(action)
+
+
+@pytest.mark.parametrize("make_policy", [Constant, Valued])
+def test_a_synchronous_batch_is_under_one_version(make_policy: Any, tmp_path: Path) -> None:
+    """Whatever is published, or changed without that, while it is collected and a worker is started again."""
+    policy = make_policy()
+    with (
+        Store.temporary(schema()) as store,
+        Collector(
+            partial(Waiting, str(tmp_path)),
+            policy,
+            num_workers=1,
+            store=store,
+            frames_per_batch=15,
+            total_frames=45,
+            restart_workers=2,
+        ) as collector,
+    ):
+
+        def learn() -> None:
+            for number, version in ((1, 3), (2, 7)):
+                assert within(60, (tmp_path / f"reached-{number}").exists)
+                policy.set(version)
+                collector.update_policy(version=version)
+                policy.set(99)
+                (tmp_path / f"go-on-{number}").touch()
+
+        learner = threading.Thread(target=learn)
+        learner.start()
+        for version, batch in zip((0, 3, 7), collector, strict=True):
+            assert set(batch["policy_version"].to_pylist()) == {version}
+            assert set(batch["reward"].to_pylist()) == {version}
+        learner.join()
+        assert collector.num_restarts == 2
+        assert collector.policy_version == 7
+
+
+def test_a_module_of_another_make_is_refused() -> None:
+    """Workers would go on with the computation of the first one."""
+
+    class Negated(Constant):
+        def forward(self, observation: torch.Tensor) -> torch.Tensor:
+            return -super().forward(observation)
+
+    memory = SharedWeights(Constant())
+    memory.write(Constant(), 1)
+    with pytest.raises(OptionError, match=r"Negated as its type, expected Constant"):
+        memory.write(Negated(), 2)
+    with pytest.raises(OptionError, match="other parameters"):
+        memory.write(Constant(3), 2)
+    memory.close()
+    memory = SharedWeights(torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Tanh()))
+    with pytest.raises(OptionError, match="ReLU at '1', expected Tanh"):
+        memory.write(torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.ReLU()), 1)
+    with pytest.raises(OptionError, match="nothing at '1', expected Tanh"):
+        memory.write(torch.nn.Sequential(torch.nn.Linear(2, 1)), 1)
+    memory.close()
+
+
 def test_an_own_collector_takes_new_policies_too() -> None:
     with Store.temporary(schema()) as store, Collector(Counting, lambda o: o[:, :1] * 0, store=store) as collector:
         next(collector)
@@ -301,7 +418,9 @@ def test_workers_run_by_themselves() -> None:
         with Collector(
             Counting, num_workers=2, sync=False, store=store, frames_per_batch=50, total_frames=1030
         ) as collector:
-            assert not collector.running
+            with pytest.raises(UsageError, match="was not called"):
+                _ = collector.running
+            collector.start()
             collector.start()
             with pytest.raises(UsageError, match="by themselves"):
                 next(collector)
@@ -313,9 +432,13 @@ def test_workers_run_by_themselves() -> None:
             collector.start()
         with (
             Collector(Counting, num_workers=1, store=store) as collector,
-            pytest.raises(UsageError, match="sync=False"),
+            pytest.raises(UsageError, match="Give sync=False"),
         ):
             collector.start()
+        with Collector(Counting, num_workers=1, sync=False, store=store) as collector:
+            next(collector)
+            with pytest.raises(UsageError, match="asked for already"):
+                collector.start()
         with Collector(Counting, store=store) as collector, pytest.raises(UsageError, match="num_workers"):
             collector.start()
         with Collector(lambda: Counting(fails_at=45), num_workers=1, sync=False, store=store) as collector:
@@ -370,6 +493,50 @@ def test_workers_are_started_again(caplog: pytest.LogCaptureFixture) -> None:
         assert "started again" in caplog.text
 
 
+def only_in(pid: int) -> Exception:
+    if os.getpid() != pid:
+        raise ImportError("no such library here")
+    return ArithmeticError("the motor is gone")
+
+
+class OnlyThere(Exception):
+    """Can be unpickled in the process alone that raised it."""
+
+    def __reduce__(self) -> Any:
+        return only_in, (os.getpid(),)
+
+
+class Raising(Counting):
+    """Raises what it is given in its 25th step."""
+
+    def __init__(self, error: Any) -> None:
+        super().__init__()
+        self.error = error
+
+    def step(self, action: Any) -> Any:
+        if self.taken == 24:
+            raise self.error("the end")
+        return super().step(action)
+
+
+@pytest.mark.parametrize("error", [StopIteration, SystemExit, KeyboardInterrupt, OnlyThere])
+def test_whatever_a_worker_raises_is_an_error(error: Any) -> None:
+    """Nothing of it ends the run as though all were there, or the process; and it counts as a failure."""
+    with Store.temporary(schema()) as store:
+        with Collector(
+            partial(Raising, error), num_workers=1, store=store, frames_per_batch=20, total_frames=60, restart_workers=1
+        ) as collector:
+            assert next(collector).num_rows == next(collector).num_rows == 20
+            with pytest.raises(EnvironmentFault if error is StopIteration else WorkerError) as caught:
+                next(collector)
+            text = str(caught.value.__cause__ if error is StopIteration else caught.value)
+            assert "in step" in text
+            assert error.__name__ in text
+            assert collector.num_restarts == 1
+        assert len(store) == 48
+        check_counting(store)
+
+
 class Worn(Counting):
     """The first process raises after 31 steps, the second one is killed after 3, the third one lasts."""
 
@@ -412,15 +579,15 @@ def test_a_worker_that_dies_before_it_reports(tmp_path: Path) -> None:
     """What it has committed is a batch; what it was to do next is done once."""
 
     def make() -> Any:
-        real, killed = worker._send, tmp_path / "killed"
+        real, killed = worker._Control.send, tmp_path / "killed"
 
-        def send(connection: Any, message: Any) -> None:
+        def send(control: Any, message: Any) -> None:
             if isinstance(message, worker.Done) and not killed.exists():
                 killed.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            real(connection, message)
+            real(control, message)
 
-        worker._send = send
+        worker._Control.send = send  # type: ignore[method-assign]
         return Counting()
 
     with (
@@ -762,6 +929,33 @@ def test_workers_fill_a_store_that_keeps_so_much_only() -> None:
         )
         newest = store.sql("SELECT max(step), count(DISTINCT row_id >> 48) FROM transitions").fetchall()[0]
         assert newest == (LENGTH - 1, 2)
+
+
+def test_a_script_from_stdin_has_workers() -> None:
+    """There is no file to run again, and what the script defines travels by value."""
+    script = """
+        import sys
+        import arrowrb
+        from tests.counting import Counting
+
+        class Doubled(Counting):
+            def step(self, action):
+                return super().step(2 * action)
+
+        def policy(observation):
+            return observation[:, :1] * 0 + 3
+
+        schema = arrowrb.Schema.from_spaces(Counting.observation_space, Counting.action_space)
+        options = {"frames_per_batch": 20, "total_frames": 40}
+        with arrowrb.Store.temporary(schema) as store:
+            for more in ({"num_workers": 1}, {"num_envs": 2, "vectorization_mode": "async"}):
+                with arrowrb.Collector(Doubled, policy, store=store, **options, **more) as collector:
+                    print(*(set(batch["reward"].to_pylist()) for batch in collector))
+        print(sys.modules["__main__"].__file__)
+    """
+    command = [sys.executable, "-W", "error", "-"]
+    done = subprocess.run(command, input=textwrap.dedent(script), capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["{6.0} {6.0}"] * 2 + ["<stdin>"], done.stderr
 
 
 def test_processes_begin_with_ctrl_c_blocked() -> None:

@@ -4,6 +4,7 @@ collector       Collector: here, or in workers
 fleet           the workers as the process sees them that started them
 allotment       how much is ordered of each worker
 processes       one worker, from outside
+spawning        processes where there is no script to run again
 worker          a process that steps environments into a shard of its own
 weights         parameters of a policy that processes share
 loop            batches, commits, interrupts

@@ -56,19 +56,20 @@ class Allotment:
         each, more = divmod(min(self._share.frames, self.left), len(lanes))
         return [each + (number < more) for number in range(len(lanes))]
 
-    def order(self, frames: int, version: int) -> Order | None:
+    def order(self, frames: int) -> Order | None:
         """An order of so many transitions, at most; None where there are no more to order."""
         frames = min(frames, self.left)
         if frames <= 0:
             return None
-        random = max(0, min(frames, self._share.random_frames - self._random))
-        self._random += random
+        order = Order(frames, self._share.steps, max(0, self._share.random_frames - self._random), frames)
         self._granted += frames
-        return Order(frames, self._share.steps, random, version, frames)
+        self._random += order.num_random
+        return order
 
-    def settle(self, order: Order, frames: int) -> None:
-        """Take note of what an order has brought."""
-        self._granted += frames - order.frames  # of vector steps: fewer than there might have been
+    def settle(self, order: Order, frames: int, random_frames: int) -> None:
+        """Take note of what an order has brought, which may be less than it might have."""
+        self._granted += frames - order.frames
+        self._random += random_frames - order.num_random
 
 
 def rest_of(order: Order, frames: int) -> Order | None:

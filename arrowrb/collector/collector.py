@@ -76,11 +76,17 @@ class Collector:
             wrappers: Applied to each environment.
             frame_stack: Observation column -> how many frames the policy sees; single frames are recorded.
             frames_per_batch: Transitions in a batch, exactly; 200 by default. With workers and ``sync=True`` these are
-                shared out evenly; with ``sync=False`` each batch is of one worker.
+                shared out evenly; with ``sync=False`` each batch is of one worker. What the last vector step brings
+                beyond, up to `num_envs` - 1 transitions, opens the next batch, under the version it was collected with.
             steps_per_batch: Instead, vector steps in a batch, in each worker, however many transitions these are.
+                Nothing is left over for the next one. Either way, where the schema has extras of the observation from
+                the policy, a batch ends with the decision on the vector step that opens the next one.
             total_frames: Transitions of this collector, of all workers together, whatever the store has already; -1
                 never ends.
-            init_random_frames: Transitions before the policy is asked, of all workers together.
+            init_random_frames: Transitions before the policy is asked, of all workers together: exactly, where one
+                environment is stepped at a time. Of several the last vector step is random as a whole, which is up to
+                `num_envs` - 1 transitions more, from each worker; with `steps_per_batch` workers come within two vector
+                steps each.
             max_frames_per_episode: A time limit: it writes truncated and resets the lane.
             store: Where to write. Workers need one; it may be open for reading.
             schema: What to record where there is no store; by default all that the environment says.
@@ -89,8 +95,9 @@ class Collector:
                 generators by it.
             autoreset_mode: Of the vector environment to make, or of one that does not say it.
             num_workers: How many processes step environments; with 0 this one does. Started by spawn.
-            sync: Whether all workers collect for each batch, under the same version of the policy, and wait in
-                between; else they run freely, and the batch that is there first comes first.
+            sync: Whether all workers collect for each batch, under the same version of the policy (but for what was
+                left over, see `frames_per_batch`), and wait in between; else they run freely, and the batch that is
+                there first comes first.
             restart_workers: How many times workers that raised or were killed are started again; see `failures`. Their
                 running episodes are cut, and what they had committed stays.
 
@@ -112,7 +119,6 @@ class Collector:
         self._random_frames = init_random_frames
         self._version = 0
         self._policy = policy
-        self._num_envs = num_envs
         self._source: Loop | Fleet
         self.closed = False
         wanted = Wanted(env, num_envs, vectorization_mode, env_kwargs, vector_kwargs, wrappers, autoreset_mode)
@@ -161,7 +167,7 @@ class Collector:
         counted = self._steps is not None
         frames = left if counted else min(self._frames, left)
         random_frames = self._random_frames - self.num_frames
-        return self._source.batch(Order(frames, self._steps, random_frames, self._version, left, left > frames))
+        return self._source.batch(Order(frames, self._steps, random_frames, left, self._version, left > frames))
 
     def start(self) -> None:
         """Have workers collect by themselves, with ``sync=False``, in place of iterating.
@@ -174,18 +180,23 @@ class Collector:
         """
         if self.closed:
             raise ClosedError("The collector is closed. Make another one.")
-        if not isinstance(self._source, Fleet):
-            raise UsageError("There are no workers that could collect by themselves. Give num_workers and sync=False.")
-        self._source.begin()
+        self._fleet.begin()
 
     @property
     def running(self) -> bool:
         """Whether workers that `start` has started go on: until `total_frames` are there, or it is closed.
 
         Raises:
+            UsageError: If they have not been started.
             Exception: What a worker raised, with its traceback; or WorkerError, where it was killed.
         """
-        return not self.closed and isinstance(self._source, Fleet) and self._source.running
+        return not self.closed and self._fleet.running
+
+    @property
+    def _fleet(self) -> Fleet:
+        if not isinstance(self._source, Fleet):
+            raise UsageError("There are no workers that could collect by themselves. Give num_workers and sync=False.")
+        return self._source
 
     @property
     def num_frames(self) -> int:
@@ -228,11 +239,13 @@ class Collector:
     def update_policy(self, policy: Any = None, *, version: int | None = None) -> int:
         """Say that the policy has changed: from its next step on each worker uses it as it is now.
 
-        Workers do not stop for it. With ``sync=True`` they use it from the next batch on.
+        Workers do not stop for it. With ``sync=True`` they use it from the next batch on that begins: one that an
+        interrupt left unfinished is finished under the version that it was begun with.
 
         Args:
             policy: Another one of the same kind; by default the one that was given, as it is now. Of a torch.nn.Module
-                parameters and buffers are copied into memory that the workers share; others are pickled.
+                parameters and buffers are copied into memory that the workers share, so another one must be of the same
+                types, in all its parts; what else it holds stays as it was given first. Others are pickled.
             version: Its number, above that of the one before; by default the next one.
 
         Returns:
@@ -261,7 +274,7 @@ class Collector:
     @property
     def lanes(self) -> range:
         """The lanes that are written, in each worker."""
-        return range(self._num_envs) if isinstance(self._source, Fleet) else self._source.lanes
+        return self._source.lanes
 
     @property
     def env(self) -> Any:

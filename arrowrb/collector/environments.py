@@ -15,6 +15,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
+from arrowrb.collector.spawning import without_a_missing_script
 from arrowrb.errors import EnvironmentFault, OptionError
 from arrowrb.recorder import describe, parse_mode
 from arrowrb.schema import Schema
@@ -219,7 +220,8 @@ def _make_vector(wanted: Wanted, mode: str, schema: Schema | None) -> Any:
 def _explaining_processes(make: Callable[[], Any]) -> Any:
     """A vector environment that starts processes; what most often goes wrong with these is told."""
     try:
-        return make()
+        with without_a_missing_script():
+            return make()
     except (ConnectionError, EOFError) as error:
         raise EnvironmentFault(
             f"A process of the vector environment ended while it was started ({type(error).__name__}). Processes are "

@@ -28,7 +28,7 @@ from arrowrb.collector.loop import check_policy, engine_of, known_schema
 from arrowrb.collector.policies import check_callable, is_module
 from arrowrb.collector.processes import LOOK_SECONDS, WorkerProcess, pickled
 from arrowrb.collector.weights import SharedWeights, copied
-from arrowrb.collector.worker import Done, Failed, Job, Moment, NewPolicy, Ready
+from arrowrb.collector.worker import Done, Failed, Job, Moment, Published, Ready
 from arrowrb.engine import Engine
 from arrowrb.errors import ClosedError, OptionError, UsageError
 from arrowrb.interrupts import Uninterrupted
@@ -77,12 +77,16 @@ class Fleet:
             check_callable(policy)
         check_policy(self.schema, policy, share.random_frames, options["frame_stack"])
         self._store = store
-        self._wanted, self._policy, self._options, self._share = wanted, policy, options, share
+        self._wanted, self._options, self._share = wanted, options, share
         self.version = 0
+        # What workers have, and what they are to have: of a module that as it was made, and its weights.
+        self._policy = None if policy is None else Published(pickled(copied(policy)), 0)
+        self._next_policy = self._policy
         self._weights: Any = None
         if is_module(policy):
             self._weights = SharedWeights(policy)
-            self._weights.publish(policy, 0)
+            self._weights.write(policy, 0)
+            self._weights.release()
         self.num_workers = num_workers
         self.num_frames = 0
         self.failures: list[BaseException] = []  # of workers that were started again
@@ -120,8 +124,7 @@ class Fleet:
             worker.name,
             self._engine.options,
             self._wanted,
-            copied(self._policy),
-            self.version,
+            self._policy,
             {**self._options, "frames": self._share.frames, "steps": self._share.steps},
             self._share.sync,
         )
@@ -195,18 +198,19 @@ class Fleet:
             if isinstance(message, Ready):
                 self._is_ready(worker, message)
             elif isinstance(message, Done):
-                self._is_done(worker, message.moment)
+                self._is_done(worker, message)
             elif isinstance(message, Failed):
                 worker.failure = message
 
     def _is_ready(self, worker: WorkerProcess, message: Ready) -> None:
-        worker.shard = message.shard
+        worker.shard, worker.lanes = message.shard, message.lanes
         if not worker.orders:
             worker.moment = message.moment
         else:  # the first one is what the process before was at
-            rest = rest_of(worker.orders[0], message.moment[1] - worker.moment[1])
+            worker.kept = message.moment[1] - worker.moment[1]
+            rest = rest_of(worker.orders[0], worker.kept)
             if rest is None:  # all but the report was there
-                self._is_done(worker, message.moment)
+                self._is_done(worker, Done(message.moment, 0))
                 missing = list(worker.orders)
             else:
                 missing = [rest, *list(worker.orders)[1:]]
@@ -215,11 +219,12 @@ class Fleet:
         worker.ready = True
         self._events.put(message)
 
-    def _is_done(self, worker: WorkerProcess, moment: Moment) -> None:
-        part = _Collected(worker.number, worker.shard, worker.moment, moment)
-        self._allotment.settle(worker.orders.popleft(), moment[1] - part.since[1])
-        worker.moment = moment
-        self._events.put(part)
+    def _is_done(self, worker: WorkerProcess, message: Done) -> None:
+        order, since, until = worker.orders.popleft(), worker.moment, message.moment
+        random_frames = message.random + min(worker.kept, order.random_frames)
+        self._allotment.settle(order, until[1] - since[1], random_frames)
+        worker.moment, worker.kept = until, 0
+        self._events.put(_Collected(worker.number, worker.shard, since, until))
         if not self._share.sync:
             self._order_ahead(worker)
 
@@ -245,7 +250,7 @@ class Fleet:
 
     def _order(self, worker: WorkerProcess, frames: int) -> bool:
         """Have a worker collect so many transitions more, at most; whether there were any left to order."""
-        order = self._allotment.order(frames, self.version)
+        order = self._allotment.order(frames)
         if order is None:
             return False
         worker.orders.append(order)
@@ -254,30 +259,44 @@ class Fleet:
         return True
 
     def _order_ahead(self, worker: WorkerProcess) -> None:
-        frames = self._allotment.of_one(self._wanted.num_envs)
+        frames = self._allotment.of_one(len(worker.lanes))
         while len(worker.orders) < _AHEAD and self._order(worker, frames):
             pass
 
     def _order_one_each(self) -> None:
         """A batch of all workers."""
-        shares = self._allotment.of_each([self._wanted.num_envs] * self.num_workers)
+        shares = self._allotment.of_each([len(worker.lanes) for worker in self._workers])
         for worker, frames in zip(self._workers, shares, strict=True):
             self._order(worker, frames)
 
     def publish(self, policy: Any, version: int) -> None:
-        """Have the workers use a policy."""
+        """Have the workers use a policy as it is now; where all collect for a batch, from the next one on."""
         with self._guard:
             if self._closing:
                 raise ClosedError(_CLOSED)
             if self._weights is not None:
-                self._weights.publish(policy, version)
+                self._weights.write(policy, version)
             else:
-                message = NewPolicy(pickled(policy), version)
-                for worker in self._workers:
-                    worker.send(message)
-            self._policy, self.version = policy, version
+                self._next_policy = Published(pickled(policy), version)
+            self.version = version
+            if not (self._share.sync and self._num_ordered()):
+                self._release()
+
+    def _release(self) -> None:
+        """Have the workers use what was published last."""
+        if self._weights is not None:
+            self._weights.release()
+        elif self._policy is not self._next_policy:
+            self._policy = self._next_policy
+            for worker in self._workers:
+                worker.send(self._policy)
 
     # -- batches -------------------------------------------------------------------------------------------------
+
+    @property
+    def lanes(self) -> range:
+        """Those of each worker."""
+        return self._workers[0].lanes
 
     def batch(self) -> pa.RecordBatch:
         """The next batch; see `Collector.__next__`."""
@@ -287,6 +306,7 @@ class Fleet:
         with self._guard:
             if not self._closing and self._share.sync:
                 if not self._parts and not self._num_ordered():
+                    self._release()
                     self._order_one_each()
             elif not self._closing and not self._started:
                 for worker in self._workers:
@@ -304,11 +324,12 @@ class Fleet:
 
     def begin(self) -> None:
         """Have the workers run freely, and leave their batches where they are: in the store."""
-        if not self._share.sync and not self._started:
-            self._untaken = True
-        if not self._untaken:
-            raise UsageError("Workers run by themselves with sync=False, and where no batch has been asked for yet.")
+        if self._share.sync:
+            raise UsageError("With sync=True workers wait for each batch to be asked for. Give sync=False, or iterate.")
+        if self._started and not self._untaken:
+            raise UsageError("A batch has been asked for already. Go on iterating, or make another collector.")
         self._check()
+        self._untaken = True
         with self._guard:
             for worker in self._workers:
                 self._order_ahead(worker)
@@ -318,6 +339,8 @@ class Fleet:
     def running(self) -> bool:
         """Whether there is more to come of workers that run by themselves; raises what one of them raised."""
         self._check()
+        if not self._untaken:
+            raise UsageError("start() was not called, so no workers run by themselves. Call it before, or iterate.")
         while not self._events.empty():
             event = self._hear()
             if isinstance(event, _Collected):

@@ -16,7 +16,7 @@ from arrowrb.collector.environments import Made, Wanted
 from arrowrb.collector.policies import Runner
 from arrowrb.collector.random_actions import RandomActions
 from arrowrb.collector.stepping import Stepper
-from arrowrb.errors import ArrowRBError, OptionError, SchemaError
+from arrowrb.errors import ArrowRBError, EnvironmentFault, OptionError, SchemaError
 from arrowrb.events import Events
 from arrowrb.interrupts import Uninterrupted
 from arrowrb.recorder import Sink, check_spaces
@@ -33,18 +33,23 @@ class Order:
     Attributes:
         frames: Transitions, exactly; with `steps` the most.
         steps: Vector steps, where these are counted.
-        random_frames: So many of the transitions, the first ones, by random actions.
-        version: The policy's.
+        random_frames: So many of the transitions, the first ones, by random actions; with `frames` or more all are.
         most: Transitions that may be committed where the batch is broken off.
+        version: The policy's; a worker knows that itself.
         goes_on: Whether another batch follows.
     """
 
     frames: int
     steps: int | None
     random_frames: int
-    version: int
     most: int
+    version: int = 0
     goes_on: bool = True
+
+    @property
+    def num_random(self) -> int:
+        """How many of its transitions are to come of random actions."""
+        return min(self.frames, self.random_frames)
 
 
 class Loop:
@@ -115,16 +120,13 @@ class Loop:
 
     def _sequence(self, lane: int, *more: int) -> np.random.SeedSequence:
         """The seeds of a lane of this collector: other ones whenever the store is opened, or the lane taken, again."""
-        if self._seed is None:
-            return np.random.SeedSequence()
-        key = (self._sink.times_opened, self._sink.shard, self._first + lane)
         again = self._claims[lane] if lane < len(self._claims) else max(self._claims)
-        return np.random.SeedSequence(self._seed, spawn_key=(*key, *((2, again) if again else ()), *more))
+        return seeds_of(self._seed, self._sink, self._first + lane, *((2, again) if again else ()), *more)
 
     @property
-    def policy_seed(self) -> int | None:
+    def policy_seeds(self) -> np.random.SeedSequence:
         """Of the random numbers that a policy draws."""
-        return None if self._seed is None else int(self._sequence(0, 3).generate_state(1)[0])
+        return self._sequence(0, 3)
 
     def use(self, policy: Any) -> None:
         """Ask another policy from the next step on."""
@@ -135,9 +137,10 @@ class Loop:
         """Collect one batch and commit it: its rows."""
         return self._guarded(order, self._batches.build)
 
-    def collect(self, order: Order) -> None:
-        """Collect one batch and commit it."""
+    def collect(self, order: Order) -> int:
+        """Collect one batch and commit it; returns how many of its transitions came of random actions."""
         self._guarded(order, lambda *_: None)
+        return self._stepper.take_random()
 
     def _guarded(self, order: Order, build: Callable[[Events, Any], Any]) -> Any:
         try:
@@ -153,6 +156,11 @@ class Loop:
                     self._abandon(order)
                 except ArrowRBError as second:
                     error.add_note(f"Then what had been collected could not be kept: {second}")
+            if isinstance(error, StopIteration):  # which would look like the end of all batches
+                raise EnvironmentFault(
+                    "The environment or the policy raised StopIteration, expected a step. Raise another error, or end "
+                    "the episode and let reset begin anew."
+                ) from error
             raise
 
     def _start(self) -> None:
@@ -239,6 +247,13 @@ def engine_of(store: Any) -> Sink:
     if engine is None:
         raise OptionError(f"store is of type {type(store).__name__}, expected an arrowrb.Store. Open one.")
     return engine
+
+
+def seeds_of(seed: int | None, sink: Sink, *key: int) -> np.random.SeedSequence:
+    """The seeds of what `key` says; other ones whenever the store is opened again, and in each shard."""
+    if seed is None:
+        return np.random.SeedSequence()
+    return np.random.SeedSequence(seed, spawn_key=(sink.times_opened, sink.shard, *key))
 
 
 def batch_size(frames: int | None, steps: int | None) -> tuple[int, int | None]:

@@ -51,11 +51,13 @@ class Decision:
         actions: One array `[lanes, *shape]` per action column.
         extras: What came with them, or None; of a single environment without the axis of lanes.
         version: The policy's version.
+        is_random: Whether the actions are random ones.
     """
 
     actions: list[NDArray[Any]]
     extras: Mapping[str, Any] | None
     version: int
+    is_random: bool = False
 
 
 class Runner:

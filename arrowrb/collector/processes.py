@@ -16,6 +16,7 @@ import cloudpickle
 
 from arrowrb.collector.loop import Order
 from arrowrb.collector.sender import Sender
+from arrowrb.collector.spawning import without_a_missing_script
 from arrowrb.collector.worker import Failed, Job, Moment, work
 from arrowrb.errors import OptionError, WorkerError
 
@@ -31,7 +32,9 @@ class WorkerProcess:
         process: None once it has ended.
         connection: This end of its pipe; None once the other end is closed.
         shard: The number of its shard, when it has been ready once.
+        lanes: Those that it writes, likewise.
         moment: That of its last report.
+        kept: Transitions of the first order that processes before this one have committed.
         ready: Whether it takes orders.
         orders: Those that it has not reported.
         failure: What it said before it ended.
@@ -41,7 +44,9 @@ class WorkerProcess:
     process: Any = None
     connection: Connection | None = None
     shard: int = -1
+    lanes: range = range(0)
     moment: Moment = (0, 0)
+    kept: int = 0
     ready: bool = False
     orders: deque[Order] = field(default_factory=deque)
     failure: Failed | None = None
@@ -59,7 +64,7 @@ class WorkerProcess:
         ours, theirs = context.Pipe()
         # What a process is started with is written before it reads: the job, of any size, follows through the pipe.
         process = context.Process(target=work, args=(theirs, weights), name=f"arrowrb-{self.name}")
-        with theirs, _without_interrupts():
+        with theirs, _without_interrupts(), without_a_missing_script():
             process.start()
         self.process = process
         self.connection, self.ready, self.failure = ours, False, None
@@ -90,14 +95,13 @@ class WorkerProcess:
             self.connection.close()
             self.connection = self._sender = None
 
-    def error(self, code: int) -> BaseException:
+    def error(self, code: int) -> Exception:
         """What is raised where a worker has ended."""
-        failure = self.failure
-        if failure is not None:
-            cause = WorkerError(f"Worker {self.number} ended with this error:\n\n{failure.text}")
-            if failure.error is None:
+        if self.failure is not None:
+            cause = WorkerError(f"Worker {self.number} ended with this error:\n\n{self.failure.text}")
+            error = _unpickled(self.failure.error)
+            if error is None:
                 return cause
-            error: BaseException = cloudpickle.loads(failure.error)
             error.__cause__ = cause
             return error
         if code < 0:
@@ -109,6 +113,17 @@ class WorkerProcess:
             f"Worker {self.number} ended with exit code {code} while it was started. Processes are started by spawn "
             'and run the script again: keep what it does under `if __name__ == "__main__":`.'
         )
+
+
+def _unpickled(made: bytes | None) -> Exception | None:
+    """What a worker has raised; None where it cannot be had here, or would not be taken for an error."""
+    if made is None:
+        return None
+    try:
+        error = cloudpickle.loads(made)
+    except Exception:  # its class may be known there only; its text is told instead
+        return None
+    return error if isinstance(error, Exception) and not isinstance(error, StopIteration) else None
 
 
 def pickled(value: Any) -> bytes:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-from arrowrb.collector.worker import NewPolicy
+from arrowrb.collector.worker import Published
 
 _POLICY: Final = object()  # in the queue: the newest one, unless it was written already
 
@@ -26,11 +26,11 @@ class Sender(threading.Thread):
         super().__init__(name="arrowrb-sender", daemon=True)
         self._connection = connection
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._policy: NewPolicy | None = None
+        self._policy: Published | None = None
 
     def send(self, message: Any) -> None:
         """Have something written; that the worker has ended is noticed elsewhere."""
-        if isinstance(message, NewPolicy):
+        if isinstance(message, Published):
             self._policy, message = message, _POLICY
         self._queue.put(message)
 

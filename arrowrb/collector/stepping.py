@@ -48,6 +48,8 @@ class Stepper:
         self._info: Any = {}
         self._elapsed = np.zeros(made.layout.num_lanes, np.int64)
         self._decision: Decision | None = None
+        self._num_random = 0  # of the transitions on the tape, those by random actions
+        self._was_random = False  # the last vector step
         self._short = SingleLane(made.env, stage, clock, random, limit) if fits(stage) else None
 
     def start(self, seeds: Sequence[int] | None) -> list[int | None]:
@@ -67,6 +69,7 @@ class Stepper:
             self._flush()
             self._settled = True
         self._decision = None
+        self._num_random = 0
         if self._runner is not None:
             self._runner.forget()
         self._elapsed[:] = 0
@@ -120,6 +123,7 @@ class Stepper:
         """
         stage = self._stage
         while stage.num_pending < frames and (steps is None or stage.num_steps < steps):
+            before = stage.num_pending
             is_random = self._runner is None or (self._decision is None and stage.num_pending < random_frames)
             if self._short is not None and is_random and not (self._runner is not None and self._runner.stacks):
                 count = min(frames - stage.num_pending, frames if steps is None else steps - stage.num_steps)
@@ -129,7 +133,17 @@ class Stepper:
                 self._observation, self._info = self._short.observation, self._short.info
                 self._elapsed[0] = self._short.elapsed
             else:
-                self._step(self._decide(version, random_frames))
+                decision = self._decide(version, random_frames)
+                is_random = decision.is_random
+                self._step(decision)
+            self._was_random = is_random
+            self._num_random += (stage.num_pending - before) * is_random
+
+    def take_random(self) -> int:
+        """How many of the transitions that have left the tape came of random actions. Tells each of them once."""
+        left = self._stage.num_pending if self._was_random else 0  # which is of the last vector step
+        taken, self._num_random = self._num_random - left, left
+        return taken
 
     def look_ahead(self, *, version: Callable[[], int], random_frames: int) -> None:
         """Decide on the actions of the next step now, since the extras that come with them belong to the batch."""
@@ -144,7 +158,7 @@ class Stepper:
         if self._runner is None or stage.num_pending < random_frames:
             if self._runner is not None and self._runner.stacks:
                 self._runner.watch(self._observation, stage.fresh)
-            return Decision(self._random.next(), None, version())
+            return Decision(self._random.next(), None, version(), is_random=True)
         decision = self._runner.decide(self._observation, stage.fresh, self._info, version())
         stage.note(decision.extras)
         return decision

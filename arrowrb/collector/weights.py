@@ -3,7 +3,7 @@
 There are two slots, written in turn, and a count of versions that is raised once a slot is whole. Whoever takes one
 reads the count, copies that slot, and looks at the count again: the slot is written over only by the version after the
 next one, so where the count is the same, what was copied is whole. No locks: who dies in the middle leaves the version
-before in force.
+before in force. What is written is in force only once it is released, which may be later.
 
 The memory has no name in any folder. It goes with the last process that holds it.
 """
@@ -33,6 +33,15 @@ def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
     return [*(each.detach() for each in module.parameters()), *module.buffers()]
 
 
+def _make_of(module: torch.nn.Module) -> dict[str, type]:
+    """The types of a module and of those within it, by name."""
+    return {name: type(each) for name, each in module.named_modules()}
+
+
+def _told(kind: type | None) -> str:
+    return "nothing" if kind is None else kind.__qualname__
+
+
 def copied(policy: Any) -> Any:
     """A module as processes are given it, without gradients and in main memory; other policies as they are."""
     if not is_module(policy):
@@ -47,10 +56,12 @@ class SharedWeights:
     def __init__(self, module: torch.nn.Module) -> None:
         """Lay out memory for a module of this make."""
         self._kinds = [(tuple(tensor.shape), tensor.dtype) for tensor in _tensors(module)]
+        self._make = _make_of(module)
         size, offsets = self._offsets()
         self._descriptor = os.memfd_create("arrowrb-policy", os.MFD_CLOEXEC)
         os.ftruncate(self._descriptor, _HEADER + 2 * size)
         self._map(offsets, size)
+        self._written = 0  # versions, the one that is not released yet included
 
     def _offsets(self) -> tuple[int, list[int]]:
         size, offsets = 0, []
@@ -86,12 +97,20 @@ class SharedWeights:
         size, offsets = self._offsets()
         self._map(offsets, size)
 
-    def publish(self, module: torch.nn.Module, version: int) -> None:
-        """Copy a module's tensors into the slot that nobody reads, and make it the newest.
+    def write(self, module: torch.nn.Module, version: int) -> None:
+        """Copy a module's tensors into the slot that nobody reads, over what was not released.
 
         Raises:
-            OptionError: if it has other tensors than the one that memory was laid out for.
+            OptionError: if it is of another make than the one that memory was laid out for, or has other tensors.
         """
+        make = _make_of(module)
+        for name in {**self._make, **make}:
+            if make.get(name) is not self._make.get(name):
+                raise OptionError(
+                    f"policy has {_told(make.get(name))} {f'at {name!r}' if name else 'as its type'}, expected "
+                    f"{_told(self._make.get(name))} as the one that the collector was made with: workers are sent "
+                    "parameters and buffers alone. Make another collector for it."
+                )
         tensors = _tensors(module)
         if [(tuple(tensor.shape), tensor.dtype) for tensor in tensors] != self._kinds:
             raise OptionError("policy has other parameters than the one that the collector was made with.")
@@ -100,11 +119,15 @@ class SharedWeights:
         for target, tensor in zip(self._slots[slot], tensors, strict=True):
             target.copy_(tensor)
         self._header[_VERSIONS + slot] = version
-        self._header[_COUNT] = count
+        self._written = count
+
+    def release(self) -> None:
+        """Make what was written last the newest version."""
+        self._header[_COUNT] = self._written
 
     @property
     def count(self) -> int:
-        """How many versions were published."""
+        """How many versions were released."""
         return self._header[_COUNT]
 
     def take(self, module: torch.nn.Module) -> tuple[int, int]:

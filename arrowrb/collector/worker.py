@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,7 +28,7 @@ import cloudpickle
 import numpy as np
 
 from arrowrb.collector.environments import Wanted
-from arrowrb.collector.loop import Loop, Order
+from arrowrb.collector.loop import Loop, Order, seeds_of
 from arrowrb.engine import Engine, WriterOptions, patiently
 from arrowrb.store import Store
 
@@ -42,17 +42,19 @@ Moment = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A worker is there: the number of its shard, and the moment at which it begins."""
+    """A worker is there: the number of its shard, its lanes, and the moment at which it begins."""
 
     shard: int
+    lanes: range
     moment: Moment
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """An order is carried out: the moment after its commit."""
+    """An order is carried out: the moment after its commit, and how many transitions came of random actions."""
 
     moment: Moment
+    random: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,8 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class NewPolicy:
-    """Another policy, pickled."""
+class Published:
+    """A policy, pickled as it was when it was published, and its number."""
 
     policy: bytes
     version: int
@@ -80,8 +82,7 @@ class Job:
         shard: The name of its own.
         writer: How the shard is opened.
         wanted: Its environments.
-        policy: Its copy of the policy; the weights of a module may be newer.
-        version: Of that copy.
+        policy: Its copy of the policy, if any; the weights of a module may be newer.
         options: Of its `Loop`.
         sync: Whether the policy stays the same within an order.
     """
@@ -90,8 +91,7 @@ class Job:
     shard: str
     writer: WriterOptions
     wanted: Wanted
-    policy: Any
-    version: int
+    policy: Published | None
     options: dict[str, Any]
     sync: bool
 
@@ -102,7 +102,7 @@ class _Control:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()  # a job, then orders; None at the end
-        self.policy: NewPolicy | None = None
+        self.policy: Published | None = None
         self.stopping = self.busy = self._failed = False
 
     def start(self) -> None:
@@ -114,7 +114,7 @@ class _Control:
         try:
             while True:
                 message = self._connection.recv()
-                if isinstance(message, NewPolicy):
+                if isinstance(message, Published):
                     self.policy = message
                 else:
                     self.inbox.put(message)
@@ -191,10 +191,10 @@ def work(connection: Connection, weights: Any) -> None:
 def _serve(job: Job, weights: Any, control: _Control) -> None:
     with _open(job) as store, _Worker(job, weights, control, store) as worker:
         try:
-            control.send(Ready(store._engine.shard, worker.moment))
+            control.send(Ready(store._engine.shard, worker.lanes, worker.moment))
             while (order := control.inbox.get()) is not None:
-                worker.carry_out(order)
-                control.send(Done(worker.moment))
+                random_frames = worker.carry_out(order)
+                control.send(Done(worker.moment, random_frames))
         except BaseException as error:
             control.fail(error)  # first: closing an environment that is broken may take for ever
             raise
@@ -224,15 +224,18 @@ class _Worker:
     def __init__(self, job: Job, weights: Any, control: _Control, store: Store) -> None:
         self._weights, self._control = weights, control
         self._shard: Any = store._engine.writer_shard
-        self._policy, self._version = job.policy, job.version
+        self._seen = job.policy
+        self._policy = None if job.policy is None else cloudpickle.loads(job.policy.policy)
+        self._version = 0 if job.policy is None else job.policy.version
         self._taken = 0  # how many versions of the weights there were when they were taken
-        self._seen: NewPolicy | None = None
         if weights is not None:
             self._take()
+        # First for what makes the environments, then for what steps them, however much the first has drawn.
+        _seed(seeds_of(job.options["seed"], store._engine))
         self._loop = Loop(job.wanted, self._policy, store=store, **job.options)
         if self._policy is not None and not job.sync:
             self._loop.refresh = self._refresh
-        _seed(self._loop.policy_seed)
+        _seed(self._loop.policy_seeds)
 
     def __enter__(self) -> _Worker:
         return self
@@ -247,14 +250,21 @@ class _Worker:
         record = self._shard.writer.record
         return record.watermark, record.num_transitions
 
-    def carry_out(self, order: Order) -> None:
-        """Collect and commit."""
-        self._refresh()
+    @property
+    def lanes(self) -> range:
+        """The lanes that it writes."""
+        return self._loop.lanes
+
+    def carry_out(self, order: Order) -> int:
+        """Collect and commit, under the policy that is the newest now; one that runs freely asks again at each step.
+
+        Returns:
+            How many of the transitions came of random actions.
+        """
+        order = replace(order, version=self._refresh())
         self._control.busy = True
         try:
-            if self._control.stopping:
-                return
-            self._loop.collect(order)
+            return 0 if self._control.stopping else self._loop.collect(order)
         finally:
             self._control.busy = False
 
@@ -273,9 +283,9 @@ class _Worker:
         return self._version
 
 
-def _seed(seed: int | None) -> None:
+def _seed(seeds: np.random.SeedSequence) -> None:
     """Give the global generators, which policies and environments may draw from, numbers of this worker's own."""
-    numbers = np.random.SeedSequence(seed).generate_state(2)
+    numbers = seeds.generate_state(2)
     random.seed(int(numbers[0]))
     np.random.seed(int(numbers[1]))
     torch = sys.modules.get("torch")
