@@ -402,6 +402,30 @@ def test_a_module_of_another_make_is_refused() -> None:
     memory.close()
 
 
+def test_a_version_that_was_written_in_part_is_never_used() -> None:
+    def two(value: float) -> Any:
+        module = torch.nn.Bilinear(1, 1, 1)
+        torch.nn.init.constant_(module.weight, value)
+        torch.nn.init.constant_(module.bias, value)
+        return module
+
+    memory, taken, broken = SharedWeights(two(0)), two(0), two(3)
+    broken.bias = torch.nn.Parameter(torch.zeros(1, device="meta"))
+    memory.write(two(1), 1)
+    memory.release()
+    memory.write(two(2), 2)
+    assert memory.take(taken) == (1, 1)
+    with pytest.raises(NotImplementedError):
+        memory.write(broken, 3)
+    memory.release()
+    assert memory.take(taken) == (1, 1)
+    assert taken.weight.item() == taken.bias.item() == 1
+    memory.write(two(4), 4)
+    memory.release()
+    assert memory.take(taken) == (2, 4)
+    memory.close()
+
+
 def test_an_own_collector_takes_new_policies_too() -> None:
     with Store.temporary(schema()) as store, Collector(Counting, lambda o: o[:, :1] * 0, store=store) as collector:
         next(collector)

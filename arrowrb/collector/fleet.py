@@ -271,13 +271,14 @@ class Fleet:
 
     def publish(self, policy: Any, version: int) -> None:
         """Have the workers use a policy as it is now; where all collect for a batch, from the next one on."""
-        with self._guard:
+        made = Published(pickled(policy), version) if self._weights is None else None
+        with Uninterrupted(), self._guard:
             if self._closing:
                 raise ClosedError(_CLOSED)
-            if self._weights is not None:
+            if made is None:
                 self._weights.write(policy, version)
             else:
-                self._next_policy = Published(pickled(policy), version)
+                self._next_policy = made
             self.version = version
             if not (self._share.sync and self._num_ordered()):
                 self._release()
@@ -303,7 +304,7 @@ class Fleet:
         self._check()
         if self._untaken:
             raise UsageError("The workers run by themselves since start(). Their batches are in the store.")
-        with self._guard:
+        with Uninterrupted(), self._guard:
             if not self._closing and self._share.sync:
                 if not self._parts and not self._num_ordered():
                     self._release()
@@ -330,7 +331,7 @@ class Fleet:
             raise UsageError("A batch has been asked for already. Go on iterating, or make another collector.")
         self._check()
         self._untaken = True
-        with self._guard:
+        with Uninterrupted(), self._guard:
             for worker in self._workers:
                 self._order_ahead(worker)
             self._started = True

@@ -101,7 +101,7 @@ class SharedWeights:
         """Copy a module's tensors into the slot that nobody reads, over what was not released.
 
         Raises:
-            OptionError: if it is of another make than the one that memory was laid out for, or has other tensors.
+            OptionError: If it is of another make than the one that memory was laid out for, or has other tensors.
         """
         make = _make_of(module)
         for name in {**self._make, **make}:
@@ -114,7 +114,8 @@ class SharedWeights:
         tensors = _tensors(module)
         if [(tuple(tensor.shape), tensor.dtype) for tensor in tensors] != self._kinds:
             raise OptionError("policy has other parameters than the one that the collector was made with.")
-        count = self._header[_COUNT] + 1
+        self._written = self._header[_COUNT]  # what the slot held is gone, also where this fails half-way
+        count = self._written + 1
         slot = count & 1
         for target, tensor in zip(self._slots[slot], tensors, strict=True):
             target.copy_(tensor)
