@@ -124,8 +124,8 @@ class _Control:
             self._stop()
 
     def _watch_parent(self) -> None:
-        parent = parent_process()
-        while parent is not None and os.getppid() == parent.pid:
+        parent: Any = parent_process()
+        while os.getppid() == parent.pid:
             time.sleep(_LOOK_SECONDS)
         self._stop()
 
