@@ -271,6 +271,7 @@ class Fleet:
 
     def publish(self, policy: Any, version: int) -> None:
         """Have the workers use a policy as it is now; where all collect for a batch, from the next one on."""
+        self._check_process()
         made = Published(pickled(policy), version) if self._weights is None else None
         with Uninterrupted(), self._guard:
             if self._closing:
@@ -348,9 +349,14 @@ class Fleet:
                 self.num_frames += event.until[1] - event.since[1]
         return bool(self._num_ordered())
 
-    def _check(self) -> None:
+    def _check_process(self) -> None:
         if os.getpid() != self._pid:
-            raise UsageError(f"Process {os.getpid()} was forked from {self._pid}, whose workers these are.")
+            raise UsageError(
+                f"Process {os.getpid()} was forked from {self._pid}, whose workers these are. Use the collector there."
+            )
+
+    def _check(self) -> None:
+        self._check_process()
         if self._error is not None:
             raise ClosedError("The collector has ended with an error. Make another one.") from self._error
 
