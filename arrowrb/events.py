@@ -89,6 +89,12 @@ def external(rows: Rows, time: int, contiguous: bool) -> Events:
     )
 
 
+def check_version(name: str, value: Any, least: int = 0) -> None:
+    """Refuse what is no version of a policy that rows can be recorded with."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= _MAX_INT32:
+        raise OptionError(f"{name} is {value!r}, expected an integer from {least} to {_MAX_INT32}.")
+
+
 def _given(name: str, values: NDArray[Any] | None, count: int, default: int, most: int) -> NDArray[np.int64]:
     """A copy of a given column (the writer fills it in), or the default for every row."""
     if values is None:

@@ -16,7 +16,7 @@ from arrowrb.errors import (
     OptionError,
     SchemaError,
 )
-from arrowrb.events import Events
+from arrowrb.events import Events, check_version
 from arrowrb.schema import Column, Schema
 from arrowrb.staging import DISABLED, NEXT_STEP, SAME_STEP, Layout, Stage, check_final_extras
 
@@ -315,10 +315,12 @@ class Recorder:
             ClosedError: After `close`.
             ColumnError: If a value does not fit the schema.
             EnvironmentFault: If the environment does not keep to its autoreset mode.
+            OptionError: If the version is no integer from 0 to 2**31 - 1.
             UsageError: If a reset is due.
             WaitError: If the store's limiter does not allow a commit in time.
         """
         self._check_open()
+        check_version("policy_version", policy_version)
         self._engine.wait_to_commit()  # first, so that Ctrl-C meanwhile leaves everything as it was
         stage = self._stage
         info = {} if info is None else info

@@ -132,7 +132,9 @@ def test_ctrl_c(tmp_path: Path) -> None:
             assert within(60, lambda: min(list(shards(path).values())[1:]) > 2000)
             code, out, _ = run("top", path, "--once", "--interval", "0.2", "--format", "json")
             assert code == 0
-            os.killpg(process.pid, signal.SIGINT)
+            for _ in range(5):  # somebody is impatient
+                os.killpg(process.pid, signal.SIGINT)
+                time.sleep(0.02)
             out_at_end, err = process.communicate(timeout=60)
         finally:
             process.kill()

@@ -303,6 +303,19 @@ def test_iterating_again_goes_on() -> None:
     assert versions[-1] == 7
 
 
+@pytest.mark.parametrize("version", [2**31, 2**63, -1, 1.5, True])
+def test_versions_that_rows_cannot_hold_are_refused(version: Any) -> None:
+    with Collector(World, lambda observation: 0) as collector:
+        with pytest.raises(OptionError, match=r"^policy_version is .* expected an integer from 0 to 2147483647\.$"):
+            collector.policy_version = version
+        with pytest.raises(OptionError, match=r"^version is .* expected an integer from 1 to 2147483647\.$"):
+            collector.update_policy(version=version)
+        assert collector.policy_version == 0
+        assert collector.update_policy(version=2**31 - 1) == collector.policy_version == 2**31 - 1
+        with pytest.raises(OptionError, match="version is 2147483648"):
+            collector.update_policy()
+
+
 class Interrupting(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Raises in the middle of a run."""
 

@@ -159,6 +159,40 @@ def test_damaged_checkpoints_are_set_aside(tmp_path: Path) -> None:
         assert again.restore() == (None, 1)
 
 
+MADE_ANEW = [
+    *("coordinator", "coordinator.json", "keeping", "keeping.json", "dropping-00000", "dropping-00000.json", "count"),
+    *("lock", "maker.json", "00000/lock", "00000/writer.json", "00000/orders", "00000/reserve"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [*((name, "folder") for name in MADE_ANEW), ("count", "pipe"), ("coordinator", "link")]
+)
+def test_what_is_no_file_where_writers_make_one_is_set_aside(
+    whole: Path, tmp_path: Path, before: dict[int, str], name: str, how: str
+) -> None:
+    places = _copy(whole, tmp_path)
+    path = places.store / "shards" / name
+    path.unlink(missing_ok=True)
+    if how == "folder":
+        path.mkdir()
+        (path / "of somebody").write_text("kept")
+    elif how == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(places.store / "store.json")
+    found = arrowrb.verify(places.store)
+    assert [(each.file, each.shard) for each in found.problems] == [(f"shards/{name}", -1)]
+    done = arrowrb.repair(places.store)
+    assert done.after, done.after.problems
+    assert done.aside is not None
+    assert os.path.lexists(done.aside / "shards" / name)
+    with arrowrb.Store.open(places.store, mode="a") as store:
+        assert transitions(store) == before
+        store.checkpoint("after")
+        arrowrb.Store.open(places.store, mode="a", shard="another").close()
+
+
 def test_nothing_is_done_to_a_whole_store(whole: Path, tmp_path: Path) -> None:
     places = _copy(whole, tmp_path)
     listing = sorted((path, path.stat().st_mtime_ns) for path in places.store.rglob("*"))

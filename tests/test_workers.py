@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
@@ -11,7 +12,9 @@ import textwrap
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -600,15 +603,15 @@ def test_a_worker_that_dies_before_it_reports(tmp_path: Path) -> None:
     """What it has committed is a batch; what it was to do next is done once."""
 
     def make() -> Any:
-        real, killed = worker._send, tmp_path / "killed"
+        real, killed = worker._Control.send, tmp_path / "killed"
 
-        def send(connection: Any, message: Any) -> None:
+        def send(control: Any, message: Any) -> None:
             if isinstance(message, worker.Done) and not killed.exists():
                 killed.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            real(connection, message)
+            real(control, message)
 
-        worker._send = send
+        worker._Control.send = send  # type: ignore[method-assign]
         return Counting()
 
     with (
@@ -632,6 +635,157 @@ def test_a_killed_worker_is_noticed() -> None:
             next(collector)
         assert time.monotonic() - began < 60
         process.wait()
+
+
+def test_a_worker_that_dies_before_it_reads_what_it_is_given() -> None:
+    """However much that is: more than a pipe holds."""
+    policy = partial(act_by, np.zeros(100_000))
+    resource_tracker.ensure_running()
+    with Store.temporary(schema()) as store:
+        multiprocessing.set_executable("/bin/false")
+        try:
+            with pytest.raises(WorkerError, match="ended with exit code 1 while it was started"):
+                Collector(Counting, policy, num_workers=1, store=store)
+        finally:
+            multiprocessing.set_executable(sys.executable)
+
+
+def act_by(values: Any, observation: Any) -> Any:
+    return np.full((len(observation), 1), values[0], np.float32)
+
+
+def test_new_policies_wait_for_no_worker() -> None:
+    """One that is stopped reads nothing; then it uses the newest."""
+    with Store.temporary(schema()) as store:
+        policy = partial(act_by, np.zeros(100_000))
+        with Collector(Counting, policy, num_workers=1, sync=False, store=store, frames_per_batch=20) as collector:
+            next(collector)
+            pid = processes(collector)[0].pid
+            os.kill(pid, signal.SIGSTOP)
+            for version in range(1, 9):
+                collector.update_policy(partial(act_by, np.full(100_000, version)))
+            os.kill(pid, signal.SIGCONT)
+            assert within(60, lambda: set(next(collector)["reward"].to_pylist()) == {8.0})
+        wrong = store.sql("SELECT count(*) FROM transitions WHERE reward <> policy_version").fetchall()
+        assert wrong == [(0,)]
+
+
+class Helped(Counting):
+    """An environment that forks a process, which stays when it is gone."""
+
+    def __init__(self, helpers: Path) -> None:
+        super().__init__(pause=0.01)
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(60)
+            os._exit(0)
+        with helpers.open("a") as file:
+            print(pid, file=file)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_processes_that_environments_fork_keep_no_worker(tmp_path: Path) -> None:
+    """A worker has ended when it has, whoever has its files open."""
+    helpers = tmp_path / "helpers"
+    try:
+        with Store.temporary(schema()) as store:
+            collector = Collector(lambda: Helped(helpers), num_workers=2, store=store, frames_per_batch=100_000)
+            for process in processes(collector):
+                os.kill(process.pid, signal.SIGKILL)
+            began = time.monotonic()
+            with pytest.raises(WorkerError, match="was killed by SIGKILL"):
+                next(collector)
+            assert time.monotonic() - began < 12  # less than a worker that does not end is waited for
+    finally:
+        for pid in helpers.read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_processes_that_a_learner_forks_have_no_workers() -> None:
+    """They cannot end them, nor use them, nor keep them."""
+    with (
+        Store.temporary(schema()) as store,
+        Collector(Counting, num_workers=2, sync=False, store=store, frames_per_batch=50) as collector,
+    ):
+        next(collector)
+        source: Any = collector._source
+        waiting, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            refused = 0
+            for use in (source.batch, partial(source.publish, None, 1)):
+                try:
+                    use()
+                except UsageError:
+                    refused += 1
+            collector.close()
+            if refused == 2:
+                os.write(told, b"!")
+                time.sleep(60)
+            os._exit(1)
+        assert os.read(waiting, 1) == b"!"
+        for _ in range(6):
+            next(collector)
+        ours = processes(collector)
+        collector.close()
+        assert [process.exitcode for process in ours] == [0, 0]
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        os.close(waiting)
+        os.close(told)
+
+
+def test_closing_ends_a_thread_that_waits_for_a_batch() -> None:
+    with Store.temporary(schema()) as store:
+        for sync in (True, False):
+            collector = Collector(
+                lambda: Counting(pause=0.01), num_workers=1, sync=sync, store=store, frames_per_batch=10**6
+            )
+            with ThreadPoolExecutor(1) as pool:
+                batch = pool.submit(next, collector)
+                assert within(30, collector._source._num_ordered)  # type: ignore[union-attr]
+                collector.close()
+                with pytest.raises(ClosedError):
+                    batch.result(timeout=30)
+
+
+class Ending(Counting):
+    """Raises what is no Exception, or does not close after an error."""
+
+    def __init__(self, error: BaseException, hangs: bool = False) -> None:
+        super().__init__()
+        worker._GRACE_SECONDS = 1.0
+        self.error, self.hangs = error, hangs
+
+    def step(self, action: Any) -> Any:
+        if self.steps == 5:
+            raise self.error
+        return super().step(action)
+
+    def close(self) -> None:
+        if self.hangs:
+            time.sleep(100)
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt("x"), GeneratorExit("x")], ids=repr)
+def test_what_is_no_exception_arrives_as_an_error(error: BaseException) -> None:
+    """It means something to the process that it is raised in alone."""
+    with (
+        Store.temporary(schema()) as store,
+        Collector(lambda: Ending(error), num_workers=1, store=store) as collector,
+        pytest.raises(WorkerError, match=f"Worker 0 ended with this error:(?s:.*){type(error).__name__}: "),
+    ):
+        next(collector)
+
+
+def test_an_error_is_told_though_the_environment_does_not_close() -> None:
+    with (
+        Store.temporary(schema()) as store,
+        Collector(lambda: Ending(ZeroDivisionError("no air"), True), num_workers=1, store=store) as collector,
+        pytest.raises(ZeroDivisionError, match="no air"),
+    ):
+        next(collector)
 
 
 def test_what_keeps_workers_from_starting() -> None:
@@ -685,7 +839,9 @@ def test_a_run_goes_on_with_other_numbers_of_workers(tmp_path: Path) -> None:
 
 
 SCRIPT = """
+    import os
     import sys
+    import time
     import arrowrb
     from tests.counting import Counting
     from tests.test_workers import processes
@@ -696,18 +852,21 @@ SCRIPT = """
             arrowrb.Collector(Counting, num_workers=2, sync=False, store=store, frames_per_batch=50) as collector,
         ):
             print(*(process.pid for process in processes(collector)), flush=True)
+            if "fork" in sys.argv and os.fork() == 0:
+                time.sleep(45)
+                os._exit(0)
             for batch in collector:
                 pass
 """
 
 
-def start_script(path: Path, tmp_path: Path) -> tuple[Any, list[int]]:
+def start_script(path: Path, tmp_path: Path, *options: str) -> tuple[Any, list[int]]:
     script = tmp_path / "run_of_workers.py"
     script.write_text(textwrap.dedent(SCRIPT))
     root = str(Path(__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen(
-        [sys.executable, str(script), str(path)],
+        [sys.executable, "-W", "ignore", str(script), str(path), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -718,23 +877,25 @@ def start_script(path: Path, tmp_path: Path) -> tuple[Any, list[int]]:
     return process, [int(word) for word in process.stdout.readline().split()]
 
 
-@pytest.mark.parametrize("how", ["interrupt", "kill", "terminate"])
+@pytest.mark.parametrize("how", ["interrupt", "kill", "terminate", "fork"])
 def test_no_process_is_left(how: str, tmp_path: Path) -> None:
-    """Ctrl-C (which reaches all), and the death of the process that started them."""
+    """Ctrl-C (which reaches all), and the death of the process that started them, also where one it forked lives on."""
     path = tmp_path / "store"
     Store.create(path, schema()).close()
-    process, pids = start_script(path, tmp_path)
+    process, pids = start_script(path, tmp_path, how)
     assert len(pids) == 2
     with Store.open(path) as store:
         assert within(60, lambda: len(store) > 500)
     if how == "interrupt":
         os.killpg(process.pid, signal.SIGINT)
-    elif how == "kill":
-        process.kill()
-    else:
+    elif how == "terminate":
         process.terminate()
-    _, errors = process.communicate(timeout=60)
+    else:
+        process.kill()
     assert within(30, lambda: not any(alive(pid) for pid in pids))
+    if how == "fork":
+        os.killpg(process.pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
     if how == "interrupt":
         assert errors.count("Traceback") == 1
         assert "KeyboardInterrupt" in errors

@@ -15,6 +15,7 @@ from arrowrb.collector.fleet import Fleet
 from arrowrb.collector.loop import ENDLESS, Loop, Order, batch_size, check_number, check_numbers
 from arrowrb.collector.policies import is_module
 from arrowrb.errors import ClosedError, OptionError, UsageError
+from arrowrb.events import check_version
 from arrowrb.schema import Schema
 
 
@@ -234,7 +235,7 @@ class Collector:
     def policy_version(self, version: int) -> None:
         if isinstance(self._source, Fleet):
             raise UsageError("Workers have copies of the policy. Call update_policy(version=...), which sends it.")
-        check_number("policy_version", version, 0)
+        check_version("policy_version", version)
         self._version = int(version)
 
     def update_policy(self, policy: Any = None, *, version: int | None = None) -> int:
@@ -253,7 +254,7 @@ class Collector:
             The version that transitions under this policy are recorded with.
 
         Raises:
-            OptionError: If the version is not above the last one, or the policy is of another kind.
+            OptionError: If the version is not above the last one or from 2**31 on, or the policy is of another kind.
         """
         if self.closed:
             raise ClosedError("The collector is closed. Make another one.")
@@ -262,7 +263,7 @@ class Collector:
         if policy is not None and (self._policy is None or is_module(policy) != is_module(self._policy)):
             raise OptionError(f"policy is of type {type(policy).__name__}, expected one of the kind that was given.")
         number = self.policy_version + 1 if version is None else version
-        check_number("version", number, self.policy_version + 1)
+        check_version("version", number, self.policy_version + 1)
         if isinstance(self._source, Fleet):
             self._source.publish(self._policy if policy is None else policy, number)
         else:

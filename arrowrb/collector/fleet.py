@@ -27,7 +27,7 @@ from arrowrb.collector.batches import Batches
 from arrowrb.collector.environments import Wanted
 from arrowrb.collector.loop import check_policy, engine_of, known_schema
 from arrowrb.collector.policies import check_callable, is_module
-from arrowrb.collector.processes import WorkerProcess, pickled
+from arrowrb.collector.processes import LOOK_SECONDS, WorkerProcess, pickled
 from arrowrb.collector.weights import SharedWeights, copied
 from arrowrb.collector.worker import Done, Failed, Job, Moment, Published, Ready
 from arrowrb.engine import Engine, Standing
@@ -40,6 +40,7 @@ _LOOK_SECONDS: Final = 0.1  # between looks at what the limiter lets wait
 _AHEAD: Final = 2  # orders that a worker which runs freely has
 _CLOSE_SECONDS: Final = 15.0
 _KILL_SECONDS: Final = 2.0
+_CLOSED: Final = "The collector is closed. Make another one."
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class Fleet:
         self._asked_by: int | None = None  # the thread that asked for a batch last
         self._failure: BaseException | None = None  # what ends the run
         self._error: BaseException | None = None  # the same, once it was raised
+        self._pid = os.getpid()
         self._guard = threading.RLock()
         self._events: queue.SimpleQueue[_Collected | Ready | BaseException] = queue.SimpleQueue()
         self._parts: list[_Collected] = []  # of a batch that all collect
@@ -134,7 +136,12 @@ class Fleet:
         worker.start(job, self._weights)
 
     def close(self) -> None:
-        """End all workers: they close their shards. Twice does nothing."""
+        """End all workers: they close their shards. Twice does nothing, and so it does in a process that was forked."""
+        if os.getpid() == self._pid:
+            with Uninterrupted():  # so that none is left
+                self._close()
+
+    def _close(self) -> None:
         with self._guard:
             if self._closing:
                 return
@@ -148,15 +155,17 @@ class Fleet:
             worker.let_go()
         patience = time.monotonic() + _CLOSE_SECONDS
         for worker in workers:
-            worker.process.join(max(0.0, patience - time.monotonic()))
+            worker.join(patience)
         for worker in workers:
-            if worker.process.is_alive():
+            if not worker.has_ended:
                 worker.process.kill()
-                worker.process.join(_KILL_SECONDS)
+                worker.join(time.monotonic() + _KILL_SECONDS)
         os.close(self._wake)
         os.close(self._woken)
         if self._weights is not None:
             self._weights.close()
+        if self._num_ordered():  # a thread may wait for what does not come any more
+            self._events.put(ClosedError(_CLOSED))
 
     def _hear(self) -> _Collected | Ready:
         """What a worker says next; where one has failed the run is over, and its error raised.
@@ -184,13 +193,13 @@ class Fleet:
             while True:
                 connections = {worker.connection: worker for worker in self._workers if worker.connection is not None}
                 ends = {worker.process.sentinel: worker for worker in self._workers if worker.process is not None}
-                for each in wait([self._wake, *connections, *ends]):
-                    if self._closing:
-                        return
-                    if each in connections:
-                        self._receive(connections[each])
-                    elif each in ends:
-                        self._ended(ends[each])
+                heard = wait([self._wake, *connections, *ends], LOOK_SECONDS)
+                if self._closing:
+                    return
+                for worker in [connections[each] for each in heard if each in connections]:
+                    self._receive(worker)
+                for worker in [worker for end, worker in ends.items() if end in heard or worker.has_ended]:
+                    self._ended(worker)
         except BaseException as error:
             self._fail(error)
 
@@ -284,10 +293,11 @@ class Fleet:
 
     def publish(self, policy: Any, version: int) -> None:
         """Have the workers use a policy as it is now; where all collect for a batch, from the next one on."""
+        self._check_process()
         made = Published(pickled(policy), version) if self._weights is None else None
         with Uninterrupted(), self._guard:
             if self._closing:
-                raise ClosedError("The collector is closed. Make another one.")
+                raise ClosedError(_CLOSED)
             if made is None:
                 self._weights.write(policy, version)
             else:
@@ -362,7 +372,14 @@ class Fleet:
                 self.num_frames += event.until[1] - event.since[1]
         return bool(self._num_ordered())
 
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise UsageError(
+                f"Process {os.getpid()} was forked from {self._pid}, whose workers these are. Use the collector there."
+            )
+
     def _check(self) -> None:
+        self._check_process()
         if self._error is not None:
             raise ClosedError("The collector has ended with an error. Make another one.") from self._error
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Final
 
 import cloudpickle
 
 from arrowrb.collector.loop import Order
+from arrowrb.collector.sender import Sender
 from arrowrb.collector.spawning import without_a_missing_script
 from arrowrb.collector.worker import Failed, Job, Moment, work
 from arrowrb.errors import OptionError, WorkerError
+
+LOOK_SECONDS: Final = 0.5  # between two looks whether a process has ended whose files others have open
 
 
 @dataclass(slots=True)
@@ -46,6 +50,7 @@ class WorkerProcess:
     ready: bool = False
     orders: deque[Order] = field(default_factory=deque)
     failure: Failed | None = None
+    _sender: Sender | None = None
 
     @property
     def name(self) -> str:
@@ -54,27 +59,41 @@ class WorkerProcess:
 
     def start(self, job: Job, weights: Any) -> None:
         """Start it; it says when it is ready."""
+        payload = pickled(job)
         context = get_context("spawn")
         ours, theirs = context.Pipe()
-        payload = pickled(job)
-        process = context.Process(target=work, args=(payload, weights, theirs), name=f"arrowrb-{self.name}")
-        with _without_interrupts(), without_a_missing_script():
+        # What a process is started with is written before it reads: the job, of any size, follows through the pipe.
+        process = context.Process(target=work, args=(theirs, weights), name=f"arrowrb-{self.name}")
+        with theirs, _without_interrupts(), without_a_missing_script():
             process.start()
         self.process = process
-        theirs.close()
         self.connection, self.ready, self.failure = ours, False, None
+        self._sender = Sender(ours)
+        self._sender.start()
+        self._sender.send(payload)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process has. Others may have its files open still, as those that it forked."""
+        return self.process is not None and self.process.exitcode is not None
+
+    def join(self, until: float) -> None:
+        """Wait for its end, to a moment of the monotonic clock."""
+        while not self.has_ended and (left := until - time.monotonic()) > 0:
+            self.process.join(min(left, LOOK_SECONDS))  # which waits longer where others have its files open
 
     def send(self, message: Any) -> None:
-        """Tell it something."""
-        if self.connection is not None:
-            with suppress(OSError):  # it has ended, which is noticed elsewhere
-                self.connection.send(message)
+        """Tell it something, without waiting for it."""
+        sender = self._sender  # another thread may let go just now
+        if sender is not None:
+            sender.send(message)
 
     def let_go(self) -> None:
-        """Close the pipe, at which it ends."""
-        if self.connection is not None:
+        """Shut the pipe, at which it ends."""
+        if self.connection is not None and self._sender is not None:
+            self._sender.stop()
             self.connection.close()
-            self.connection = None
+            self.connection = self._sender = None
 
     def error(self, code: int) -> Exception:
         """What is raised where a worker has ended."""

@@ -1,8 +1,9 @@
 """A worker: the process that steps environments into a shard of its own, as it is told through a pipe.
 
-It ends when the other end of the pipe is closed, which also the death of that process does: a thread waits for it, and
-interrupts what the worker is at as Ctrl-C would. Ctrl-C itself it leaves to the process that started it. What it has
-committed is safe whenever it ends; a worker that does not come to an end in time is ended from within.
+It ends when the other end of the pipe is shut, or the process that started it has died, whoever else has that end open:
+threads wait for both, and interrupt what the worker is at as Ctrl-C would. Ctrl-C itself it leaves to the process that
+started it. What it has committed is safe whenever it ends; a worker that does not come to an end in time is ended from
+within.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass, replace
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
@@ -31,6 +33,7 @@ from arrowrb.engine import Engine, WriterOptions, patiently
 from arrowrb.store import Store
 
 _GRACE_SECONDS: Final = 10.0  # for a step of an environment, and for closing the shard
+_LOOK_SECONDS: Final = 1.0  # between two looks whether the process that started it lives
 _LOCK_SECONDS: Final = 10.0  # the worker before, whose parent died, may still be closing the shard
 
 Moment = tuple[int, int]
@@ -93,30 +96,44 @@ class Job:
     sync: bool
 
 
-class _Control(threading.Thread):
-    """Takes what comes through the pipe."""
+class _Control:
+    """The threads that take what comes through the pipe, and see when the worker is to end."""
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(name="arrowrb-control", daemon=True)
         self._connection = connection
-        self.orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()  # a job, then orders; None at the end
         self.policy: Published | None = None
-        self.stopping = self.busy = False
+        self.stopping = self.busy = self._failed = False
 
-    def run(self) -> None:
+    def start(self) -> None:
+        """Listen from now on."""
+        for target in (self._listen, self._watch_parent):
+            threading.Thread(target=target, name="arrowrb-control", daemon=True).start()
+
+    def _listen(self) -> None:
         try:
             while True:
                 message = self._connection.recv()
-                if isinstance(message, Order):
-                    self.orders.put(message)
-                else:
+                if isinstance(message, Published):
                     self.policy = message
+                else:
+                    self.inbox.put(message)
         except (EOFError, OSError):
-            self.stopping = True
-        self.orders.put(None)
+            pass  # nobody is at the other end
+        finally:
+            self._stop()
+
+    def _watch_parent(self) -> None:
+        parent: Any = parent_process()
+        while os.getppid() == parent.pid:
+            time.sleep(_LOOK_SECONDS)
+        self._stop()
+
+    def _stop(self) -> None:
+        self.stopping = True
+        self.inbox.put(None)
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(_GRACE_SECONDS)
-        os._exit(1)  # the main thread is in code that does not come back
+        _end_in_time()
 
     def interrupt(self, _: int, __: FrameType | None) -> None:
         """The handler of SIGINT."""
@@ -124,34 +141,68 @@ class _Control(threading.Thread):
             self.busy = False  # once
             raise KeyboardInterrupt
 
+    def is_stop(self, error: BaseException) -> bool:
+        """Whether an error is no more than the end that was asked for."""
+        return self.stopping and isinstance(error, KeyboardInterrupt)
 
-def work(payload: bytes, weights: Any, connection: Connection) -> None:
-    """Carry out orders until the pipe is closed."""
+    def send(self, message: Any) -> None:
+        """Tell the process that started this one something."""
+        with contextlib.suppress(OSError):  # nobody listens any more, which `_listen` notices, too
+            self._connection.send(message)
+
+    def fail(self, error: BaseException) -> None:
+        """Say why the worker ends, where that has not been said; what it is at must come to an end from now on."""
+        if self._failed or self.is_stop(error):
+            return
+        self._failed = True
+        text = "".join(traceback.format_exception(error))
+        self.send(Failed(_pickled(error.with_traceback(None)), text))
+        _end_in_time()
+
+
+def _end_in_time() -> None:
+    """End the process before long, also where the main thread is in code that does not come back."""
+    timer = threading.Timer(_GRACE_SECONDS, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+
+
+def work(connection: Connection, weights: Any) -> None:
+    """Carry out orders until the pipe is closed.
+
+    Args:
+        connection: Through which a pickled `Job` comes first.
+        weights: `SharedWeights`, where the policy is a module.
+    """
     control = _Control(connection)
     signal.signal(signal.SIGINT, control.interrupt)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     control.start()
     try:
-        job: Job = cloudpickle.loads(payload)
-        with _open(job) as store, _Worker(job, weights, control, store) as worker:
-            _send(connection, Ready(store._engine.shard, worker.lanes, worker.moment))
-            while (order := control.orders.get()) is not None:
-                random_frames = worker.carry_out(order)
-                _send(connection, Done(worker.moment, random_frames))
+        payload = control.inbox.get()
+        if payload is not None:
+            _serve(cloudpickle.loads(payload), weights, control)
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and control.stopping:
-            return
-        text = "".join(traceback.format_exception(error))
-        _send(connection, Failed(_pickled(error.with_traceback(None)), text))
-        sys.exit(1)
+        if not control.is_stop(error):
+            control.fail(error)
+            sys.exit(1)
 
 
-def _send(connection: Connection, message: Any) -> None:
-    with contextlib.suppress(OSError):  # nobody listens any more: `_Control` ends the worker
-        connection.send(message)
+def _serve(job: Job, weights: Any, control: _Control) -> None:
+    with _open(job) as store, _Worker(job, weights, control, store) as worker:
+        try:
+            control.send(Ready(store._engine.shard, worker.lanes, worker.moment))
+            while (order := control.inbox.get()) is not None:
+                random_frames = worker.carry_out(order)
+                control.send(Done(worker.moment, random_frames))
+        except BaseException as error:
+            control.fail(error)  # first: closing an environment that is broken may take for ever
+            raise
 
 
 def _pickled(error: BaseException) -> bytes | None:
+    if not isinstance(error, Exception):  # SystemExit and the like would end, or mean something to, who hears of it
+        return None
     try:
         made = cloudpickle.dumps(error)
         cloudpickle.loads(made)

@@ -52,7 +52,11 @@ def _unpack(slot: bytes) -> tuple[int, Orders] | None:
 
 
 def lay_out(path: Path) -> None:
-    """Make the file where there is none that can be mapped. Only for who holds the shard's lock."""
+    """Make the file where there is none that can be mapped. Only for who holds the shard's lock.
+
+    Raises:
+        StoreError: if a folder has its place, which `verify` names and `repair` sets aside.
+    """
     try:
         Mapping(path, size=FILE_BYTES)
     except StoreError:

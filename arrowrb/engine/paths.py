@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,9 @@ MAKER_LOCK: Final = "shards/lock"  # of whoever makes a shard, or changes the li
 MAKER_FILE: Final = "shards/maker.json"
 COUNT_FILE: Final = "shards/count"  # of the shards, which readers look at for others
 _SHARD: Final = re.compile(r"\d{5}")
+_MADE_ANEW: Final = re.compile(
+    r"((lock|coordinator|keeping|dropping-\d{5})(\.json)?|maker\.json|count|visit-\d{5}\.json)"
+)
 _SEGMENT_FILE: Final = re.compile(r"\d{8}(\.runs|\.blocks)?\.arrow|\d{8}\.parquet|\d{8}-\d{8}\.runs\.arrow|\..*\.tmp")
 
 
@@ -155,6 +159,26 @@ def find_foreign(store: Path) -> list[str]:
         foreign += [str(path.relative_to(store)) for path in (inner - folders) | (outer - files)]
         names[:] = [path.name for path in inner & folders]
     return sorted(foreign)
+
+
+def find_misplaced(store: Path) -> list[Path]:
+    """Whatever lies in the place of a file that a writer makes where there is none, and is no regular file.
+
+    None of these files says anything that is not known without it; but while it cannot be opened, nobody can write.
+    """
+    folder = store / "shards"
+    names = os.listdir(folder) if folder.is_dir() else []
+    places = [folder / name for name in names if _MADE_ANEW.fullmatch(name)]
+    for shard in (shard_paths(store, int(name)) for name in names if _SHARD.fullmatch(name)):
+        places += [shard.lock, shard.holder, shard.orders, shard.reserve]
+    return sorted(place for place in places if _is_no_file(place))
+
+
+def _is_no_file(path: Path) -> bool:
+    try:
+        return not stat.S_ISREG(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def is_leftover(name: str) -> bool:

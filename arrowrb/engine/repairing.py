@@ -7,6 +7,7 @@ in between leaves a store that does not open yet, which the next repair goes on 
 - A segment whose rows are damaged is set aside; its run table stays, if it is intact, so that its episodes are known.
 - A segment whose tables are damaged gets new ones from its rows.
 - A manifest that cannot be read is made anew from the files that there are.
+- What is no file, but lies in the place of a lock or of another file that writers make where there is none, is moved.
 - A commit that cannot be read is found by the ordinals of the rows: all of them up to the first that is missing.
 """
 
@@ -34,7 +35,7 @@ from ..writer import OpenSegment
 from .checks import Memory, Problem
 from .creating import StoreFile, read_store_file
 from .inspecting import Inspected, inspect_shard
-from .paths import LIMITER_FILE, SAMPLERS, SPARE_STORE_FILE, STORE_FILE, ShardPaths, shard_paths
+from .paths import LIMITER_FILE, SAMPLERS, SPARE_STORE_FILE, STORE_FILE, ShardPaths, find_misplaced, shard_paths
 from .rebuilding import find_commit, rebuild_manifest
 from .sealing import write_tables
 from .tables import read_table
@@ -144,6 +145,8 @@ def repair(path: Path) -> Repaired:
     num_lost = 0
     with files.explaining(path, "repairing the store"):
         file = _repair_store_file(path, aside)
+        for place in find_misplaced(path):  # first: locks are among these
+            aside.move(place)
         for folder in sorted((path / "shards").iterdir()):
             if _SHARD.fullmatch(folder.name):
                 paths = shard_paths(path, int(folder.name))

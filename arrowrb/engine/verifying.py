@@ -40,7 +40,7 @@ from .checks import (
 )
 from .creating import read_store_file
 from .inspecting import Inspected, inspect_shard
-from .paths import STORE_FILE, list_shards, shard_paths
+from .paths import STORE_FILE, find_misplaced, list_shards, shard_paths
 from .snapshot import SegmentView
 from .tables import read_table
 
@@ -97,6 +97,9 @@ def verify(path: Path, *, progress: Callable[[int, int], None] | None = None) ->
             problems += _check_dropped(shard, shard.manifest)
             problems += _check_whole(shard, shard.manifest, seen)
         num_rows += seen.num_rows
+    for place in find_misplaced(path):
+        what = f"{place} is no regular file: nobody can write. `arrowrb repair` sets it aside."
+        problems.append(Problem(-1, -1, what, str(place.relative_to(path))))
     problems += _check_points(path, store_id)
     rows = {
         (shard.manifest.shard, entry.number): entry.rows
