@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from .memory import address_of, copy, copy_item, inline, kernel, load_f64, load_i64, load_u8, prefetch, store_f32
+from .memory import (
+    address_of,
+    copy,
+    copy_item,
+    inline,
+    kernel,
+    load_f64,
+    load_i64,
+    load_u8,
+    prefetch,
+    store_f32,
+    store_u8,
+)
 
 # Fields of an output column.
 COLUMN, SHIFT, ITEM, CAST, TARGET = range(5)
 OUTPUT_BYTES = 40
+_KIND, _TERMINATED, _TRUNCATED = 6, 7, 8  # places of columns
+_FINAL = 2
 _BLOCK = 256  # rows that are copied column by column: their places stay in the cache
 _LEAST_AHEAD, _MOST_AHEAD, _AHEAD_BYTES = 8, 32, 4096  # rows that are asked for before they are copied
 _LINE = 64
@@ -216,6 +230,24 @@ def _copying(width: int = 0, cast: bool = False) -> Any:
 _copy_bytes, _copy_words, _copy_items, _cast_items = _copying(1), _copying(4), _copying(), _copying(cast=True)
 
 
+@inline
+def _copy_flags(target: int, column: int, kinds: int, row_bytes: int, slots: int, positions: int, count: int) -> None:
+    """Copy whether steps ended their episodes, which few do: then a final observation lies behind them.
+
+    So one column tells for both flags, and it is the one that draws have just looked at.
+    """
+    for i in range(-_MOST_AHEAD, count):
+        if i + _MOST_AHEAD < count:
+            j = (i + _MOST_AHEAD) * 8
+            prefetch(load_i64(kinds + load_i64(slots + j) * row_bytes) + load_i64(positions + j) + 1)
+        if i >= 0:
+            table, position = load_i64(slots + i * 8) * row_bytes, load_i64(positions + i * 8)
+            flag = 0
+            if load_u8(load_i64(kinds + table) + position + 1) == _FINAL:
+                flag = load_u8(load_i64(column + table) + position)
+            store_u8(target + i, flag)
+
+
 @kernel("void(int64[::1], int64[::1], int64[:, ::1], int64[:, ::1])")
 def gather(slots: Any, positions: Any, address_table: Any, output_table: Any) -> None:
     """Copy the columns that ``outputs`` names, each row to its place in the batch.
@@ -241,6 +273,9 @@ def gather(slots: Any, positions: Any, address_table: Any, output_table: Any) ->
                 _cast_items(target, column, row_bytes, slot + here, position + here, count, shift, size)
             elif size == 4:
                 _copy_words(target, column, row_bytes, slot + here, position + here, count, shift, size)
+            elif shift == 0 and load_i64(output + COLUMN * 8) in (_TERMINATED, _TRUNCATED):
+                kinds = addresses + _KIND * 8
+                _copy_flags(target, column, kinds, row_bytes, slot + here, position + here, count)
             elif size == 1:
                 _copy_bytes(target, column, row_bytes, slot + here, position + here, count, shift, size)
             else:

@@ -107,7 +107,7 @@ class BatchReader:
             batch = self._loader.load(drawn.snapshot or snapshot, self._reading(snapshot, drawn, chains))
         if self._padded:
             batch = pad(batch, drawn.hidden["length"])
-        return self._transformed([batch])[0]
+        return batch if self._transform is None else self._transformed([batch])[0]
 
     def _transformed(self, batches: list[Any]) -> list[Batch]:
         """What the user's function makes of batches."""

@@ -75,7 +75,9 @@ class Loader:
     def load(self, snapshot: Snapshot, reading: Reading) -> dict[str, Any]:
         """Read rows into a new batch: name -> tensor [n, *shape], nested where the space is, with ``row_id``."""
         slab = self._read(snapshot, reading)
-        return self._add(self._assemble(slab.tensors), _all_columns(slab, reading), 0, self._count)
+        columns = _all_columns(slab, reading)
+        batch = self._assemble(slab.tensors)
+        return self._add(batch, columns, 0, self._count) if columns else batch
 
     def load_many(self, snapshot: Snapshot, reading: Reading, sizes: list[int]) -> list[dict[str, Any]]:
         """Read rows for several batches of these sizes in one go; their tensors are parts of one slab."""
