@@ -473,6 +473,20 @@ def test_a_writer_is_killed(path: Path) -> None:
     assert arrowrb.verify(path)
 
 
+def test_episodes_of_a_writer_that_died_are_cut(path: Path) -> None:
+    """Once nobody has come in its place for a while, whatever the limits."""
+    victim = start(path, "a", 1, rows=30, pause=0.005)
+    running_ones = "SELECT count(*) FROM episodes WHERE ended_by = 'running'"
+    with running(victim), open_shard(path, max_rows=10**6) as main:
+        until(lambda: main.info().num_rows > 300 and main.sql(running_ones).fetchall() != [(0,)])
+        kill(victim)
+        count, ids = len(main), "SELECT sum(row_id), sum(reward) FROM transitions"
+        before = main.sql(ids).fetchall()
+        until(lambda: main.sql(running_ones).fetchall() == [(0,)])
+        assert (len(main), main.sql(ids).fetchall()) == (count, before)
+    assert arrowrb.verify(path)
+
+
 def test_checkpoints_keep_rows_of_other_processes(path: Path) -> None:
     """Taken while another process drops segments as fast as it can."""
     writer = start(path, "a", 1, rows=60, pause=0.002)

@@ -6,8 +6,9 @@ While there is one shard the coordinator does nothing, and the shard's writer go
 
 Otherwise it looks at the commits and manifests of all shards many times a second, orders what is sealed by age, and
 tells each shard through its own small file (see `orders`) what is to go and what it may hold. The shards' writers do
-the rest, each in its own shard; where a shard has none, the coordinator visits it (see `visits`). It writes nothing
-else, and decides by what lies in files only: whoever comes after it goes on where it was.
+the rest, each in its own shard; where a shard has none, the coordinator visits it (see `visits`), also where its writer
+died and left episodes running, which a visit cuts. It writes nothing else, and decides by what lies in files only:
+whoever comes after it goes on where it was.
 """
 
 from __future__ import annotations
@@ -205,7 +206,7 @@ class Coordinator:
             shard = survey.watched[holding.stock.shard]
             if holding.stock.shard == self._own or shard.next_visit > by:
                 continue
-            due = survey.is_due(holding) or (over and shard.has_unsealed_rows())
+            due = survey.is_due(holding) or (over and shard.has_unsealed_rows()) or shard.is_abandoned()
             if due and not (holding.follows and shard.has_writer()):
                 yield shard
 

@@ -21,6 +21,7 @@ from .state import ShardState
 
 _PATIENCE_SECONDS: Final = 2.0  # for a shard to do as it is told
 _CHECKED_SECONDS: Final = 0.2  # how long it is known whether a shard has a writer
+_ABANDONED_SECONDS: Final = 5.0  # in which who died may be started again
 _DECAY: Final = 0.9  # of what is remembered of growth, a look
 
 
@@ -42,6 +43,7 @@ class Watched:
         self._due: tuple[int, float] | None = None  # the oldest segment that should have gone, and since when
         self._checked = -float("inf")
         self._has_writer = True
+        self._dead_since: float | None = None
 
     def look(self, keep_below: int) -> tuple[Holding, tuple[object, ...]]:
         """How the shard stands; and objects that are the same ones as long as it does not change."""
@@ -110,6 +112,15 @@ class Watched:
             holder = files.read_holder(self.paths.holder)
             self._checked, self._has_writer = now, holder is not None and files.is_alive(holder.pid)
         return self._has_writer
+
+    def is_abandoned(self) -> bool:
+        """Whether its writer has died, and nobody has come in its place for a while: its episodes are to be cut."""
+        if self._record.clean or self.has_writer():
+            self._dead_since = None
+            return False
+        now = time.monotonic()
+        self._dead_since = now if self._dead_since is None else self._dead_since
+        return now - self._dead_since > _ABANDONED_SECONDS
 
     def has_unsealed_rows(self) -> bool:
         """Whether there are rows of which it is not known how old they are."""
