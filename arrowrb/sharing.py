@@ -18,7 +18,8 @@ from typing import Final
 from .retention import Limits, Piece
 
 SHARE_BEYOND: Final = 16  # the part of a limit that all shards together may be beyond it
-_LOOKS_AHEAD: Final = 8
+_MANY_ROWS: Final = 500_000  # more than come in a second
+_MANY_BYTES: Final = 1 << 29
 SHARE_BELOW: Final = 32  # the part of a limit that is left free, since orders take a while
 
 
@@ -141,15 +142,15 @@ def plan_orders(holdings: Sequence[Holding], limits: Limits) -> dict[int, Orders
 
 
 def is_spacious(holdings: Sequence[Holding], limits: Limits) -> bool:
-    """Whether nothing comes near a limit for a while: at least half of each is free."""
-    coming = _LOOKS_AHEAD * sum(each.growth for each in holdings)
-    pairs = (
-        (limits.max_rows, coming + sum(each.live for each in holdings)),
-        (limits.max_bytes, sum(each.stock.num_bytes for each in holdings)),
-        (limits.hot_rows, coming + sum(each.stock.hot_rows for each in holdings)),
-        (limits.hot_bytes, sum(each.stock.hot_bytes for each in holdings)),
+    """Whether nothing comes near a limit for a second, however fast rows come: half of each is free, and much."""
+    stocks = [each.stock for each in holdings]
+    used = (
+        (limits.max_rows, sum(each.live for each in holdings), _MANY_ROWS),
+        (limits.hot_rows, sum(each.hot_rows for each in stocks), _MANY_ROWS),
+        (limits.max_bytes, sum(each.num_bytes for each in stocks), _MANY_BYTES),
+        (limits.hot_bytes, sum(each.hot_bytes for each in stocks), _MANY_BYTES),
     )
-    return all(limit is None or 2 * used <= limit for limit, used in pairs)
+    return all(limit is None or limit - held >= max(held, many) for limit, held, many in used)
 
 
 def is_over(holdings: Sequence[Holding], limits: Limits) -> bool:

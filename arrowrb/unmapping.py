@@ -16,8 +16,11 @@ from typing import Any, Final
 
 from .interrupts import Uninterrupted
 
-_libc: Final = ctypes.CDLL(None)
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_LARGE: Final = 1 << 20  # bytes
+# What is small is unmapped faster than the lock of Python is let go of and waited for.
+_large, _small = ctypes.CDLL(None), ctypes.PyDLL(None)
+for _libc in (_large, _small):
+    _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 class _Range(weakref.ref[Any]):
@@ -28,7 +31,7 @@ class _Range(weakref.ref[Any]):
     size: int
 
 
-_gone: Final[queue.SimpleQueue[_Range]] = queue.SimpleQueue()
+_gone: queue.SimpleQueue[_Range] = queue.SimpleQueue()
 _held: Final[set[_Range]] = set()
 _starting: Final = threading.Lock()
 _served_in = 0  # the process in which the thread runs
@@ -43,16 +46,32 @@ def unmap_with(owner: object, address: int, size: int) -> None:
     _held.add(mapped)
 
 
+def num_waiting() -> int:
+    """How many ranges nobody refers to any more, and are not unmapped yet."""
+    return sum(mapped() is None for mapped in list(_held))
+
+
 def _start() -> None:
-    global _served_in
+    """Begin in this process; in one that was forked with another queue, since nobody will let go of the old one's lock.
+
+    What is gone already is unmapped there, too; what it goes on to inherit stays until it ends.
+    """
+    global _gone, _served_in
     with _starting, Uninterrupted():
         if _served_in != os.getpid():
-            threading.Thread(target=_serve, name="arrowrb-unmap", daemon=True).start()
+            _gone = queue.SimpleQueue()
+            threading.Thread(target=_serve, args=(_gone,), name="arrowrb-unmap", daemon=True).start()
             _served_in = os.getpid()
 
 
-def _serve() -> None:
+def _serve(gone: queue.SimpleQueue[_Range]) -> None:
+    for mapped in [each for each in list(_held) if each() is None]:
+        _unmap(mapped)
     while True:
-        mapped = _gone.get()
-        _libc.munmap(mapped.address, mapped.size)
+        _unmap(gone.get())
+
+
+def _unmap(mapped: _Range) -> None:
+    if mapped in _held:
         _held.discard(mapped)
+        (_large if mapped.size > _LARGE else _small).munmap(mapped.address, mapped.size)

@@ -381,10 +381,11 @@ def test_signals_wherever_they_fall(num_envs: int, info: bool) -> None:
     store = LedgerStore(schema_of(info=info))
     collector = Collector(maker, num_envs=num_envs, frames_per_batch=7, store=store)
     batches = [next(collector)]
-    interrupts = 0
+    interrupts, timers = 0, []  # kept, since a Ctrl-C is lost in what Python runs when a thread is forgotten
     for _ in range(40):
         timer = threading.Timer(rng.exponential(0.004), os.kill, (os.getpid(), signal.SIGINT))
         try:
+            timers.append(timer)
             timer.start()
             # Decoded later: pyarrow's imports at first use swallow an interrupt.
             batches.extend(itertools.islice(collector, 10**5))

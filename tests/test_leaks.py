@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from arrowrb import unmapping
 from arrowrb.store import Store
 from tests.plain_store import plain_batch, plain_schema
 from tests.test_tiers import settle
@@ -19,6 +21,8 @@ COMMITS, LOOKS = 20_000, 10
 
 def count(path: Path) -> dict[str, int]:
     gc.collect()
+    while unmapping.num_waiting():
+        time.sleep(0.001)
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "mappings of the store": Path("/proc/self/maps").read_text().count(str(path)),

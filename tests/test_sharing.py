@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arrowrb.retention import Limits, Piece
-from arrowrb.sharing import SHARE_BELOW, SHARE_BEYOND, Holding, Orders, Stock, narrower, plan_orders
+from arrowrb.sharing import SHARE_BELOW, SHARE_BEYOND, Holding, Orders, Stock, is_spacious, narrower, plan_orders
 
 ROWS, ROW_BYTES = 100, 10
 
@@ -143,3 +143,15 @@ def test_a_writer_goes_by_the_narrower_bound() -> None:
     assert narrower(own, None) == own
     assert narrower(own, Orders(7, 20, None, 2000, 500)) == Limits(1000, 500, 20, None, 3)
     assert narrower(Limits(), Orders(7, 20, None, 2000, 500)) == Limits(2000, 500, 20)
+
+
+def test_what_is_spacious() -> None:
+    """Half of each limit is free, and more than comes between two looks that are far apart."""
+    one = [Holding(Stock(0, tuple(piece(number, 1, ROWS) for number in range(6000))), 6000 * ROWS)]
+    assert is_spacious(one, Limits())
+    assert is_spacious(one, Limits(max_rows=1_200_000))
+    assert not is_spacious(one, Limits(max_rows=1_190_000))
+    assert not is_spacious([], Limits(max_rows=10_000))  # nothing is there, but could be at the next look
+    assert not is_spacious(one, Limits(max_rows=10**9, hot_rows=700_000))
+    assert not is_spacious(one, Limits(hot_bytes=500_000_000))
+    assert is_spacious(one, Limits(hot_bytes=10**9))
