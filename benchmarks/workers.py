@@ -68,10 +68,9 @@ def collected(env_id: str, num_workers: int, frames: int, folder: Path, **option
     ):
         for _ in range(WARM * num_workers):  # the first batch of a process loads what is compiled
             next(collector)
-        before, began = collector.num_frames, time.perf_counter()
+        before, began, seconds = collector.num_frames, time.perf_counter(), 0.0
         for _ in collector:
-            pass
-        seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - began  # to the last batch: then the workers close their shards
         if len(store) != frames:
             raise SystemExit(f"{len(store):,} transitions are there, expected {frames:,}.")
     return (frames - before) / seconds
@@ -95,14 +94,14 @@ def torchrl(frames: int, folder: Path) -> float | None:
     collector = MultiAsyncCollector(
         [make] * WORKERS, None, frames_per_batch=LANES * 125, total_frames=frames, num_threads=1
     )
-    done, began = 0, 0.0
+    done, began, seconds = 0, 0.0, 0.0
     for number, batch in enumerate(collector):
         buffer.extend(batch.reshape(-1))
         if number < WARM * WORKERS:
             began = time.perf_counter()
         else:
             done += batch.numel()
-    seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - began
     collector.shutdown()
     return done / seconds
 
