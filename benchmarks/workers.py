@@ -180,7 +180,10 @@ def drawing(rows: int, rounds: int, folder: Path) -> None:
         for _ in range(rounds):
             quiet.append(_median(sampler.sample, 2000))
             with arrowrb.Collector(CHEETAH, num_workers=1, sync=False, store=store, frames_per_batch=200) as collector:
-                next(collector)
+                collector.start()  # it runs by itself, also while nobody asks for its batches
+                before = len(store)
+                while len(store) < before + 5000:
+                    time.sleep(0.01)
                 busy.append(_median(sampler.sample, 2000))
     ratio = float(np.median(busy) / np.median(quiet))
     show(
