@@ -85,21 +85,25 @@ def last_of_block(shapes: int, fills: int, slot: int, first: int) -> int:
 
 
 @inline
+def linked_row(world: int, slot: int, position: int, field: int) -> tuple[int, int]:
+    """The first row of the block behind or before that of a row, in its lane; slot -1 where there is none."""
+    block = position // load_i64(load_i64(world + SHAPES * 8) + slot * SHAPE_BYTES + BLOCK_ROWS * 8)
+    links = load_i64(load_i64(world + CHAINS * 8) + (slot * CHAIN_FIELDS + field) * 8)
+    row_id = load_i64(links + block * 8)
+    return slot_of(world, row_id), row_id & ((1 << load_i64(world + POSITION_BITS * 8)) - 1)
+
+
+@inline
 def go_on(world: int, slot: int, position: int) -> tuple[int, int]:
     """The row at which the lane of a block goes on behind it, by any row of that; slot -1 where there is none (yet).
 
     A block that holds nothing but a tail, since its lane rested until it was moved again, is passed over.
     """
-    shapes, fills = load_i64(world + SHAPES * 8), load_i64(world + FILLS * 8)
-    mask = (1 << load_i64(world + POSITION_BITS * 8)) - 1
     while True:
-        block = position // load_i64(shapes + slot * SHAPE_BYTES + BLOCK_ROWS * 8)
-        links = load_i64(load_i64(world + CHAINS * 8) + (slot * CHAIN_FIELDS + BEHIND) * 8)
-        row_id = load_i64(links + block * 8)
-        slot, position = slot_of(world, row_id), row_id & mask
+        slot, position = linked_row(world, slot, position, BEHIND)
         if slot < 0:
             return -1, 0
-        kind = committed_kind(shapes, fills, slot, position)
+        kind = committed_kind(load_i64(world + SHAPES * 8), load_i64(world + FILLS * 8), slot, position)
         if kind == 0:
             return -1, 0
         if kind != CONTINUED:
@@ -113,12 +117,8 @@ def come_from(world: int, slot: int, position: int) -> tuple[int, int]:
     Blocks that hold nothing but a tail are passed over, as `go_on` does.
     """
     shapes, fills = load_i64(world + SHAPES * 8), load_i64(world + FILLS * 8)
-    mask = (1 << load_i64(world + POSITION_BITS * 8)) - 1
     while True:
-        block = position // load_i64(shapes + slot * SHAPE_BYTES + BLOCK_ROWS * 8)
-        links = load_i64(load_i64(world + CHAINS * 8) + (slot * CHAIN_FIELDS + BEFORE) * 8)
-        row_id = load_i64(links + block * 8)
-        slot, position = slot_of(world, row_id), row_id & mask
+        slot, position = linked_row(world, slot, position, BEFORE)
         if slot < 0:
             return -1, 0
         last = last_of_block(shapes, fills, slot, position)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from .drawing import BLOCK_ROWS, KINDS, ROW_BASE
 from .memory import inline, load_i64, load_u8
 from .walking import (
-    CHAIN_FIELDS,
-    CHAINS,
     CONTINUED,
     FILLS,
-    POSITION_BITS,
     SHAPE_BYTES,
     SHAPES,
     TRANSITION,
@@ -17,7 +14,7 @@ from .walking import (
     committed_kind,
     committed_stop,
     last_of_block,
-    slot_of,
+    linked_row,
 )
 
 WORD, LINE = 8, 64  # kinds that are looked at together
@@ -39,13 +36,10 @@ def block_rows_of(world: int, slot: int) -> int:
 @inline
 def linked(world: int, slot: int, block: int, field: int) -> tuple[int, int]:
     """The slot and the block behind or before a block of its lane; slot -1 where there is none."""
-    links = load_i64(load_i64(world + CHAINS * 8) + (slot * CHAIN_FIELDS + field) * 8)
-    row_id = load_i64(links + block * 8)
-    to = slot_of(world, row_id)
+    to, position = linked_row(world, slot, block * block_rows_of(world, slot), field)
     if to < 0:
         return -1, 0
-    bits = load_i64(world + POSITION_BITS * 8)
-    return to, (row_id & ((1 << bits) - 1)) // block_rows_of(world, to)
+    return to, position // block_rows_of(world, to)
 
 
 @inline
