@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,10 +13,18 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(autouse=True)
-def no_callbacks_of_the_garbage_collector() -> None:
-    """Hypothesis leaves one behind, in which Python swallows a Ctrl-C that falls there."""
-    gc.callbacks.clear()
+@pytest.fixture
+def no_garbage() -> Iterator[None]:
+    """No garbage is collected, and nobody is called for it: Python swallows a Ctrl-C that falls there.
+
+    For tests that send one to their own process. What is left behind by those before is collected at once: threads
+    and processes are kept in sets whose entries are removed in Python.
+    """
+    gc.callbacks.clear()  # Hypothesis leaves one behind
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 LONG = ("test_torture.py", "test_store_model.py", "test_leaks.py", "test_examples.py")

@@ -375,6 +375,7 @@ def test_an_interrupt_keeps_what_is_whole(num_envs: int, nested: bool, info: boo
 
 
 @pytest.mark.parametrize(("num_envs", "info"), [(1, False), (3, True), (3, False)])
+@pytest.mark.usefixtures("no_garbage")
 def test_signals_wherever_they_fall(num_envs: int, info: bool) -> None:
     rng = np.random.default_rng(num_envs)
     maker = Maker()

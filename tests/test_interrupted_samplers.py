@@ -26,6 +26,8 @@ from tests.test_refused_and_resumed import add, schema
 from tests.test_views import World
 from tests.test_views import world as world  # noqa: PLC0414
 
+pytestmark = pytest.mark.usefixtures("no_garbage")
+
 STRATEGIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "n-step": (arrowrb.Uniform(), {"n_step": 5}),
     "sequences": (arrowrb.Sequences(3), {}),

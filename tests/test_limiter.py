@@ -350,6 +350,7 @@ def test_recorders_and_collectors_wait() -> None:
         assert told.inserts == len(store) >= 57  # what was collected is kept
 
 
+@pytest.mark.usefixtures("no_garbage")
 def test_ctrl_c_ends_a_wait_at_once() -> None:
     ratio = SampleToInsertRatio(1, min_size=10, tolerance=0, patience=LONG)
     with Store.temporary(SCHEMA, limiter=ratio) as store:
@@ -369,6 +370,7 @@ def test_ctrl_c_ends_a_wait_at_once() -> None:
         assert len(store) == 11
 
 
+@pytest.mark.usefixtures("no_garbage")
 def test_ctrl_c_in_a_collector_keeps_its_steps() -> None:
     ratio = SampleToInsertRatio(1, tolerance=0, patience=LONG)
     with Store.temporary(arrowrb.Schema.from_env(gym.make("CartPole-v1")), limiter=ratio) as store:

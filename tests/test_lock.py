@@ -64,6 +64,7 @@ def test_a_lock_that_another_process_took_ends_writing(tmp_path):
         assert len(reader) == 30
 
 
+@pytest.mark.usefixtures("no_garbage")
 def test_an_interrupted_close_keeps_the_lock_until_its_threads_have_ended(tmp_path, monkeypatch):
     """Ctrl-C while sealing is slow: nobody else may write meanwhile, and no manifest is overwritten later."""
     real = shard_writer.write_tables

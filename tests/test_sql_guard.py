@@ -300,6 +300,7 @@ def test_a_query_is_read_in_many_ways_and_gives_the_same_each_time(
     assert "2" in hostile.sql("SELECT 1 AS a, 2 AS a")._repr_html_()
 
 
+@pytest.mark.usefixtures("no_garbage")
 def test_ctrl_c_stops_a_query(hostile: Store) -> None:
     query = hostile.sql("SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b")
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
