@@ -44,8 +44,7 @@ def rows_since(snapshot: Snapshot, mark: Any) -> tuple[Located, NDArray[np.bool_
     came = sum(record.num_transitions for record in snapshot.records) - sum(count for _, count in before)
     if came < found.row_ids.size:
         raise OptionError(f"mark is {mark!r}, which is no moment of this store. Is it one of another store?")
-    rows, ends = _in_order(snapshot, found)
-    return rows, ends, watermark_of(snapshot, came - rows.row_ids.size)
+    return found, _ends(snapshot, found), watermark_of(snapshot, came - found.row_ids.size)
 
 
 def rows_between(snapshot: Snapshot, moments: Mapping[int, tuple[int, int]]) -> Located:
@@ -58,7 +57,7 @@ def rows_between(snapshot: Snapshot, moments: Mapping[int, tuple[int, int]]) -> 
     newest = [record.watermark for record in snapshot.records]
     since = [moments.get(shard, (each, each))[0] for shard, each in enumerate(newest)]
     until = [moments.get(shard, (each, each))[1] for shard, each in enumerate(newest)]
-    return _in_order(snapshot, _find(snapshot, since, until))[0]
+    return _find(snapshot, since, until)
 
 
 def newest_rows(snapshot: Snapshot, count: int) -> tuple[Located, NDArray[np.bool_]]:
@@ -82,8 +81,8 @@ def newest_rows(snapshot: Snapshot, count: int) -> tuple[Located, NDArray[np.boo
         order = np.lexsort((values[ORDINAL, 0], values[TIME, 0]))[-count:]
         if len(newest) == 1:
             order = np.argsort(values[ORDINAL, 0])[-count:]
-        found = _chosen(found, order)
-    return _in_order(snapshot, found)
+        found = _chosen(found, np.sort(order))
+    return found, _ends(snapshot, found)
 
 
 def _check(snapshot: Snapshot, mark: Any) -> list[tuple[int, int]]:
@@ -105,43 +104,53 @@ def _is_count(value: Any) -> bool:
 
 
 def _find(snapshot: Snapshot, since: Sequence[int], stops: Sequence[int] | None = None) -> Located:
-    """The transitions with ordinals beyond these of their shards, and up to those, in no order."""
+    """The transitions with ordinals beyond these of their shards, and up to those, by shard, lane and arrival."""
     layout = snapshot.layout
     stops = [record.watermark for record in snapshot.records] if stops is None else stops
-    found = [np.zeros((3, 0), np.int64)]
+    places, num_rows, num_blocks = [], 0, 0
     for slot, view in enumerate(layout.views):
-        until = stops[view.shard]
-        last = view.entry.last_ordinal
-        if since[view.shard] >= until or (view.entry.sealed and last <= since[view.shard]):
-            continue
-        rows, first = view.entry.block_rows, int(layout.shapes[slot, 2])
-        blocks = view.entry.rows // rows
-        fills = np.full(blocks, rows, np.int32) if view.whole else snapshot.fills[first : first + blocks].copy()
-        ordinals = np.ascontiguousarray(view.column(ORDINAL))
-        address, kinds = ordinals.__array_interface__["data"][0], int(layout.shapes[slot, 5])
-        places = np.empty(0, np.int64)
-        while True:
-            room = places.size
-            where = places.__array_interface__["data"][0]
-            count = kernels.find_after(address, kinds, rows, fills, since[view.shard], until, where, room)
-            if count <= room:
-                break
-            places = np.empty(count, np.int64)
-        base = row_id_base(view.shard, view.entry.number)
-        found.append(np.stack([np.full(count, slot, np.int64), places[:count], base + places[:count]]))
-    slots, positions, row_ids = np.concatenate(found, axis=1)
-    return Located(slots, positions, row_ids)
+        entry, after = view.entry, since[view.shard]
+        if after < stops[view.shard] and not (entry.sealed and entry.last_ordinal <= after):
+            places.append((slot, view))
+            num_rows, num_blocks = num_rows + entry.rows, num_blocks + entry.rows // entry.block_rows
+    # A row has an ordinal of its own.
+    room = min(num_rows, sum(max(0, until - after) for after, until in zip(since, stops, strict=True)))
+    found, pieces, counts = np.empty((3, room), np.int64), np.empty(num_blocks, np.int64), np.zeros(2, np.int64)
+    for slot, view in places:
+        first, blocks = int(layout.shapes[slot, 2]), view.entry.rows // view.entry.block_rows
+        kinds, base = int(layout.shapes[slot, 5]), row_id_base(view.shard, view.entry.number)
+        # In the cold tier ordinals are decoded.
+        decoded = None if view.cold is None else np.ascontiguousarray(view.column(ORDINAL))
+        ordinals = layout.addresses[slot, ORDINAL] if decoded is None else decoded.__array_interface__["data"][0]
+        between = (since[view.shard], stops[view.shard])
+        segment = (ordinals, kinds, view.entry.block_rows, blocks, view.whole, *between, slot, base)
+        kernels.find_after(np.array(segment, np.int64), snapshot.fills[first : first + blocks], found, pieces, counts)
+    num_found, num_pieces = counts.tolist()
+    slots, positions, row_ids = found[:, :num_found]
+    return _in_order(snapshot, Located(slots, positions, row_ids), pieces[:num_pieces])
 
 
-def _in_order(snapshot: Snapshot, rows: Located) -> tuple[Located, NDArray[np.bool_]]:
-    """Rows by shard, lane and arrival, and where the next one is not the next step of the same episode."""
-    values = snapshot.read(rows, [(LANE, 0), (ORDINAL, 0)])
-    rows = _chosen(rows, np.lexsort((values[ORDINAL, 0], values[LANE, 0], rows.row_ids >> SHARD_SHIFT)))
+def _in_order(snapshot: Snapshot, rows: Located, begins: NDArray[np.int64]) -> Located:
+    """Pieces of blocks, each of one lane and in order of arrival, by shard, lane and arrival."""
+    if begins.size < 2:
+        return rows
+    firsts = _chosen(rows, begins)
+    values = snapshot.read(firsts, [(LANE, 0), (ORDINAL, 0)])
+    order = np.lexsort((values[ORDINAL, 0], values[LANE, 0], firsts.row_ids >> SHARD_SHIFT))
+    if (np.diff(order) > 0).all():
+        return rows
+    lengths = np.diff(begins, append=rows.row_ids.size)[order]
+    ends = np.cumsum(lengths)
+    return _chosen(rows, np.arange(rows.row_ids.size) + np.repeat(begins[order] - ends + lengths, lengths))
+
+
+def _ends(snapshot: Snapshot, rows: Located) -> NDArray[np.bool_]:
+    """Where the next row is not the next step of the same episode."""
     values = snapshot.read(rows, [(EPISODE, 0), (STEP, 0)])
     ends = np.ones(rows.row_ids.size, np.bool_)
     episode, step = values[EPISODE, 0], values[STEP, 0].astype(np.int64)
     ends[:-1] = (np.diff(episode) != 0) | (np.diff(step) != 1)
-    return rows, ends
+    return ends
 
 
 def _chosen(rows: Located, at: NDArray[np.int64]) -> Located:

@@ -97,12 +97,12 @@ class Batches:
 
         return self._assemble([values if order is None else values[order] for values in system], read)
 
-    def read(self, snapshot: Snapshot, rows: Located) -> pa.RecordBatch:
-        """The batch of rows that are in a store, in their order."""
+    def read(self, snapshot: Snapshot, rows: Located, schema: pa.Schema | None = None) -> pa.RecordBatch:
+        """The batch of rows that are in a store, in their order; its schema may be given metadata."""
         system, keys = self._stored
         values = snapshot.read(rows, [*system, *set(keys.values())])
         arrays = [rows.row_ids, *(values[key] for key in system)]
-        return self._assemble(arrays, lambda what, index: values[keys[what, index]])
+        return self._assemble(arrays, lambda what, index: values[keys[what, index]], schema)
 
     @cached_property
     def _stored(self) -> tuple[list[tuple[int, int]], dict[tuple[str, int], tuple[int, int]]]:
@@ -116,7 +116,12 @@ class Batches:
         }
         return [(self._places[name], 0) for name in _NAMES], keys
 
-    def _assemble(self, system: Sequence[NDArray[Any]], read: Callable[[str, int], NDArray[Any]]) -> pa.RecordBatch:
+    def _assemble(
+        self,
+        system: Sequence[NDArray[Any]],
+        read: Callable[[str, int], NDArray[Any]],
+        schema: pa.Schema | None = None,
+    ) -> pa.RecordBatch:
         """The batch of these system columns, and of what `read` gives for each other one."""
         arrays = [write(np.array(values, dtype)) for values, (dtype, write) in zip(system, self._system, strict=True)]
         for what, source, write in self._columns:
@@ -125,7 +130,7 @@ class Batches:
                 arrays.append(write(values))
             else:
                 arrays.append(column_array(source.column, values, valid=read(what, source.valid)))
-        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        return pa.RecordBatch.from_arrays(arrays, schema=schema or self.schema)
 
 
 def _by_lane(lane: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -104,6 +104,7 @@ class Fleet:
         self._events: queue.SimpleQueue[_Collected | Ready | BaseException] = queue.SimpleQueue()
         self._parts: list[_Collected] = []  # of a batch that all collect
         self._batches = Batches(self.schema, 2, with_row_id=True)
+        self._schemas = [self._batches.schema.with_metadata({"worker": str(each)}) for each in range(num_workers)]
         self._workers = [WorkerProcess(number) for number in range(num_workers)]
         self._wake, self._woken = os.pipe()
         self._thread = threading.Thread(target=self._watch, name="arrowrb-workers", daemon=True)
@@ -404,9 +405,6 @@ class Fleet:
         """The rows of a batch, as far as retention has not dropped them."""
         snapshot = self._engine.snapshot()
         rows = rows_between(snapshot, {part.shard: (part.since[0], part.until[0]) for part in parts})
-        batch = self._batches.read(snapshot, rows)
         self.num_frames += sum(part.until[1] - part.since[1] for part in parts)
         self.worker = None if self._share.sync else parts[0].worker
-        if self.worker is not None:
-            batch = batch.replace_schema_metadata({"worker": str(self.worker)})
-        return batch
+        return self._batches.read(snapshot, rows, None if self.worker is None else self._schemas[self.worker])
