@@ -175,13 +175,18 @@ def read_all(store: Path, store_id: str) -> list[Checkpoint]:
     return sorted((read(store, store_id, name) for name in names(store)), key=lambda each: (each.created, each.name))
 
 
+def file_name(name: str) -> str:
+    """What the file of a checkpoint is called."""
+    return name + _SUFFIX
+
+
 def path_of(store: Path, name: str) -> Path:
     """The file of a checkpoint.
 
     Raises:
         StoreNotFoundError: if there is none of that name.
     """
-    path = store / FOLDER / (check_name(name) + _SUFFIX)
+    path = store / FOLDER / file_name(check_name(name))
     if not os.path.lexists(path):
         there = ", ".join(map(repr, names(store))) or "none"
         raise StoreNotFoundError(f"{store} has no checkpoint {name!r}. There are: {there}.")

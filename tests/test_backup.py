@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 import arrowrb
+from arrowrb import checkpoints
 from arrowrb.cli import app
 from arrowrb.engine import backup
 from arrowrb.errors import ClosedError, CorruptError, FullError, OptionError, StoreExistsError
@@ -115,6 +116,90 @@ def test_on_another_disk_all_is_copied(tmp_path: Path) -> None:
                 assert shown(copy) == shown(store)
     finally:
         shutil.rmtree(elsewhere)
+
+
+@pytest.mark.parametrize("hot_rows", [None, 1])
+def test_checkpoints_made_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hot_rows: int | None) -> None:
+    """A copy has no point of rows that it has not: later ones would take their place."""
+    store = create(tmp_path / "store", rich_schema(), hot_rows=hot_rows)
+    rng = np.random.default_rng(1)
+    write_rich(store, rng, 45, 0)
+    store.checkpoint("agent", state=45)
+    real = backup._copy_shard
+
+    def goes_on(*arguments: Any) -> int:
+        copied = real(*arguments)
+        write_rich(store, rng, 45, 0)
+        store.checkpoint("agent", state=len(store))
+        store.checkpoint("other", state=len(store))
+        return copied
+
+    monkeypatch.setattr(backup, "_copy_shard", goes_on)
+    done = store.backup(tmp_path / "copy")
+    store.close()
+    with Store.open(done.path) as copy:
+        assert [(point.name, point.num_transitions) for point in copy.checkpoints()] == [("agent", 45)]
+        assert copy.restore("agent") == (None, 45)
+    with Store.open(done.path, at="agent") as then:
+        assert len(then) == 45
+    assert done.num_files == sum(len(names) for _, _, names in os.walk(done.path))
+
+
+def test_checkpoints_removed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = create(tmp_path / "store", rich_schema())
+    write_rich(store, np.random.default_rng(1), 45, 0)
+    for name in "abc":
+        store.checkpoint(name, state=45)
+    real = checkpoints.names
+
+    def removed(path: Path) -> list[str]:
+        found = real(path)
+        if "b" in found:
+            store.remove_checkpoint("b")
+        return found
+
+    monkeypatch.setattr(checkpoints, "names", removed)
+    done = store.backup(tmp_path / "copy")
+    store.close()
+    with Store.open(done.path) as copy:
+        assert [point.name for point in copy.checkpoints()] == ["a", "c"]
+
+
+@pytest.mark.parametrize("times", [1, 10])
+def test_checkpoints_that_keep_rows_replaced_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Rows that a point keeps are there, or it is not: by the time they are copied they may have been dropped."""
+    store = create(tmp_path / "store", rich_schema(), max_rows=200)
+    rng = np.random.default_rng(1)
+    write_rich(store, rng, 45, 0)
+    store.checkpoint("agent", state=45, keep=True)
+    real, done = backup._copy_shard, 0
+
+    def drops(*arguments: Any) -> int:
+        nonlocal done
+        if done < times:
+            done += 1
+            for lane in (0, 1, 2, 3) * 5:
+                write_rich(store, rng, 45, lane)
+            store.checkpoint("agent", state=len(store), keep=True)
+            for lane in (0, 1, 2, 3) * 5:
+                write_rich(store, rng, 45, lane)
+            settle(store)
+        return real(*arguments)
+
+    monkeypatch.setattr(backup, "_copy_shard", drops)
+    made = store.backup(tmp_path / "copy")
+    store.close()
+    assert made.num_files == sum(len(names) for _, _, names in os.walk(made.path))
+    with Store.open(made.path) as copy:
+        assert copy.verify()
+        names = [point.name for point in copy.checkpoints()]
+        assert names == (["agent"] if times == 1 else [])
+        expected = copy.restore("agent")[1] if names else 0
+    if names:
+        with Store.open(made.path, at="agent") as then:
+            assert len(then) == expected
 
 
 def test_where_no_copy_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

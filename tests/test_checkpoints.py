@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from typer.testing import CliRunner
 
+import arrowrb
 from arrowrb import checkpoints, files, nested
 from arrowrb.cli import app
 from arrowrb.errors import (
@@ -278,6 +279,7 @@ def test_rows_are_kept(tmp_path: Path, hot_rows: int | None) -> None:
         with Store.open(store.path, at="kept") as past:
             for view in ("transitions", "steps"):
                 assert shown(past)[view] == expected[view]
+        assert arrowrb.verify(store.path)  # though what they lead to was dropped
 
     check()
     store.close()

@@ -2,7 +2,8 @@
 
 Sealed files never change, so that the copy may share them by hard links; open ones are copied, and what they hold
 beyond the commit is undone there. All is put together in a hidden folder: each shard's manifest is written after its
-files, and the folder takes its name last. A crash in between leaves the hidden folder, which says by its name that it
+files, and the folder takes its name last. What speaks of rows (checkpoints, samplers' files) is copied before these,
+so that none is spoken of that is not there. A crash in between leaves the hidden folder, which says by its name that it
 is none.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ from typing import Final
 from .. import checkpoints, commits, files, kernels
 from .. import manifest as manifests
 from ..commits import Record
-from ..errors import StoreError, WaitError
+from ..errors import CorruptError, StoreError, StoreNotFoundError, WaitError
 from ..manifest import Manifest
 from ..schema import Schema
 from ..tiers import hot
@@ -40,6 +41,7 @@ from .shards import tell_count
 from .tables import KIND, ORDINAL
 
 _TRIES: Final = 20
+_TRIES_OF_ALL: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,14 @@ class _Copying:
         self.linked_bytes += target.stat().st_size
         self.num_files += 1
 
+    def leave_out(self, target: Path) -> None:
+        """Take a file back that was shared or copied."""
+        size, shared = target.stat().st_size, target.stat().st_nlink > 1
+        target.unlink()
+        self.num_files -= 1
+        self.linked_bytes -= size if shared else 0
+        self.copied_bytes -= 0 if shared else size
+
     def copy(self, descriptor: int, target: Path) -> None:
         """The bytes of an open file, made durable."""
         with open(descriptor, "rb", closefd=False) as source, open(target, "xb") as sink:
@@ -102,20 +112,25 @@ def back_up(store: Path, store_id: str, schema: Schema, target: Path) -> BackedU
         target = outside_stores(target)
         files.check_vacant(target)
     with files.publishing_folder(target) as folder, files.explaining(target, "copying the store"):
-        copying, transitions = _Copying(), dict[int, int]()
-        (folder / "shards").mkdir(parents=True)
-        for shard in list_shards(store):
-            source, copy = shard_paths(store, shard), shard_paths(folder, shard)
-            transitions[shard] = _copy_shard(source, copy, store_id, schema, copying)
-        points = store / checkpoints.FOLDER
-        if points.is_dir():
-            (folder / checkpoints.FOLDER).mkdir()
-            for name in checkpoints.names(store):
-                path = checkpoints.path_of(store, name)
-                copying.share(path, folder / checkpoints.FOLDER / path.name)
+        for left in reversed(range(_TRIES_OF_ALL)):
+            copying = _Copying()
+            points = _copy_checkpoints(store, folder, copying)
+            for sampler in sampler_folders(store):
+                _copy_sampler(sampler, folder / SAMPLERS / sampler.name, copying)
+            (folder / "shards").mkdir(parents=True)
+            transitions = {
+                shard: _copy_shard(shard_paths(store, shard), shard_paths(folder, shard), store_id, schema, copying)
+                for shard in list_shards(store)
+            }
+            torn = _let_go(store, folder, store_id, points)
+            if not torn or not left:
+                break
+            for name in ("shards", SAMPLERS, checkpoints.FOLDER):
+                shutil.rmtree(folder / name, ignore_errors=True)
+        for path in torn:
+            copying.leave_out(path)
+        if points:
             files.sync_directory(folder / checkpoints.FOLDER)
-        for sampler in sampler_folders(store):
-            _copy_sampler(sampler, folder / SAMPLERS / sampler.name, copying)
         copying.num_files += limiter_file.copy(store, folder, store_id, transitions)
         for name in (SPARE_STORE_FILE, STORE_FILE):
             files.publish(folder / name, files.read_file(store / STORE_FILE, "copying"))
@@ -125,6 +140,38 @@ def back_up(store: Path, store_id: str, schema: Schema, target: Path) -> BackedU
         for each in (folder / "shards", folder):
             files.sync_directory(each)
     return BackedUp(target, sum(transitions.values()), copying.num_files, copying.copied_bytes, copying.linked_bytes)
+
+
+def _copy_checkpoints(store: Path, folder: Path, copying: _Copying) -> list[Path]:
+    """Copy all checkpoints; returns their copies. To be done first: one made later speaks of rows that come later."""
+    copies = []
+    if (store / checkpoints.FOLDER).is_dir():
+        (folder / checkpoints.FOLDER).mkdir(parents=True)
+        for name in checkpoints.names(store):
+            path = store / checkpoints.FOLDER / checkpoints.file_name(name)
+            with suppress(FileNotFoundError):  # it was removed meanwhile
+                copying.share(path, folder / checkpoints.FOLDER / path.name)
+                copies.append(folder / checkpoints.FOLDER / path.name)
+    return copies
+
+
+def _let_go(store: Path, folder: Path, store_id: str, copies: list[Path]) -> list[Path]:
+    """Of these copies of checkpoints, those that keep their rows and were removed or replaced before these were copied.
+
+    Until then all rows were there; some may have been dropped since.
+    """
+    torn = []
+    for path in copies:
+        try:
+            now = checkpoints.read(store, store_id, path.stem)
+        except StoreNotFoundError:
+            now = None
+        except CorruptError:
+            continue  # copied as it is
+        then = checkpoints.read(folder, store_id, path.stem)
+        if then.keep and then != now:
+            torn.append(path)
+    return torn
 
 
 def _copy_sampler(source: Path, copy: Path, copying: _Copying) -> None:

@@ -351,7 +351,7 @@ def check_lanes(places: Mapping[int, Places], set_aside: int = -1) -> Iterator[t
 
     Args:
         places: by number of segment.
-        set_aside: up to which number segments were, to which those before may have led.
+        set_aside: up to which number segments were set aside or dropped, to which those before may have led.
 
     Yields:
         Number of the segment, row id, and what is wrong.

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -138,6 +139,12 @@ def _look_at_store(path: Path, problems: list[Problem]) -> tuple[Schema | None, 
     except ArrowRBError as error:
         problems.append(Problem(-1, -1, str(error)))
         return schema, store_id, []
+
+
+def _newest_gap(manifest: Manifest) -> int:
+    """The newest segment that was dropped though older ones are there, which a checkpoint keeps; -1 for none."""
+    numbers = sorted(entry.number for entry in manifest.segments)
+    return max((number - 1 for before, number in pairwise(numbers) if number > before + 1), default=-1)
 
 
 @dataclass(slots=True)
@@ -288,5 +295,5 @@ def _check_whole(shard: Inspected, manifest: Manifest, seen: Seen) -> Iterator[P
     for what in check_ordinals(seen.ordinals, shard.record.watermark, elsewhere):
         yield Problem(number, -1, what)
     if not seen.unknown and not seen.rows_unseen:
-        for segment, row, what in check_lanes(seen.places, max(manifest.lost, default=-1)):
+        for segment, row, what in check_lanes(seen.places, max([*manifest.lost, _newest_gap(manifest)])):
             yield Problem(number, segment, what, manifest.segment(segment).name, rows=(row, row + 1))
