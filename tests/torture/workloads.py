@@ -278,15 +278,21 @@ def read_numbers(store: Store, *, sql: bool) -> tuple[np.ndarray, np.ndarray]:
     if sql:
         found = store.sql("SELECT row_id, reward FROM transitions ORDER BY ordinal").arrow()
         return found["row_id"].to_numpy(), found["reward"].to_numpy().astype(np.int64)
+    ids = read_ids(store)
+    snapshot = store._engine.snapshot()
+    ordinals, numbers = snapshot.read(snapshot.locate(ids), [(tables.ORDINAL, 0), (_REWARD, 0)]).values()
+    order = np.argsort(ordinals)
+    return ids[order], numbers[order].astype(np.int64)
+
+
+def read_ids(store: Store) -> np.ndarray:
+    """The row ids of all transitions, in order."""
     snapshot = store._engine.snapshot()
     ids = [np.empty(0, np.int64)]
     for slot, view in enumerate(snapshot.layout.views):
         positions = np.flatnonzero(snapshot.visible_kinds(slot) == Kind.TRANSITION)
         ids.append(row_id_base(view.shard, view.entry.number) + positions)
-    located = snapshot.locate(np.concatenate(ids))
-    ordinals, numbers = snapshot.read(located, [(tables.ORDINAL, 0), (_REWARD, 0)]).values()
-    order = np.argsort(ordinals)
-    return located.row_ids[order], numbers[order].astype(np.int64)
+    return np.concatenate(ids)
 
 
 def check(store: Store, *, sql: bool = True) -> tuple[np.ndarray, np.ndarray]:
