@@ -19,9 +19,9 @@ from arrowrb.samplers import blocks
 from arrowrb.sizing import SegmentShape
 from arrowrb.store import Store
 from arrowrb.tiers import cold
+from tests.chances import chi_square
 from tests.plain_store import plain_schema
 from tests.test_chains import World
-from tests.test_sequence_options import chi_square
 
 
 @pytest.fixture

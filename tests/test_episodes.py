@@ -17,9 +17,9 @@ from arrowrb.errors import EmptyError, OptionError
 from arrowrb.retention import Limits
 from arrowrb.sizing import SegmentShape
 from arrowrb.store import Store
+from tests.chances import chi_square
 from tests.plain_store import plain_schema
 from tests.test_chains import World
-from tests.test_sequence_options import chi_square
 
 
 @pytest.fixture(params=range(2))

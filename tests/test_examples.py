@@ -1,24 +1,50 @@
-"""The examples and benchmarks run as a user runs them, on little work."""
+"""The examples and benchmarks run as a user runs them, on little work.
+
+Most of them are forked by `Scripts`, for which what takes long to import has been imported before.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import arrowrb
+from tests.scripts import ROOT, Scripts
 
-ROOT = Path(__file__).parent.parent
+_SECONDS = 240
+_scripts: list[Scripts] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts() -> Iterator[None]:
+    """For `run`, which starts it."""
+    yield
+    while _scripts:
+        _scripts.pop().close()
 
 
 def run(script: str, *arguments: object, status: int = 0) -> str:
+    if not _scripts:
+        _scripts.append(Scripts())
+    ended, said, errors = _scripts[0].run(ROOT / script, *map(str, arguments), seconds=_SECONDS)
+    return checked(ended, said, errors, status)
+
+
+def start(script: str, *arguments: object, status: int = 0) -> str:
+    """The same in a process that begins from nothing."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=ROOT)
-    assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False, cwd=ROOT)
+    return checked(done.returncode, done.stdout, done.stderr, status)
+
+
+def checked(ended: int, said: str, errors: str, status: int) -> str:
+    assert ended == status, said + errors
+    assert "Traceback" not in errors
+    return said
 
 
 def test_dqn_trains_draws_and_goes_on(tmp_path: Path) -> None:
@@ -55,7 +81,7 @@ def test_dqn_that_is_solved_already_stops(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [("--total-frames", "0"), ("--seed", "-1"), ("--nonsense",)])
 def test_dqn_refuses_bad_options(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    run("examples/dqn_cartpole.py", "--store", tmp_path / "dqn", *arguments, status=2)
+    start("examples/dqn_cartpole.py", "--store", tmp_path / "dqn", *arguments, status=2)
 
 
 def test_rainbow_goes_on_with_its_priorities(tmp_path: Path) -> None:
@@ -86,7 +112,7 @@ def test_recurrent_trains() -> None:
 
 
 def test_own_loop(tmp_path: Path) -> None:
-    said = run("examples/own_loop.py", "--store", tmp_path / "store", "--steps", 200)
+    said = start("examples/own_loop.py", "--store", tmp_path / "store", "--steps", 200)
     assert "next_observation torch.float32  (256, 4)" in said
     with arrowrb.Store.open(tmp_path / "store") as store:
         assert 1_300 < len(store) < 1_600

@@ -18,9 +18,9 @@ from arrowrb.retention import Limits
 from arrowrb.sizing import SegmentShape
 from arrowrb.sql import Posing
 from arrowrb.store import Store
+from tests.chances import chi_square
 from tests.plain_store import plain_schema
 from tests.test_chains import World
-from tests.test_sequence_options import chi_square
 
 GOOD = "reward > 0.5"
 LONG = "episode_id IN (SELECT episode_id FROM episodes WHERE length >= 12)"

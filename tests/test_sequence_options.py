@@ -19,6 +19,7 @@ from arrowrb.errors import ColumnError, EmptyError, OptionError
 from arrowrb.retention import Limits
 from arrowrb.sizing import SegmentShape
 from arrowrb.store import Store
+from tests.chances import chi_square
 
 SCHEMA = arrowrb.Schema.from_spaces(
     gym.spaces.Dict({"x": gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)}),
@@ -256,13 +257,6 @@ def starts(made: Lanes, length: int, period: int = 1) -> list[int]:
             if len(run) == length and all(each.acts and each.episode == step.episode for each in run):
                 found += [step.row_id] if step.step % period == 0 else []
     return found
-
-
-def chi_square(found: Counter[int], expected: dict[int, float]) -> None:
-    assert set(found) <= set(expected)
-    statistic = sum((found[key] - each) ** 2 / each for key, each in expected.items())
-    freedom = len(expected) - 1
-    assert statistic < freedom + 6 * (2 * freedom) ** 0.5 + 12, (statistic, freedom)
 
 
 def draw(sampler: arrowrb.Sampler, count: int) -> Counter[int]:

@@ -18,7 +18,7 @@ from arrowrb.engine import shards
 from arrowrb.errors import CorruptError, LockedError, OptionError
 from arrowrb.rows import SHARD_SHIFT
 from arrowrb.store import Store
-from tests.test_sequence_options import chi_square
+from tests.chances import chi_square
 
 SCHEMA = arrowrb.Schema.from_spaces(gym.spaces.Box(-np.inf, np.inf, (2,), np.float64), gym.spaces.Discrete(5))
 

@@ -13,10 +13,10 @@ import torch
 import arrowrb
 from arrowrb.errors import EmptyError, OptionError
 from arrowrb.store import Store
+from tests.chances import chi_square
 from tests.plain_store import plain_batch, plain_schema
 from tests.test_hindsight import reward, surviving, terminated
 from tests.test_hindsight import store as goals  # noqa: F401
-from tests.test_sequence_options import chi_square
 from tests.test_views import GAMMA, Episode, World, pick
 from tests.test_views import world as world  # noqa: PLC0414
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -30,6 +29,18 @@ from arrowrb.collector import worker
 from arrowrb.collector.weights import SharedWeights
 from arrowrb.errors import ClosedError, EnvironmentFault, LockedError, OptionError, UsageError, WorkerError
 from tests.counting import LENGTH, Counting, check_counting
+from tests.worker_parts import (
+    Ending,
+    Helped,
+    OnlyThere,
+    Raising,
+    Valued,
+    Waiting,
+    Worn,
+    act_by,
+    varied,
+    within,
+)
 
 
 class Constant(torch.nn.Module):
@@ -62,15 +73,6 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-
-
-def within(seconds: float, condition: Any) -> bool:
-    stop = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > stop:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])
@@ -120,13 +122,6 @@ def test_the_rows_are_the_same_as_without_workers() -> None:
             assert collector.worker is None
         assert one.schema.remove_metadata() == other.schema.remove_metadata()
         assert one["step"].to_pylist() == other["step"].to_pylist()
-
-
-def varied() -> Any:
-    """An environment that draws from the global generators while it is made."""
-    env: Any = gym.make("CartPole-v1")
-    env.unwrapped.gravity += random.random() + np.random.random()
-    return env
 
 
 def run_synchronously(seed: int) -> list[Any]:
@@ -317,34 +312,6 @@ def test_other_policies_are_sent() -> None:
             collector.policy_version = 7
 
 
-class Valued:
-    """A policy that is no module: actions are its value."""
-
-    def __init__(self) -> None:
-        self.value = 0.0
-
-    def set(self, value: float) -> None:
-        self.value = value
-
-    def __call__(self, observation: Any) -> Any:
-        return np.full((len(observation), 1), self.value, np.float32)
-
-
-class Waiting(Counting):
-    """Its first two processes wait in their tenth step until the learner has gone on, and fail."""
-
-    def __init__(self, folder: str) -> None:
-        Path(folder, f"process-{os.getpid()}").touch()
-        self.folder, self.number = Path(folder), len(list(Path(folder).glob("process-*")))
-        super().__init__(fails_at=10 if self.number <= 2 else -1)
-
-    def step(self, action: Any) -> Any:
-        if self.taken == self.fails_at:
-            (self.folder / f"reached-{self.number}").touch()
-            assert within(60, (self.folder / f"go-on-{self.number}").exists)
-        return super().step(action)
-
-
 @pytest.mark.parametrize("make_policy", [Constant, Valued])
 def test_a_synchronous_batch_is_under_one_version(make_policy: Any, tmp_path: Path) -> None:
     """Whatever is published, or changed without that, while it is collected and a worker is started again."""
@@ -517,32 +484,6 @@ def test_workers_are_started_again(caplog: pytest.LogCaptureFixture) -> None:
         assert "started again" in caplog.text
 
 
-def only_in(pid: int) -> Exception:
-    if os.getpid() != pid:
-        raise ImportError("no such library here")
-    return ArithmeticError("the motor is gone")
-
-
-class OnlyThere(Exception):
-    """Can be unpickled in the process alone that raised it."""
-
-    def __reduce__(self) -> Any:
-        return only_in, (os.getpid(),)
-
-
-class Raising(Counting):
-    """Raises what it is given in its 25th step."""
-
-    def __init__(self, error: Any) -> None:
-        super().__init__()
-        self.error = error
-
-    def step(self, action: Any) -> Any:
-        if self.taken == 24:
-            raise self.error("the end")
-        return super().step(action)
-
-
 @pytest.mark.parametrize("error", [StopIteration, SystemExit, KeyboardInterrupt, OnlyThere])
 def test_whatever_a_worker_raises_is_an_error(error: Any) -> None:
     """Nothing of it ends the run as though all were there, or the process; and it counts as a failure."""
@@ -559,21 +500,6 @@ def test_whatever_a_worker_raises_is_an_error(error: Any) -> None:
             assert collector.num_restarts == 1
         assert len(store) == 48
         check_counting(store)
-
-
-class Worn(Counting):
-    """The first process raises after 31 steps, the second one is killed after 3, the third one lasts."""
-
-    def __init__(self, folder: str) -> None:
-        Path(folder, str(os.getpid())).touch()
-        number = len(os.listdir(folder))
-        super().__init__(fails_at=31 if number == 1 else -1)
-        self.is_killed_at = 3 if number == 2 else -1
-
-    def step(self, action: Any) -> Any:
-        if self.taken == self.is_killed_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().step(action)
 
 
 @pytest.mark.parametrize("size", [{"frames_per_batch": 80}, {"steps_per_batch": 40}], ids=["frames", "steps"])
@@ -650,10 +576,6 @@ def test_a_worker_that_dies_before_it_reads_what_it_is_given() -> None:
             multiprocessing.set_executable(sys.executable)
 
 
-def act_by(values: Any, observation: Any) -> Any:
-    return np.full((len(observation), 1), values[0], np.float32)
-
-
 def test_new_policies_wait_for_no_worker() -> None:
     """One that is stopped reads nothing; then it uses the newest."""
     with Store.temporary(schema()) as store:
@@ -668,19 +590,6 @@ def test_new_policies_wait_for_no_worker() -> None:
             assert within(60, lambda: set(next(collector)["reward"].to_pylist()) == {8.0})
         wrong = store.sql("SELECT count(*) FROM transitions WHERE reward <> policy_version").fetchall()
         assert wrong == [(0,)]
-
-
-class Helped(Counting):
-    """An environment that forks a process, which stays when it is gone."""
-
-    def __init__(self, helpers: Path) -> None:
-        super().__init__(pause=0.01)
-        pid = os.fork()
-        if pid == 0:
-            time.sleep(60)
-            os._exit(0)
-        with helpers.open("a") as file:
-            print(pid, file=file)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -748,24 +657,6 @@ def test_closing_ends_a_thread_that_waits_for_a_batch() -> None:
                 collector.close()
                 with pytest.raises(ClosedError):
                     batch.result(timeout=30)
-
-
-class Ending(Counting):
-    """Raises what is no Exception, or does not close after an error."""
-
-    def __init__(self, error: BaseException, hangs: bool = False) -> None:
-        super().__init__()
-        worker._GRACE_SECONDS = 1.0
-        self.error, self.hangs = error, hangs
-
-    def step(self, action: Any) -> Any:
-        if self.steps == 5:
-            raise self.error
-        return super().step(action)
-
-    def close(self) -> None:
-        if self.hangs:
-            time.sleep(100)
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt("x"), GeneratorExit("x")], ids=repr)

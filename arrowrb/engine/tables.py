@@ -244,18 +244,17 @@ def column_of(table: pa.Table, name: str) -> NDArray[Any]:
     Raises:
         CorruptError: if there is no such column.
     """
-    if name not in table.column_names:
+    place = table.schema.get_field_index(name)  # none where there are several, too
+    if place < 0:
         raise CorruptError(f"A table has no column {name!r}, but {', '.join(table.column_names)}. It is damaged.")
+    column = table.column(place)
+    dtype = column.type.to_pandas_dtype()
     parts = [
-        np.frombuffer(
-            chunk.buffers()[1], chunk.type.to_pandas_dtype(), len(chunk), chunk.offset * chunk.type.byte_width
-        )
-        for chunk in table[name].chunks
+        np.frombuffer(chunk.buffers()[1], dtype, len(chunk), chunk.offset * chunk.type.byte_width)
+        for chunk in column.chunks
         if len(chunk)
     ]
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate([np.empty(0, table.schema.field(name).type.to_pandas_dtype()), *parts])
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts])
 
 
 def encode_table(table: pa.Table, *, compression: str | None = None) -> bytes:

@@ -20,10 +20,11 @@ import numpy as np
 
 import arrowrb
 from arrowrb import manifest as manifests
-from arrowrb.engine import limiter_file
+from arrowrb.engine import limiter_file, read_samples
 from arrowrb.errors import ArrowRBError
+from arrowrb.sql.summaries import build_episodes, read_runs
 from arrowrb.store import Store
-from tests.torture.workloads import Progress, fork, learner, open_writer, small_segments, write
+from tests.torture.workloads import Progress, fork, learner, open_writer, read_ids, small_segments, write
 
 _PAGE, _MOST_SECONDS, _MOST_BYTES = 4096, 20, 1 << 30
 SHARD = Path("shards/00000")
@@ -33,7 +34,7 @@ def mutated_files(folder: Path, cases: int, part: int, parts: int) -> dict[str, 
     """So many damages of each kind of file; a child opens what is left, so that a death would be seen."""
     small_segments(16, 1, hot=7)
     whole = make(folder / "whole")
-    truth = read_all(whole) | read_all(whole, 1)
+    truth = read_all(whole, 2) | read_all(whole, 3) | read_all(whole, 0) | read_all(whole, 1)
     kinds = kinds_of_files(whole)
     counts: Tally[str] = Tally({"kinds of files": len(kinds)} if part == 0 else {})
 
@@ -161,20 +162,40 @@ def _memory() -> int:
 
 
 def read_all(path: Path, which: int = 0) -> dict[str, Any]:
-    """What a reader sees: rows as SQL shows them, or the other views; in either case all rows as they are gathered."""
+    """What a reader sees, in one of four ways; always all rows, as they are gathered.
+
+    Rows as SQL shows them, or (``which`` is odd) all else; and each of them as what SQL is given is read.
+    """
     with Store.open(path) as store:
+        sql = which % 4 < 2
+        seen: dict[str, Any] = {}
         if which % 2:
-            seen: dict[str, Any] = {
-                "priorities": _priorities(store),
-                "samples": set(store.sql("SELECT * FROM samples").fetchall()),
-                "episodes": store.sql("SELECT * FROM episodes ORDER BY episode_id").arrow(),
-                "point": [repr(part) for part in store.restore("point")],
-            }
-            ids = store.sql("SELECT row_id FROM transitions ORDER BY row_id").arrow()["row_id"].to_numpy()
-        else:
-            seen = {"rows": store.sql("SELECT * FROM transitions ORDER BY row_id").arrow()}
-            ids = seen["rows"]["row_id"].to_numpy()
-        return seen | {name: column.numpy().tobytes() for name, column in store.gather(ids).items()}
+            seen = {"priorities": _priorities(store), "point": [repr(part) for part in store.restore("point")]}
+            seen |= _views_by_sql(store) if sql else _views(store)
+        elif sql:
+            seen["rows"] = store.sql("SELECT * FROM transitions ORDER BY row_id").arrow()
+        ids = seen["rows"]["row_id"].to_numpy() if "rows" in seen else np.sort(read_ids(store))
+        columns = [column.name for column in store.schema.columns if column.name != "kind"]
+        columns += [f"next_{column.name}" for column in store.schema.observation_columns]
+        return seen | {name: column.numpy().tobytes() for name, column in store.gather(ids, columns=columns).items()}
+
+
+def _views_by_sql(store: Store) -> dict[str, Any]:
+    return {
+        "samples": set(store.sql("SELECT * FROM samples").fetchall()),
+        "episodes": store.sql("SELECT * FROM episodes ORDER BY episode_id").arrow(),
+    }
+
+
+def _views(store: Store) -> dict[str, Any]:
+    engine = store._engine
+    snapshot = engine.snapshot()
+    samples = read_samples(store.path, engine.file.store_id)
+    episodes = build_episodes(read_runs(snapshot, store.path), engine.read_seeds(snapshot))
+    return {
+        "samples": set(zip(*(column.to_pylist() for column in samples.columns), strict=True)),
+        "the episodes": episodes.sort_by("episode_id"),
+    }
 
 
 def _priorities(store: Store) -> dict[str, bytes]:

@@ -21,8 +21,9 @@ import numpy as np
 import arrowrb
 from arrowrb import manifest as manifests
 from arrowrb import retention
-from arrowrb.engine import Engine, WriterOptions, create_store, segments
+from arrowrb.engine import Engine, WriterOptions, create_store, read_samples, segments, tables
 from arrowrb.retention import Limits
+from arrowrb.rows import Kind, row_id_base
 from arrowrb.sizing import SegmentShape
 from arrowrb.store import Store
 from tests.crash_child import LANES, SCHEMA, check_rows, rows
@@ -30,6 +31,7 @@ from tests.crash_child import LANES, SCHEMA, check_rows, rows
 MOST_ROWS = 120  # that are kept
 HOT_SEGMENTS = 5
 EXTRA_ROWS = 30
+_REWARD = [column.name for column in SCHEMA.columns].index("reward")
 _STUCK_SECONDS = 60  # longer than any child works
 _segment_rows = 0
 
@@ -95,23 +97,30 @@ def priorities_of(numbers: np.ndarray) -> np.ndarray:
     return 2.0 + numbers % 7
 
 
-def check_priorities(store: Store) -> None:
+def check_priorities(store: Store, ids: np.ndarray, numbers: np.ndarray) -> None:
     """That each row which is there has the priority that it was given, or that of a new one."""
     sampler = learner(store)
     if not len(store):
         return
     sampler.sample()
-    found = store.sql("SELECT row_id, reward FROM transitions").arrow()
-    ids, numbers = found["row_id"].to_numpy(), found["reward"].to_numpy().astype(np.int64)
     raw = sampler.state_dict()["stream"]["priorities"]["raw"]
     kept = np.array([raw[f"{each >> 48}-{each >> 24 & 0xFFFFFF}"][each & 0xFFFFFF] for each in ids.tolist()])
     assert np.isin(kept[kept != priorities_of(numbers)], [1.0, *range(2, 9)]).all()
 
 
-def check_log(store: Store) -> None:
+def check_log(store: Store, *, sql: bool) -> None:
     """That each batch in it is whole."""
-    sizes = store.sql("SELECT count(*), max(place) + 1, count(weight) FROM samples GROUP BY batch").fetchall()
-    assert set(sizes) <= {(8, 8, 8)}
+    if sql:
+        sizes = store.sql("SELECT count(*), max(place) + 1, count(weight) FROM samples GROUP BY batch").fetchall()
+        assert set(sizes) <= {(8, 8, 8)}
+        return
+    found = read_samples(store.path, store._engine.file.store_id)
+    assert found["weight"].null_count == 0
+    _, batch, size = np.unique(found["batch"].to_numpy(), return_inverse=True, return_counts=True)
+    places = np.zeros((size.size, 8), np.int64)
+    np.add.at(places, (batch, found["place"].to_numpy()), 1)
+    assert (size == 8).all()
+    assert (places == 1).all()
 
 
 def write(
@@ -264,11 +273,32 @@ WORKLOADS = {
 # -- what must hold --------------------------------------------------------------------------------------------------
 
 
-def check(store: Store) -> int:
-    """That the rows which are there are the newest ones, each as it was written; returns how many there ever were."""
+def read_numbers(store: Store, *, sql: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The row ids and the numbers of all transitions: as SQL shows them, or, which is faster, as the segments do."""
+    if sql:
+        found = store.sql("SELECT row_id, reward FROM transitions ORDER BY ordinal").arrow()
+        return found["row_id"].to_numpy(), found["reward"].to_numpy().astype(np.int64)
+    ids = read_ids(store)
+    snapshot = store._engine.snapshot()
+    ordinals, numbers = snapshot.read(snapshot.locate(ids), [(tables.ORDINAL, 0), (_REWARD, 0)]).values()
+    order = np.argsort(ordinals)
+    return ids[order], numbers[order].astype(np.int64)
+
+
+def read_ids(store: Store) -> np.ndarray:
+    """The row ids of all transitions, in order."""
+    snapshot = store._engine.snapshot()
+    ids = [np.empty(0, np.int64)]
+    for slot, view in enumerate(snapshot.layout.views):
+        positions = np.flatnonzero(snapshot.visible_kinds(slot) == Kind.TRANSITION)
+        ids.append(row_id_base(view.shard, view.entry.number) + positions)
+    return np.concatenate(ids)
+
+
+def check(store: Store, *, sql: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """That the rows which are there are the newest ones, each as it was written; returns `read_numbers`."""
     total = committed(store)
-    found = store.sql("SELECT row_id, reward FROM transitions ORDER BY ordinal").arrow()
-    ids, numbers = found["row_id"].to_numpy(), found["reward"].to_numpy().astype(np.int64)
+    ids, numbers = read_numbers(store, sql=sql)
     assert len(ids) == len(store), (len(ids), len(store))
     if len(ids):
         newest = np.sort(numbers)[2 * _segment_rows :]  # rows of several lanes come and go by segments
@@ -276,31 +306,35 @@ def check(store: Store) -> int:
         assert len(np.unique(numbers)) == len(numbers)
         assert numbers.max() == total - 1
         check_rows(store.gather(ids), numbers)
-    return total
+    return ids, numbers
 
 
-def check_left(path: Path, low: int, high: int, *, again: bool = True, reader: bool = True) -> int:
+def check_left(path: Path, low: int, high: int, *, again: bool = True, reader: bool = True, sql: bool = True) -> int:
     """A store that was left behind, as readers and the next writer see it; returns the rows that were recovered.
 
     Afterwards there are `EXTRA_ROWS` more. ``again`` opens once more for writing: nothing is different then.
-    ``reader`` looks at all rows before a writer does, else only at how many there are.
+    ``reader`` looks at all rows before a writer does, else only at how many there are. ``sql``: rows and batches are
+    looked at by SQL, else as they lie in files, which is several times as fast.
     """
     if not (path / "store.json").exists():
         assert low == 0
         open_writer(path).close()  # what create left half made is completed
     with Store.open(path) as before:
-        seen = check(before) if reader else committed(before)
+        seen = committed(before)
+        if reader:
+            check(before, sql=sql)
         assert low <= seen <= high, (low, seen, high)
     if again:
         with open_writer(path) as writer:
-            assert check(writer) == seen
+            assert committed(writer) == seen
+            check(writer, sql=sql)
     with open_writer(path) as writer:
         assert committed(writer) == seen
         writer.extend(rows(seen, EXTRA_ROWS))
         settle(writer)
-        assert check(writer) == seen + EXTRA_ROWS
-        check_priorities(writer)
-        check_log(writer)
+        assert committed(writer) == seen + EXTRA_ROWS
+        check_priorities(writer, *check(writer, sql=sql))
+        check_log(writer, sql=sql)
         for point in writer.checkpoints():
             if point.name == "point":
                 assert writer.restore(point.name)[1] == point.num_transitions
