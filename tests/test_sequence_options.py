@@ -248,6 +248,29 @@ def test_what_sequences_hold(made: Lanes, options: dict[str, Any], happens: set[
     assert happens <= seen
 
 
+@pytest.mark.parametrize(
+    "options", [{"strict": False}, {"across_episodes": True}, {"strict": False, "bootstrap": True}]
+)
+def test_tails_say_which_steps_they_are(made: Lanes, options: dict[str, Any]) -> None:
+    names = ["lane", "episode_id", "step", "time"]
+    strategy = arrowrb.Sequences(5, tails=True, **options)
+    batch = made.store.sampler(strategy, batch_size=64, seed=1, columns=names).sample()
+    asked = "SELECT row_id, lane, episode_id, step, time FROM steps"
+    told = {row_id: values for row_id, *values in made.store.sql(asked).fetchall()}
+    there = batch["mask"] if "mask" in batch else torch.ones_like(batch["row_id"], dtype=torch.bool)
+    assert (there & batch["is_last"]).any()
+    columns = [batch[name][there].tolist() for name in names]
+    for row_id, *values in zip(batch["row_id"][there].tolist(), *columns, strict=True):
+        assert values == told[row_id]
+    assert not any(batch[name][~there].any() for name in names)
+
+
+@pytest.mark.parametrize("name", ["reward", "terminated"])
+def test_what_is_summed_is_not_read_of_the_first_step_alone(made: Lanes, name: str) -> None:
+    with pytest.raises(OptionError, match="another option reads it of each"):
+        made.store.sampler(arrowrb.Sequences(4, first_only=(name,)), batch_size=8, n_step=2)
+
+
 def starts(made: Lanes, length: int, period: int = 1) -> list[int]:
     """Row ids where so many transitions of an episode follow."""
     found = []

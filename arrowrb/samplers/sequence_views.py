@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 ARRIVED: Final = "arrived"  # the group of the rows whose rewards came with the observations
 FIRST: Final = "first"  # of the first ones
+TOLD: Final = "told"  # of the rows that say which step it is: all steps, final observations included
+_TOLD: Final = ("lane", "episode_id", "step", "time")
 _NO_COLUMNS: Final[Columns] = {}
 
 
@@ -134,6 +136,8 @@ class SequenceView:
         if not self._simple:
             observed = [column.name for column in schema.columns if column.owner == "observation"]
             places = {name: Place(OBSERVED, (self.length,)) for name in observed}
+        if self.tails:
+            places |= {name: Place(TOLD, (self.length,)) for name in _TOLD}
         for name in self.first_only:
             names = [column.name for column in schema.columns if column.name == name or _is_part(column.name, name)]
             if not names:
@@ -170,6 +174,9 @@ class SequenceView:
             every = observed.rows()
             groups = {ROW: Located(acted[0].ravel(), acted[1].ravel(), every.row_ids), OBSERVED: every}
             blanks = {ROW: ~acts.ravel(), OBSERVED: ~there.ravel()}
+            if self.tails:
+                groups[TOLD] = every
+                blanks[TOLD] = ~(there & (acts | (flags & kernels.ENDS != 0))).ravel()
         late = None
         if self.arrival:
             groups[ARRIVED], late = self._arrived(snapshot, chains, begin, acted)

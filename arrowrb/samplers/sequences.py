@@ -52,7 +52,8 @@ class Sequences:
             of ``mask & ~is_burn_in``.
         tails: a final observation is a step of its own, as in DreamerV3 and RLDS: its action and reward are zero, and
             two more flags, bool[batch_size, steps], tell of it: ``is_last``, and ``is_terminal`` if the episode has
-            terminated. It counts as one of ``length``, but no sequence begins with it.
+            terminated. It counts as one of ``length``, but no sequence begins with it. The last observation of an
+            episode that was cut is such a step, too: ``is_last`` and not ``is_terminal``.
         reward_alignment: ``"departure"``: a step has the reward that its action led to; ``"arrival"``: that which came
             with its observation, 0 at the first step of an episode. The last reward of an episode then comes with its
             tail. ``reward.valid``, bool[batch_size, steps], is false where that which came is not there any more.

@@ -86,7 +86,7 @@ class StepwiseView:
             OptionError: if both read a column, but not from the steps.
         """
         steps, each = self.steps.places(schema), self.each.places(schema)
-        for name in each.keys() & steps.keys():
+        for name in (each.keys() | set(self.each.computed)) & steps.keys():
             if steps[name].group != OBSERVED:
                 raise OptionError(f"{name!r} is read of the first step alone, but another option reads it of each.")
         return {**steps, **{name: place.within(self._dims) for name, place in each.items()}}
