@@ -190,3 +190,16 @@ def test_wrong_use(store: Store) -> None:
         other.extend(plain_batch(10))
         with pytest.raises(ColumnError, match="has no parts, expected a dict of goals"):
             other.sampler(arrowrb.Hindsight(reward), batch_size=2)
+
+
+def test_a_reward_of_three_arguments_is_refused() -> None:
+    """As that of a goal environment is, which also takes ``info``."""
+
+    def compute_reward(achieved: Any, desired: Any, info: Any) -> Any:
+        return info["weight"] * (achieved == desired)
+
+    for name in ("reward", "terminated"):
+        with pytest.raises(OptionError, match=f"{name} is .*cannot be called with two arrays.*compute_reward"):
+            arrowrb.Hindsight(**{"reward": np.equal, name: compute_reward})
+    arrowrb.Hindsight(lambda achieved, desired, info=None: compute_reward(achieved, desired, info))
+    arrowrb.Hindsight(lambda *goals: compute_reward(*goals, {"weight": 1}), terminated=np.equal)

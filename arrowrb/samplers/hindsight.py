@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -58,6 +59,12 @@ class Hindsight:
         for name in ("reward", "terminated"):
             if not callable(getattr(self, name)) and not (name == "terminated" and self.terminated is None):
                 raise OptionError(f"{name} is {getattr(self, name)!r}, expected a function of achieved and desired.")
+            if not _takes_two(getattr(self, name)):
+                raise OptionError(
+                    f"{name} is {getattr(self, name)!r}, which cannot be called with two arrays alone, achieved and "
+                    "desired. Give a function of these, such as "
+                    "lambda achieved, desired: env.unwrapped.compute_reward(achieved, desired, {})."
+                )
         if self.goals not in GOALS:
             raise OptionError(f"goals is {self.goals!r}, expected one of {', '.join(map(repr, GOALS))}.")
         real = isinstance(self.fraction, int | float | np.floating) and not isinstance(self.fraction, bool)
@@ -227,6 +234,21 @@ class HindsightView:
         if strategy.terminated is not None:
             ended = _checked("terminated", strategy.terminated(reached.copy(), desired.copy()), (count,)) != 0
         return reward, ended
+
+
+def _takes_two(function: Any) -> bool:
+    """Whether a function can be called with two arguments, as far as it tells."""
+    if function is None:
+        return True
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # one of C, say, that does not tell
+        return True
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _with_sums(reading: Reading, at: NDArray[np.int64], sums: NDArray[np.float64], needed: Columns) -> Columns:
