@@ -126,7 +126,7 @@ class Mixture:
         Raises:
             UsageError: if no sampler keeps priorities.
         """
-        ids, sources = as_row_ids(row_ids), as_row_ids(source)
+        ids, sources = as_row_ids(row_ids), as_row_ids(source, "source", 'batch["source"]')
         if sources.shape != ids.shape:
             raise ColumnError(f"source has shape {sources.shape}, expected {ids.shape}: the part of each row.")
         if ids.size and not 0 <= sources.min() <= sources.max() < len(self._samplers):
@@ -150,7 +150,7 @@ class Mixture:
         return {"owed": owed, "parts": [sampler.state_dict() for sampler in self._samplers]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state that `state_dict` gave.
+        """Go on from a state that `state_dict` gave; where that fails, all samplers go on as they were.
 
         Raises:
             OptionError: if it is that of another mixture.
@@ -164,8 +164,14 @@ class Mixture:
         )
         if not pairs or owed is None or parts is None:
             raise OptionError(f"The state is not one of a mixture of {len(self._samplers)} samplers.")
-        for sampler, part in zip(self._samplers, parts, strict=True):
-            sampler.load_state_dict(part)
+        before = [sampler.state_dict() for sampler in self._samplers]
+        try:
+            for sampler, part in zip(self._samplers, parts, strict=True):
+                sampler.load_state_dict(part)
+        except BaseException:
+            for sampler, part in zip(self._samplers, before, strict=True):
+                sampler.load_state_dict(part)
+            raise
         self._owed = [Fraction(*each) for each in owed]
 
 
@@ -204,7 +210,10 @@ def _joined(batches: Sequence[tuple[int, Any]], source: Any) -> dict[str, Any]:
         values = []
         for number, batch in batches:
             if name not in batch and name not in _MISSING:
-                raise ColumnError(f"Part {number} has no column {name!r}, which another has. Choose columns= of each.")
+                raise ColumnError(
+                    f"Part {number} has no column {name!r}, which another has. Give all parts the same options and "
+                    "columns=, and strategies that give the same columns."
+                )
             rows = batch["row_id"]
             told = batch.get(name)
             values.append(torch.full((len(rows),), _MISSING[name], device=rows.device) if told is None else told)

@@ -94,6 +94,18 @@ def test_states(stores: tuple[Store, Store]) -> None:
     for wrong in ({}, {**state, "owed": [[1, 0], [1, 2]]}, {**state, "parts": state["parts"][:1]}):
         with pytest.raises(OptionError, match="not one of a mixture of 2"):
             fresh.load_state_dict(wrong)
+    other = arrowrb.Mixture([(stores[1].sampler(arrowrb.Shuffled(), batch_size=1), 1)], batch_size=1)
+    half = {**state, "parts": [state["parts"][0], {**other.state_dict()["parts"][0], "batch_size": 2}]}
+    before = make(9)
+    before.load_state_dict(fresh.state_dict())
+    with pytest.raises(OptionError, match="batch_size is 1"):
+        fresh.load_state_dict(half)
+    for _ in range(3):  # neither part has changed
+        expected = before.sample()
+        batch = fresh.sample()
+        assert all(torch.equal(batch[name], values) for name, values in expected.items())
+    with pytest.raises(ColumnError, match=r"source has shape .* Give batch\[\"source\"\]"):
+        fresh.update(batch["row_id"], source=batch["reward"], priority=torch.ones(11))
 
 
 def test_epochs_end_and_go_on(stores: tuple[Store, Store]) -> None:

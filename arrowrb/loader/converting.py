@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     import torch
 
 
-def as_row_ids(value: Any) -> NDArray[np.int64]:
-    """Row ids given as an array, a tensor or a column, as int64[n]."""
+def as_row_ids(value: Any, name: str = "row_ids", like: str = "") -> NDArray[np.int64]:
+    """Row ids given as an array, a tensor or a column, as int64[n]; or other such numbers, and what they are like."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
     elif hasattr(value, "column_names"):
         raise ColumnError(
-            f"row_ids is a {type(value).__name__} of {list(value.column_names)}, expected one column. "
+            f"{name} is a {type(value).__name__} of {list(value.column_names)}, expected one column. "
             'Give table["row_id"].'
         )
     elif hasattr(value, "combine_chunks"):
@@ -38,8 +38,8 @@ def as_row_ids(value: Any) -> NDArray[np.int64]:
         return array
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ColumnError(
-            f"row_ids has shape {array.shape} and dtype {array.dtype}, expected one dimension of int64. "
-            "Take row ids from a batch, or from SELECT row_id FROM transitions."
+            f"{name} has shape {array.shape} and dtype {array.dtype}, expected one dimension of int64. "
+            + (f"Give {like}." if like else "Take row ids from a batch, or from SELECT row_id FROM transitions.")
         )
     return np.require(array, np.int64, ("C", "W"))  # kernels take writable arrays; Arrow gives others
 
